@@ -1,0 +1,1 @@
+//! Memory-starved programs, made explicable.

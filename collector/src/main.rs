@@ -1,0 +1,2 @@
+//! The `reprieve` command.
+fn main() {}
