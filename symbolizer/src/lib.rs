@@ -1,1 +1,45 @@
-//! Unwinding and symbolization.
+//! From addresses in a stopped process to names and lines.
+//!
+//! Two halves that share only plain data:
+//!
+//! * [`Unwinder`] turns registers and a way to read the stack into a
+//!   [`RawStack`] of addresses, by call frame information first and frame
+//!   pointers second. It allocates little and needs no debug information, so it
+//!   runs while the target is held.
+//! * [`resolve`] turns the addresses of one ELF file into functions, inline
+//!   frames and source lines, one file at a time, so that memory stays bounded
+//!   by the largest file. It runs in the analyst.
+//!
+//! The caller opens files and reads memory; this crate knows ELF and DWARF and
+//! nothing of `/proc` or cgroups. A miss is data with a reason ([`Miss`],
+//! [`StackEnd`]), never an error of the whole run.
+//!
+//! Addresses have types, since in simple binaries all spaces coincide and a
+//! mix-up passes every test: [`Avma`] is where the target has it, [`Svma`] what
+//! the ELF file says, and the *bias* is the first minus the second.
+//!
+//! ```
+//! use reprieve_symbolizer::{DebugDirs, Image, Svma, resolve};
+//!
+//! fn here() {}
+//! let exe = std::env::current_exe()?;
+//! let image = Image::open(&std::fs::File::open(&exe)?)?;
+//! let answers = resolve(&image, Some(&exe), &DebugDirs::default(), &[Svma(1)]);
+//! assert!(answers[0].is_err(), "no function lies at address 1");
+//! # here();
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod address;
+mod debug_files;
+mod demangle;
+mod image;
+mod resolve;
+mod symtab;
+mod unwind;
+
+pub use address::{Avma, Svma};
+pub use debug_files::DebugDirs;
+pub use image::{BuildId, Image, ImageError};
+pub use resolve::{Frame, Miss, Resolution, SymbolSource, resolve};
+pub use unwind::{FoundBy, RawFrame, RawStack, Registers, StackEnd, Unwinder};

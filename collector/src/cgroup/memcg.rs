@@ -1,0 +1,233 @@
+//! One memcg: its files by meaning, the same for both versions.
+
+use super::{CgroupError, Hierarchy, Version};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// A memory cgroup.
+///
+/// Holds only its path; the kernel may remove or change it at any time, so
+/// every method can fail.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Memcg {
+    version: Version,
+    dir: PathBuf,
+    path: String,
+}
+
+impl Memcg {
+    /// The memcg at `path` (starting with `/`) below the hierarchy's mount.
+    #[must_use]
+    pub fn at(hierarchy: &Hierarchy, path: &str) -> Self {
+        Memcg {
+            version: hierarchy.version,
+            dir: hierarchy.mount.join(path.trim_start_matches('/')),
+            path: path.to_owned(),
+        }
+    }
+
+    /// The memcg a person names: absolute folder, or path below the mount.
+    pub fn named(hierarchy: &Hierarchy, name: &Path) -> Result<Self, CgroupError> {
+        let below = match name.strip_prefix(&hierarchy.mount) {
+            Ok(below) => below.to_owned(),
+            Err(_) => name.strip_prefix("/").unwrap_or(name).to_owned(),
+        };
+        let memcg = Self::at(hierarchy, &format!("/{}", below.display()));
+        let marker = match hierarchy.version {
+            Version::V1 => "memory.usage_in_bytes",
+            // The root of version 2 has no memory.current.
+            Version::V2 => "cgroup.procs",
+        };
+        if memcg.dir.join(marker).exists() {
+            Ok(memcg)
+        } else {
+            Err(CgroupError::NotAMemcg { path: name.to_owned() })
+        }
+    }
+
+    /// Interface version.
+    #[must_use]
+    pub fn version(&self) -> Version {
+        self.version
+    }
+
+    /// Its folder.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Its path below the mount point, starting with `/`.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Whether it still exists.
+    #[must_use]
+    pub fn exists(&self) -> bool {
+        self.dir.is_dir()
+    }
+
+    /// Reads a file of the memcg.
+    pub fn read(&self, file: &str) -> Result<String, CgroupError> {
+        let path = self.dir.join(file);
+        fs::read_to_string(&path).map_err(|source| CgroupError::Read { path, source })
+    }
+
+    /// Writes a file of the memcg.
+    pub fn write(&self, file: &str, value: &str) -> Result<(), CgroupError> {
+        let path = self.dir.join(file);
+        fs::write(&path, value).map_err(|source| CgroupError::Write {
+            path,
+            value: value.to_owned(),
+            source,
+        })
+    }
+
+    /// Reads a number; `None` for v2's `max`.
+    pub fn read_number(&self, file: &str) -> Result<Option<u64>, CgroupError> {
+        let content = self.read(file)?;
+        match content.trim() {
+            "max" => Ok(None),
+            text => text.parse().map(Some).map_err(|_| CgroupError::Content {
+                path: self.dir.join(file),
+                content: text.to_owned(),
+            }),
+        }
+    }
+
+    /// Reads a `key value` file; lines of another shape are left out.
+    pub fn read_keyed(&self, file: &str) -> Result<BTreeMap<String, u64>, CgroupError> {
+        Ok(self
+            .read(file)?
+            .lines()
+            .filter_map(|line| {
+                let (key, value) = line.split_once(' ')?;
+                Some((key.to_owned(), value.trim().parse().ok()?))
+            })
+            .collect())
+    }
+
+    /// Bytes charged.
+    pub fn usage(&self) -> Result<u64, CgroupError> {
+        let file = match self.version {
+            Version::V1 => "memory.usage_in_bytes",
+            Version::V2 => "memory.current",
+        };
+        Ok(self.read_number(file)?.unwrap_or(0))
+    }
+
+    /// The hard limit in bytes; `None` is unlimited.
+    pub fn limit(&self) -> Result<Option<u64>, CgroupError> {
+        match self.version {
+            Version::V1 => {
+                let limit = self.read_number("memory.limit_in_bytes")?;
+                // PAGE_COUNTER_MAX pages: the v1 way to say unlimited.
+                Ok(limit.filter(|&bytes| bytes < i64::MAX as u64 & !0xffff))
+            }
+            Version::V2 => self.read_number("memory.max"),
+        }
+    }
+
+    /// Most bytes ever charged, where the kernel counts it (v2: since 5.19).
+    #[must_use]
+    pub fn peak(&self) -> Option<u64> {
+        let file = match self.version {
+            Version::V1 => "memory.max_usage_in_bytes",
+            Version::V2 => "memory.peak",
+        };
+        self.read_number(file).ok().flatten()
+    }
+
+    /// `memory.stat`.
+    pub fn stat(&self) -> Result<BTreeMap<String, u64>, CgroupError> {
+        self.read_keyed("memory.stat")
+    }
+
+    /// Event counters.
+    pub fn events(&self) -> Result<BTreeMap<String, u64>, CgroupError> {
+        match self.version {
+            Version::V1 => {
+                let mut events = self.read_keyed("memory.oom_control")?;
+                if let Ok(Some(count)) = self.read_number("memory.failcnt") {
+                    events.insert("failcnt".to_owned(), count);
+                }
+                Ok(events)
+            }
+            Version::V2 => self.read_keyed("memory.events"),
+        }
+    }
+
+    /// How often the kernel's OOM killer killed here.
+    pub fn kernel_kills(&self) -> Result<u64, CgroupError> {
+        Ok(self.events()?.get("oom_kill").copied().unwrap_or(0))
+    }
+
+    /// Threads of the memcg and its descendants.
+    pub fn tids(&self) -> Result<Vec<i32>, CgroupError> {
+        self.members(match self.version {
+            Version::V1 => "tasks",
+            Version::V2 => "cgroup.threads",
+        })
+    }
+
+    /// Processes of the memcg and its descendants.
+    pub fn pids(&self) -> Result<Vec<i32>, CgroupError> {
+        self.members("cgroup.procs")
+    }
+
+    fn members(&self, file: &str) -> Result<Vec<i32>, CgroupError> {
+        let mut members = Vec::new();
+        for (depth, dir) in self.subtree().into_iter().enumerate() {
+            let path = dir.join(file);
+            match fs::read_to_string(&path) {
+                // 0 is a process outside our PID namespace: not addressable.
+                Ok(text) => members.extend(text.lines().filter_map(|l| l.parse().ok()).filter(|&id: &i32| id != 0)),
+                // A descendant may vanish between the listing and the read.
+                Err(_) if depth > 0 => {}
+                Err(source) => return Err(CgroupError::Read { path, source }),
+            }
+        }
+        members.sort_unstable();
+        members.dedup();
+        Ok(members)
+    }
+
+    /// The memcg's folder and those of all its descendants, parents first.
+    #[must_use]
+    pub fn subtree(&self) -> Vec<PathBuf> {
+        let mut dirs = vec![self.dir.clone()];
+        let mut next = 0;
+        while next < dirs.len() {
+            if let Ok(entries) = fs::read_dir(&dirs[next]) {
+                dirs.extend(
+                    entries
+                        .flatten()
+                        .filter(|e| e.file_type().is_ok_and(|t| t.is_dir()))
+                        .map(|e| e.path()),
+                );
+            }
+            next += 1;
+        }
+        dirs
+    }
+
+    /// Removes the memcg and its empty descendants.
+    pub fn remove(&self) -> Result<(), CgroupError> {
+        for dir in self.subtree().into_iter().rev() {
+            match fs::remove_dir(&dir) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(CgroupError::Write {
+                        path: dir,
+                        value: "(remove)".to_owned(),
+                        source: error,
+                    });
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}

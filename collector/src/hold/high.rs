@@ -1,0 +1,211 @@
+//! The `high` brake: `memory.high` and `cgroup.freeze` of cgroup version 2.
+//!
+//! A stock kernel kills at `memory.max` without asking, so the hold is set
+//! below it. Above `memory.high` every task sleeps on its way back to user mode
+//! (`mem_cgroup_handle_over_high`, mm/memcontrol.c), which leaves time to freeze
+//! it; one huge system call can still reach `memory.max`: then the kernel wins.
+
+use super::stop::StoppedThreads;
+use super::{Brake, BrakeError, HandBack, Look};
+use crate::cgroup::{CgroupError, Memcg};
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+/// Least distance of high below max.
+const GAP_MIN_BYTES: u64 = 8 << 20;
+/// Growth of one thread between the bell and the freeze (measured: 64 pages
+/// per charge batch).
+const GAP_PER_THREAD_BYTES: u64 = 256 << 10;
+/// A freeze does not complete while a thread is inside one huge system call.
+const FREEZE_WAIT: Duration = Duration::from_millis(250);
+/// How far below high the unreclaimable part may be and still count as full:
+/// the kernel charges in batches of 64 pages per CPU.
+const FULL_SLACK_BYTES: u64 = 1 << 20;
+/// The bell also rings when page cache is reclaimed at high; whether that
+/// succeeds shows only later.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+/// Holds by `memory.high`.
+#[derive(Debug)]
+pub struct HighBrake {
+    memcg: Memcg,
+    bell: File,
+    limit: u64,
+    high: u64,
+    kernel_kills: u64,
+    given_up: bool,
+}
+
+impl HighBrake {
+    /// Sets `memory.max` and, below it, `memory.high`.
+    pub fn arm(memcg: Memcg, limit: u64) -> Result<Self, BrakeError> {
+        let gap = gap(1);
+        if limit < 2 * gap {
+            return Err(BrakeError::TooSmall { limit, gap, least: 2 * gap });
+        }
+        memcg.write("memory.max", &limit.to_string())?;
+        // Swap would only delay the OOM and make the limit mean less.
+        let _ = memcg.write("memory.swap.max", "0");
+        let bell = File::open(memcg.dir().join("memory.events")).map_err(BrakeError::Bell)?;
+        let kernel_kills = memcg.kernel_kills()?;
+        let mut brake = HighBrake { memcg, bell, limit, high: 0, kernel_kills, given_up: false };
+        brake.set_high(limit - gap)?;
+        Ok(brake)
+    }
+
+    fn set_high(&mut self, bytes: u64) -> Result<(), CgroupError> {
+        if bytes != self.high {
+            self.memcg.write("memory.high", &bytes.to_string())?;
+            self.high = bytes;
+        }
+        Ok(())
+    }
+
+    /// Widens the gap as threads appear. It never eats more than half the
+    /// limit: rather a kill that the kernel wins than a program that cannot run.
+    fn adapt_gap(&mut self) -> Result<(), CgroupError> {
+        let threads = self.memcg.tids()?.len() as u64;
+        self.set_high(self.limit - gap(threads).min(self.limit / 2))
+    }
+
+    /// Whether what cannot be reclaimed fills the memcg up to high.
+    fn is_full(&self) -> Result<bool, CgroupError> {
+        let usage = self.memcg.usage()?;
+        let stat = self.memcg.stat()?;
+        let of = |key: &str| stat.get(key).copied().unwrap_or(0);
+        let reclaimable = of("active_file") + of("inactive_file") + of("slab_reclaimable");
+        Ok(usage.saturating_sub(reclaimable) + FULL_SLACK_BYTES >= self.high)
+    }
+
+    fn freeze(&self, frozen: bool) -> Result<(), CgroupError> {
+        self.memcg.write("cgroup.freeze", if frozen { "1" } else { "0" })
+    }
+
+    /// Waits for `frozen 1`; POLLPRI on cgroup.events tells of changes.
+    fn wait_frozen(&self, deadline: Instant) {
+        let Ok(events) = File::open(self.memcg.dir().join("cgroup.events")) else { return };
+        loop {
+            if self.memcg.read_keyed("cgroup.events").is_ok_and(|e| e.get("frozen") == Some(&1)) {
+                return;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            let mut fds = [nix::poll::PollFd::new(events.as_fd(), nix::poll::PollFlags::POLLPRI)];
+            // Reading through this file re-arms its poll; the text was read above.
+            let _ = std::io::Read::read(&mut &events, &mut [0; 64]);
+            let wait = left.min(Duration::from_millis(20)).as_millis() as u16;
+            let _ = nix::poll::poll(&mut fds, wait.max(1));
+        }
+    }
+}
+
+/// Distance of high below max for a number of threads.
+fn gap(threads: u64) -> u64 {
+    GAP_MIN_BYTES.max(threads * GAP_PER_THREAD_BYTES)
+}
+
+impl Brake for HighBrake {
+    fn name(&self) -> &'static str {
+        "high"
+    }
+
+    fn bell(&self) -> BorrowedFd<'_> {
+        self.bell.as_fd()
+    }
+
+    fn look_again(&self) -> Option<Duration> {
+        Some(LOOK_AGAIN)
+    }
+
+    fn look(&mut self) -> Result<Look, CgroupError> {
+        if !self.memcg.exists() {
+            return Ok(Look::Well);
+        }
+        // Reading the polled file itself re-arms POLLPRI (kernfs).
+        let mut text = [0; 512];
+        let _ = std::os::unix::fs::FileExt::read_at(&self.bell, &mut text, 0);
+        let kills = self.memcg.kernel_kills()?;
+        if kills > self.kernel_kills {
+            self.kernel_kills = kills;
+            return Ok(Look::KilledByKernel);
+        }
+        if self.given_up {
+            return Ok(Look::Well);
+        }
+        if self.memcg.usage()? + FULL_SLACK_BYTES >= self.high && self.is_full()? {
+            return Ok(Look::OutOfMemory);
+        }
+        self.adapt_gap()?;
+        Ok(Look::Well)
+    }
+
+    fn stop(&mut self, deadline: Instant) -> Result<StoppedThreads, CgroupError> {
+        self.freeze(true)?;
+        self.wait_frozen(deadline.min(Instant::now() + FREEZE_WAIT));
+        let mut threads = StoppedThreads::default();
+        // A frozen thread takes a ptrace interrupt, unlike on version 1.
+        while threads.arm(&self.memcg.tids()?) > 0 {
+            if !threads.wait(deadline) {
+                break;
+            }
+        }
+        Ok(threads)
+    }
+
+    fn resume(&mut self, threads: StoppedThreads) -> Result<(), CgroupError> {
+        threads.resume();
+        self.freeze(false)
+    }
+
+    fn is_well(&self) -> Result<bool, CgroupError> {
+        Ok(self.memcg.pids()?.is_empty() || !self.is_full()?)
+    }
+
+    fn grant(&mut self, bytes: u64) -> Result<(), CgroupError> {
+        let limit = self.limit.saturating_add(bytes);
+        self.memcg.write("memory.max", &limit.to_string())?;
+        self.limit = limit;
+        self.adapt_gap()
+    }
+
+    fn give_up(&mut self) -> Result<(), CgroupError> {
+        // Without high the tasks run on into max, where the kernel decides.
+        self.memcg.write("memory.high", "max")?;
+        self.high = u64::MAX;
+        self.given_up = true;
+        self.freeze(false)
+    }
+
+    fn rearm(&mut self) -> Result<(), CgroupError> {
+        self.given_up = false;
+        self.adapt_gap()
+    }
+
+    fn hand_back(&self) -> HandBack {
+        HandBack {
+            writes: vec![
+                (self.memcg.dir().join("memory.high"), "max"),
+                (self.memcg.dir().join("cgroup.freeze"), "0"),
+            ],
+            memcg: self.memcg.dir().to_owned(),
+            beside: Vec::new(),
+        }
+    }
+
+    fn limit(&self) -> u64 {
+        self.limit
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn gap_grows_with_threads() {
+        assert_eq!(super::gap(1), 8 << 20);
+        assert_eq!(super::gap(32), 8 << 20);
+        assert_eq!(super::gap(200), 50 << 20);
+    }
+}

@@ -1,0 +1,152 @@
+//! Holds: what keeps a memcg's tasks from dying while we look.
+//!
+//! A [`Brake`] notices the OOM, stops the tasks, and lets them go. The kernel's
+//! own OOM killer is never further away than a [`watchdog`].
+
+mod high;
+pub mod stop;
+mod v1;
+pub mod watchdog;
+
+pub use high::HighBrake;
+pub use v1::V1Brake;
+
+use crate::cgroup::{CgroupError, Memcg, Version};
+use std::fmt;
+use std::os::fd::BorrowedFd;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::{Duration, Instant};
+use stop::StoppedThreads;
+
+/// Longest a hold lasts unless the user says otherwise.
+pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Mechanism behind a hold, as the user names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BrakeChoice {
+    /// The best that this machine has.
+    Auto,
+    /// `memory.oom_control` of cgroup version 1.
+    V1,
+    /// `memory.high` and `cgroup.freeze` of version 2.
+    High,
+}
+
+impl FromStr for BrakeChoice {
+    type Err = String;
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "auto" => Ok(BrakeChoice::Auto),
+            "v1" => Ok(BrakeChoice::V1),
+            "high" => Ok(BrakeChoice::High),
+            _ => Err(format!("unknown brake {name:?}; known are auto, v1 and high")),
+        }
+    }
+}
+
+/// What a look at the memcg showed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Look {
+    /// Nothing is wrong.
+    Well,
+    /// Out of memory: stop it now.
+    OutOfMemory,
+    /// The kernel killed before we could hold.
+    KilledByKernel,
+}
+
+/// What to write where to give the memcg back to the kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HandBack {
+    /// File and content, in order.
+    pub writes: Vec<(PathBuf, &'static str)>,
+    /// The memcg, to be removed when it is empty.
+    pub memcg: PathBuf,
+    /// Other cgroup folders to be removed then.
+    pub beside: Vec<PathBuf>,
+}
+
+/// A way to hold a memcg at its limit.
+pub trait Brake: fmt::Debug {
+    /// `v1` or `high`.
+    fn name(&self) -> &'static str;
+
+    /// Becomes ready (POLLIN or POLLPRI) when [`Brake::look`] may have news.
+    fn bell(&self) -> BorrowedFd<'_>;
+
+    /// Longest to wait for the bell before looking anyway; `None` where the
+    /// bell alone suffices.
+    fn look_again(&self) -> Option<Duration>;
+
+    /// Answers the bell.
+    fn look(&mut self) -> Result<Look, CgroupError>;
+
+    /// Stops every thread, by `deadline` at the latest.
+    fn stop(&mut self, deadline: Instant) -> Result<StoppedThreads, CgroupError>;
+
+    /// Lets the stopped threads go.
+    fn resume(&mut self, threads: StoppedThreads) -> Result<(), CgroupError>;
+
+    /// Whether the memcg needs no hold any more.
+    fn is_well(&self) -> Result<bool, CgroupError>;
+
+    /// Raises the limit by `bytes`.
+    fn grant(&mut self, bytes: u64) -> Result<(), CgroupError>;
+
+    /// Lets the kernel decide this OOM and those to come.
+    fn give_up(&mut self) -> Result<(), CgroupError>;
+
+    /// Takes up guarding again after [`Brake::give_up`].
+    fn rearm(&mut self) -> Result<(), CgroupError>;
+
+    /// How a watchdog does the same when we cannot.
+    fn hand_back(&self) -> HandBack;
+
+    /// The limit in bytes now.
+    fn limit(&self) -> u64;
+}
+
+/// Why no brake could be armed.
+#[derive(Debug, thiserror::Error)]
+pub enum BrakeError {
+    /// The chosen brake is of the other cgroup version.
+    #[error("brake {brake} needs cgroup version {needs}, but the memory controller here is on version {has}; use --brake auto")]
+    WrongVersion {
+        /// As asked for.
+        brake: &'static str,
+        /// Version it needs.
+        needs: u8,
+        /// Version there is.
+        has: u8,
+    },
+    /// The limit leaves no room for a gap below it.
+    #[error("a limit of {limit} bytes is too small for brake high, which holds {gap} bytes below it; use at least {least} bytes")]
+    TooSmall {
+        /// As asked for.
+        limit: u64,
+        /// What the brake needs.
+        gap: u64,
+        /// What would do.
+        least: u64,
+    },
+    /// A file of the memcg refused.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// The kernel interface could not be opened.
+    #[error("failed to open the bell of the memcg")]
+    Bell(#[source] std::io::Error),
+}
+
+/// Limits `memcg` to `limit_bytes` and arms a brake on it.
+pub fn arm(memcg: &Memcg, limit_bytes: u64, choice: BrakeChoice) -> Result<Box<dyn Brake>, BrakeError> {
+    let has = memcg.version();
+    match (choice, has) {
+        (BrakeChoice::Auto | BrakeChoice::V1, Version::V1) => Ok(Box::new(V1Brake::arm(memcg.clone(), limit_bytes)?)),
+        (BrakeChoice::Auto | BrakeChoice::High, Version::V2) => {
+            Ok(Box::new(HighBrake::arm(memcg.clone(), limit_bytes)?))
+        }
+        (BrakeChoice::V1, _) => Err(BrakeError::WrongVersion { brake: "v1", needs: 1, has: has.number() }),
+        (BrakeChoice::High, _) => Err(BrakeError::WrongVersion { brake: "high", needs: 2, has: has.number() }),
+    }
+}

@@ -1,0 +1,220 @@
+//! Stopping every thread of a memcg with full registers, and letting go.
+//!
+//! ptrace(2): PTRACE_SEIZE does not stop, PTRACE_INTERRUPT does; a thread that
+//! is parked in the v1 OOM wait takes the interrupt when it is woken, before it
+//! touches another page. If we die, the kernel detaches and every thread runs
+//! on. All calls must come from the one thread that seized.
+
+use crate::incident::model::StopOutcome;
+use crate::snapshot::process::Stat;
+use nix::errno::Errno;
+use nix::sys::ptrace;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+use reprieve_symbolizer::Registers;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+/// Time that dying threads get to be reaped when they are let go.
+const DYING_TIME: Duration = Duration::from_secs(2);
+
+/// A thread under our control, or the reason why it is not.
+#[derive(Debug, Clone)]
+pub struct HeldThread {
+    /// Whether it stopped.
+    pub outcome: StopOutcome,
+    /// State letter before we touched it.
+    pub state_before: char,
+    /// Its registers when stopped.
+    pub registers: Option<Registers>,
+    /// Signal it was about to take when it stopped; given back on release.
+    signal: Option<Signal>,
+    attached: bool,
+}
+
+/// Threads being stopped or stopped.
+#[derive(Debug, Default)]
+pub struct StoppedThreads {
+    threads: BTreeMap<i32, HeldThread>,
+}
+
+impl StoppedThreads {
+    /// The threads by TID.
+    #[must_use]
+    pub fn threads(&self) -> &BTreeMap<i32, HeldThread> {
+        &self.threads
+    }
+
+    /// How many stopped, and how many live on unstopped.
+    #[must_use]
+    pub fn counts(&self) -> (u32, u32) {
+        self.threads.values().fold((0, 0), |(yes, no), t| match t.outcome {
+            StopOutcome::Stopped => (yes + 1, no),
+            StopOutcome::NotStopped(_) => (yes, no + 1),
+            StopOutcome::Gone => (yes, no),
+        })
+    }
+
+    /// Seizes and interrupts every thread of `tids` not yet known. Returns how
+    /// many were new.
+    pub fn arm(&mut self, tids: &[i32]) -> usize {
+        let new: Vec<i32> = tids.iter().copied().filter(|tid| !self.threads.contains_key(tid)).collect();
+        for &tid in &new {
+            let thread = seize(tid);
+            self.threads.insert(tid, thread);
+        }
+        for tid in &new {
+            if self.threads[tid].attached
+                && let Err(errno) = ptrace::interrupt(Pid::from_raw(*tid))
+            {
+                self.lost(*tid, errno);
+            }
+        }
+        new.len()
+    }
+
+    /// Waits until every armed thread has stopped or `deadline` passes; then
+    /// fetches registers. Returns whether all stopped.
+    pub fn wait(&mut self, deadline: Instant) -> bool {
+        let mut pending: Vec<i32> = self
+            .threads
+            .iter()
+            .filter(|(_, t)| t.attached && t.registers.is_none())
+            .map(|(&tid, _)| tid)
+            .collect();
+        loop {
+            pending.retain(|&tid| !self.poll(tid));
+            let now = Instant::now();
+            if pending.is_empty() {
+                return true;
+            }
+            if now >= deadline {
+                for tid in pending {
+                    let wchan = std::fs::read_to_string(format!("/proc/{tid}/wchan")).unwrap_or_default();
+                    self.set(tid, StopOutcome::NotStopped(format!("did not stop in time, waits in {wchan}")));
+                }
+                return false;
+            }
+            wait_for_sigchld((deadline - now).min(Duration::from_millis(2)));
+        }
+    }
+
+    /// Lets every thread go, with the signals it was about to take.
+    pub fn resume(mut self) {
+        self.resume_those(|_| true);
+    }
+
+    /// Lets the threads go for which `chosen` says so, given their TID.
+    pub fn resume_those(&mut self, chosen: impl Fn(i32) -> bool) {
+        let deadline = Instant::now() + DYING_TIME;
+        let tids: Vec<i32> = self.threads.keys().copied().filter(|&tid| chosen(tid)).collect();
+        for tid in tids {
+            if let Some(thread) = self.threads.remove(&tid)
+                && thread.attached
+            {
+                release(tid, thread.signal, deadline);
+            }
+        }
+    }
+
+    /// Takes a stop of one thread if there is one; true when it needs no more
+    /// waiting.
+    fn poll(&mut self, tid: i32) -> bool {
+        let pid = Pid::from_raw(tid);
+        match waitpid(pid, Some(WaitPidFlag::WNOHANG | WaitPidFlag::__WALL)) {
+            Ok(WaitStatus::StillAlive) => false,
+            Ok(WaitStatus::PtraceEvent(..)) => self.stopped(tid, None),
+            // A signal came first; the interrupt stays pending and goes away
+            // with the detach.
+            Ok(WaitStatus::Stopped(_, signal)) => self.stopped(tid, Some(signal)),
+            Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) | Err(_) => {
+                self.set(tid, StopOutcome::Gone);
+                if let Some(thread) = self.threads.get_mut(&tid) {
+                    thread.attached = false;
+                }
+                true
+            }
+            Ok(_) => false,
+        }
+    }
+
+    fn stopped(&mut self, tid: i32, signal: Option<Signal>) -> bool {
+        match registers(tid) {
+            Ok(registers) => {
+                if let Some(thread) = self.threads.get_mut(&tid) {
+                    thread.registers = Some(registers);
+                    thread.signal = signal;
+                    thread.outcome = StopOutcome::Stopped;
+                }
+            }
+            Err(errno) => self.lost(tid, errno),
+        }
+        true
+    }
+
+    fn lost(&mut self, tid: i32, errno: Errno) {
+        let gone = errno == Errno::ESRCH;
+        self.set(tid, if gone { StopOutcome::Gone } else { StopOutcome::NotStopped(errno.to_string()) });
+    }
+
+    fn set(&mut self, tid: i32, outcome: StopOutcome) {
+        if let Some(thread) = self.threads.get_mut(&tid) {
+            thread.outcome = outcome;
+        }
+    }
+}
+
+/// Detaches a thread. One that is dying can only be reaped (we are its tracer:
+/// its process does not count as ended before), one that never stopped is
+/// waited for like it; our exit detaches what is left.
+fn release(tid: i32, signal: Option<Signal>, deadline: Instant) {
+    let pid = Pid::from_raw(tid);
+    while ptrace::detach(pid, signal).is_err() {
+        match waitpid(pid, Some(WaitPidFlag::WNOHANG | WaitPidFlag::__WALL)) {
+            Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) | Err(_) => return,
+            Ok(WaitStatus::StillAlive) if Instant::now() >= deadline => return,
+            Ok(WaitStatus::StillAlive) => wait_for_sigchld(Duration::from_millis(2)),
+            // It stopped just now: detach again.
+            Ok(_) => {}
+        }
+    }
+}
+
+fn seize(tid: i32) -> HeldThread {
+    let state_before = Stat::read(&format!("/proc/{tid}/stat")).map_or('?', |s| s.state);
+    let (outcome, attached) = match ptrace::seize(Pid::from_raw(tid), ptrace::Options::empty()) {
+        Ok(()) => (StopOutcome::NotStopped("interrupt is pending".to_owned()), true),
+        Err(Errno::ESRCH) => (StopOutcome::Gone, false),
+        // A zombie cannot be traced: EPERM though nothing is forbidden.
+        Err(Errno::EPERM) if matches!(state_before, 'Z' | 'X' | '?') => (StopOutcome::Gone, false),
+        Err(errno) => (StopOutcome::NotStopped(format!("PTRACE_SEIZE: {errno}")), false),
+    };
+    HeldThread { outcome, state_before, registers: None, signal: None, attached }
+}
+
+fn registers(tid: i32) -> Result<Registers, Errno> {
+    let regs = ptrace::getregset::<ptrace::regset::NT_PRSTATUS>(Pid::from_raw(tid))?;
+    #[cfg(target_arch = "x86_64")]
+    let registers = Registers { ip: regs.rip, sp: regs.rsp, fp: regs.rbp, lr: 0 };
+    #[cfg(target_arch = "aarch64")]
+    let registers = Registers { ip: regs.pc, sp: regs.sp, fp: regs.regs[29], lr: regs.regs[30] };
+    Ok(registers)
+}
+
+/// A stop makes the kernel send SIGCHLD to the tracer, which has it blocked.
+fn wait_for_sigchld(at_most: Duration) {
+    let mut set = SigSet::empty();
+    set.add(Signal::SIGCHLD);
+    let timeout = libc::timespec { tv_sec: 0, tv_nsec: i64::from(at_most.subsec_nanos()) };
+    // SAFETY: both pointers are to live locals; a null siginfo is allowed
+    // (sigtimedwait(2)). The result does not matter: the caller looks again.
+    unsafe { libc::sigtimedwait(set.as_ref(), std::ptr::null_mut(), &raw const timeout) };
+}
+
+/// SIGCHLD must be blocked in the thread that holds; done once at start.
+pub fn block_sigchld() {
+    let mut set = SigSet::empty();
+    set.add(Signal::SIGCHLD);
+    set.thread_block().expect("blocking SIGCHLD cannot fail with a valid set");
+}

@@ -1,0 +1,162 @@
+//! The `v1` brake: `memory.oom_control` and an eventfd.
+//!
+//! With `oom_kill_disable` set, a task whose page fault cannot be charged
+//! sleeps in `mem_cgroup_oom_synchronize` (mm/memcontrol-v1.c) until memory is
+//! there. System calls are not so lucky: they see ENOMEM or EFAULT. So the
+//! sleep is turned into a ptrace stop at once ("arm, then release") and the
+//! limit is put back: the window is as long as that takes.
+
+use super::stop::StoppedThreads;
+use super::{Brake, BrakeError, HandBack, Look};
+use crate::cgroup::{CgroupError, Memcg};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+/// Raising the limit by this wakes the parked tasks; none of it is used, since
+/// they stop before they retry their fault. One page would do; 64 KiB also
+/// covers architectures with 64 KiB pages.
+const WAKE_BYTES: u64 = 64 << 10;
+
+/// Holds by `memory.oom_control`.
+#[derive(Debug)]
+pub struct V1Brake {
+    memcg: Memcg,
+    bell: EventFd,
+    /// Whether memory+swap is limited too (needs swap accounting).
+    memsw: bool,
+    limit: u64,
+    kernel_kills: u64,
+}
+
+impl V1Brake {
+    /// Limits `memcg` and disables the kernel's OOM killer in it.
+    pub fn arm(memcg: Memcg, limit: u64) -> Result<Self, BrakeError> {
+        memcg.write("memory.limit_in_bytes", &limit.to_string())?;
+        // Equal limits leave no room for swap: the limit means what it says.
+        let memsw = memcg.write("memory.memsw.limit_in_bytes", &limit.to_string()).is_ok();
+        let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+            .map_err(|errno| BrakeError::Bell(errno.into()))?;
+        let control = File::open(memcg.dir().join("memory.oom_control")).map_err(BrakeError::Bell)?;
+        let registration = format!("{} {}", bell.as_fd().as_raw_fd(), control.as_raw_fd());
+        memcg.write("cgroup.event_control", &registration)?;
+        memcg.write("memory.oom_control", "1")?;
+        let kernel_kills = memcg.kernel_kills()?;
+        // The kernel rounds the limit down to pages.
+        let limit = memcg.limit()?.unwrap_or(limit);
+        Ok(V1Brake { memcg, bell, memsw, limit, kernel_kills })
+    }
+
+    /// memsw must never be below the limit, so the order depends on direction.
+    fn set_limit(&self, bytes: u64, raise: bool) -> Result<(), CgroupError> {
+        let text = bytes.to_string();
+        if raise && self.memsw {
+            self.memcg.write("memory.memsw.limit_in_bytes", &text)?;
+        }
+        self.memcg.write("memory.limit_in_bytes", &text)?;
+        if !raise && self.memsw {
+            self.memcg.write("memory.memsw.limit_in_bytes", &text)?;
+        }
+        Ok(())
+    }
+
+    fn under_oom(&self) -> Result<bool, CgroupError> {
+        Ok(self.memcg.read_keyed("memory.oom_control")?.get("under_oom") == Some(&1))
+    }
+}
+
+impl Brake for V1Brake {
+    fn name(&self) -> &'static str {
+        "v1"
+    }
+
+    fn bell(&self) -> BorrowedFd<'_> {
+        self.bell.as_fd()
+    }
+
+    fn look_again(&self) -> Option<Duration> {
+        None
+    }
+
+    fn look(&mut self) -> Result<Look, CgroupError> {
+        // EAGAIN: nobody rang. The state below is what counts.
+        let _ = self.bell.read();
+        if !self.memcg.exists() {
+            return Ok(Look::Well);
+        }
+        let kills = self.memcg.kernel_kills()?;
+        let killed = kills > self.kernel_kills;
+        self.kernel_kills = kills;
+        Ok(if self.under_oom()? {
+            Look::OutOfMemory
+        } else if killed {
+            Look::KilledByKernel
+        } else {
+            // Somebody freed memory before we came.
+            Look::Well
+        })
+    }
+
+    fn stop(&mut self, deadline: Instant) -> Result<StoppedThreads, CgroupError> {
+        let mut threads = StoppedThreads::default();
+        threads.arm(&self.memcg.tids()?);
+        self.set_limit(self.limit + WAKE_BYTES, true)?;
+        // Threads born before their maker stopped: each round arms those of
+        // the last one, and stopped threads make no new ones.
+        loop {
+            let all = threads.wait(deadline);
+            if threads.arm(&self.memcg.tids()?) == 0 || !all {
+                break;
+            }
+        }
+        // EBUSY where a task in the kernel took the page after all; the hold
+        // stands on the stop, so a slightly higher limit is no harm.
+        if let Err(CgroupError::Write { source, .. }) = self.set_limit(self.limit, false)
+            && source.raw_os_error() != Some(libc::EBUSY)
+        {
+            return Err(CgroupError::Write {
+                path: self.memcg.dir().join("memory.limit_in_bytes"),
+                value: self.limit.to_string(),
+                source,
+            });
+        }
+        Ok(threads)
+    }
+
+    fn resume(&mut self, threads: StoppedThreads) -> Result<(), CgroupError> {
+        threads.resume();
+        Ok(())
+    }
+
+    fn is_well(&self) -> Result<bool, CgroupError> {
+        Ok(!self.under_oom()?)
+    }
+
+    fn grant(&mut self, bytes: u64) -> Result<(), CgroupError> {
+        let limit = self.limit.saturating_add(bytes);
+        self.set_limit(limit, true)?;
+        self.limit = self.memcg.limit()?.unwrap_or(limit);
+        Ok(())
+    }
+
+    fn give_up(&mut self) -> Result<(), CgroupError> {
+        self.memcg.write("memory.oom_control", "0")
+    }
+
+    fn rearm(&mut self) -> Result<(), CgroupError> {
+        self.memcg.write("memory.oom_control", "1")
+    }
+
+    fn hand_back(&self) -> HandBack {
+        HandBack {
+            writes: vec![(self.memcg.dir().join("memory.oom_control"), "0")],
+            memcg: self.memcg.dir().to_owned(),
+            beside: Vec::new(),
+        }
+    }
+
+    fn limit(&self) -> u64 {
+        self.limit
+    }
+}

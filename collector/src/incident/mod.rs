@@ -1,0 +1,3 @@
+//! Incidents: the model, the store on disk, and their renderings.
+
+pub mod model;

@@ -1,0 +1,357 @@
+//! The incident: one answered out-of-memory, as plain data.
+//!
+//! This is the contract with scripts (`incident.json`, schema
+//! [`SCHEMA`]); `docs/incident.md` documents it field by field. Units are in the names: `_bytes`, `_us`
+//! (microseconds), `_unix_us` (microseconds since 1970). An absent value is
+//! `null`, never a sentinel.
+
+use reprieve_symbolizer::{Frame, RawStack};
+use serde::{Deserialize, Serialize};
+
+/// Name and version of the format; a reader refuses a name it does not know.
+pub const SCHEMA: &str = "reprieve.incident/1";
+
+/// One answered OOM, or one snapshot on demand.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Incident {
+    /// Always [`SCHEMA`].
+    pub schema: String,
+    /// Folder name; sorts by time.
+    pub id: String,
+    /// What made us write this.
+    pub trigger: Trigger,
+    /// When the OOM was noticed (or the snapshot asked for).
+    pub time_unix_us: u64,
+    /// The machine.
+    pub host: Host,
+    /// The memcg, when there is one.
+    pub memcg: Option<MemcgState>,
+    /// How the memcg was held.
+    pub hold: Option<HoldReport>,
+    /// Every process seen.
+    pub processes: Vec<Process>,
+    /// ELF images mapped executable in any process; `Mapping::module` and
+    /// `ResolvedAddress::module` index into it.
+    pub modules: Vec<Module>,
+    /// Symbols for the addresses in the stacks; empty until symbolized.
+    pub symbols: Symbols,
+    /// What was decided and what it did. `None` for a snapshot.
+    pub verdict: Option<Verdict>,
+    /// Everything that could not be had, each a sentence; empty is complete.
+    pub gaps: Vec<String>,
+}
+
+/// What made us write the incident.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Trigger {
+    /// The memcg reached its limit and was held.
+    Oom,
+    /// The kernel's OOM killer acted before a hold was possible.
+    KilledByKernel,
+    /// `reprieve snapshot`.
+    Snapshot,
+}
+
+/// The machine the incident happened on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Host {
+    /// `uname -n`.
+    pub name: String,
+    /// `uname -r`.
+    pub kernel: String,
+    /// `MemTotal`.
+    pub memory_bytes: u64,
+    /// `MemAvailable` at the OOM.
+    pub available_bytes: u64,
+    /// Version of reprieve.
+    pub reprieve: String,
+}
+
+/// State of the memcg at the OOM.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MemcgState {
+    /// Path below the memory controller's mount, starting with `/`.
+    pub path: String,
+    /// 1 or 2.
+    pub version: u8,
+    /// `memory.usage_in_bytes` or `memory.current`.
+    pub usage_bytes: u64,
+    /// The limit that counts as out of memory; `None` is unlimited.
+    pub limit_bytes: Option<u64>,
+    /// `memory.max_usage_in_bytes` or `memory.peak`.
+    pub peak_bytes: Option<u64>,
+    /// `memory.stat`, as the kernel names it, in the kernel's units (bytes
+    /// for sizes, events for counters).
+    pub stat: std::collections::BTreeMap<String, u64>,
+    /// Counters: `memory.events` (v2) or failcnt and oom_control (v1).
+    pub events: std::collections::BTreeMap<String, u64>,
+}
+
+/// How the memcg was held and for how long.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HoldReport {
+    /// `v1` or `high`.
+    pub brake: String,
+    /// From the notice to the last thread stopped: the time in which system
+    /// calls of the memcg could see ENOMEM or EFAULT (brake `v1`), or in
+    /// which it could still grow (brake `high`).
+    pub stop_window_us: u64,
+    /// From the notice until the evidence was complete.
+    pub snapshot_us: u64,
+    /// From the notice until the symbols were there; `None` when the verdict
+    /// fell on unsymbolized evidence.
+    pub symbolized_us: Option<u64>,
+    /// From the notice until the threads were let go.
+    pub held_us: u64,
+    /// Longest the hold was allowed to last.
+    pub deadline_us: u64,
+    /// Threads that were stopped with full registers.
+    pub threads_stopped: u32,
+    /// Threads that could not be stopped (see the thread's `stop`).
+    pub threads_not_stopped: u32,
+    /// Memory the guardian has locked (VmLck).
+    pub guardian_locked_bytes: u64,
+    /// Highest resident size of the guardian so far (VmHWM).
+    pub guardian_peak_bytes: u64,
+    /// Most heap the guardian had allocated during the hold beyond what it
+    /// had before.
+    pub guardian_hold_heap_bytes: u64,
+}
+
+/// One process of the memcg.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Process {
+    /// PID in our PID namespace.
+    pub pid: i32,
+    /// Parent's PID.
+    pub ppid: i32,
+    /// `/proc/PID/comm`.
+    pub comm: String,
+    /// Target of `/proc/PID/exe`, " (deleted)" included.
+    pub exe: Option<String>,
+    /// Command line; only with `--with-cmdline` since it can hold secrets.
+    pub cmdline: Option<Vec<String>>,
+    /// Real user ID.
+    pub uid: u32,
+    /// Start time in clock ticks since boot (`/proc/PID/stat`, field 22).
+    pub start_ticks: u64,
+    /// Seconds the process had been alive.
+    pub age_s: f64,
+    /// cgroup path (memory controller on v1).
+    pub cgroup: String,
+    /// Container ID, when the cgroup path shows one.
+    pub container_id: Option<String>,
+    /// Namespace links that differ from our own, like `pid:[4026531836]`.
+    pub foreign_namespaces: Vec<String>,
+    /// `/proc/PID/stat` state letter: R, S, D, Z, T, t, X.
+    pub state: char,
+    /// `/proc/PID/oom_score_adj`.
+    pub oom_score_adj: i32,
+    /// Memory by kind.
+    pub memory: ProcessMemory,
+    /// Biggest mappings by PSS first; the rest is summed in `memory`.
+    pub mappings: Vec<Mapping>,
+    /// Number of mappings the process has.
+    pub mapping_count: u32,
+    /// Its threads.
+    pub threads: Vec<Thread>,
+    /// What could not be read of it, each a sentence.
+    pub gaps: Vec<String>,
+}
+
+/// Memory of a process by kind, in bytes (`/proc/PID/smaps`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessMemory {
+    /// Resident, shared pages counted in full.
+    pub rss_bytes: u64,
+    /// Resident, shared pages counted by their share.
+    pub pss_bytes: u64,
+    /// Share of anonymous pages.
+    pub pss_anon_bytes: u64,
+    /// Share of file pages.
+    pub pss_file_bytes: u64,
+    /// Share of shared memory (tmpfs, memfd, SysV).
+    pub pss_shmem_bytes: u64,
+    /// Swapped out, by share.
+    pub swap_pss_bytes: u64,
+}
+
+/// A mapping of a process.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Mapping {
+    /// First address.
+    pub start: u64,
+    /// End, exclusive.
+    pub end: u64,
+    /// File path, `[heap]`, `[stack]`, … or empty for anonymous.
+    pub name: String,
+    /// Permissions as in maps, like `r-xp`.
+    pub permissions: String,
+    /// Share of resident pages.
+    pub pss_bytes: u64,
+    /// Swapped out, by share.
+    pub swap_pss_bytes: u64,
+    /// Anonymous part of the resident size.
+    pub anonymous_bytes: u64,
+}
+
+/// An ELF image mapped executable in at least one process.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Module {
+    /// Process in which it was first seen; its `map_files` lead to the file
+    /// even when it is deleted or in another mount namespace.
+    pub pid: i32,
+    /// Path as the process sees it, without " (deleted)".
+    pub path: String,
+    /// Build ID in hexadecimal.
+    pub build_id: Option<String>,
+    /// Lowest address of its mappings in `pid`.
+    pub start: u64,
+    /// End of its highest mapping in `pid`, exclusive.
+    pub end: u64,
+    /// File offset of the first mapping.
+    pub file_offset: u64,
+    /// Run-time address minus ELF address in `pid`.
+    pub bias: u64,
+    /// Whether the file was deleted after it was mapped.
+    pub deleted: bool,
+}
+
+/// A thread.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Thread {
+    /// TID in our PID namespace.
+    pub tid: i32,
+    /// Thread name.
+    pub comm: String,
+    /// State letter before we stopped it.
+    pub state: char,
+    /// Whether, and if not why not, it was stopped.
+    pub stop: StopOutcome,
+    /// Where it waits in the kernel (`/proc/…/wchan`), when it does.
+    pub wchan: Option<String>,
+    /// Its user stack, innermost frame first; module of each address in
+    /// `frame_modules`.
+    pub stack: RawStack,
+    /// For each frame of `stack` the index in `Incident::modules` and the
+    /// ELF address to look up; `None` outside any module.
+    pub frame_modules: Vec<Option<ModuleAddress>>,
+}
+
+/// An address inside a module, ready to look up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ModuleAddress {
+    /// Index in `Incident::modules`.
+    pub module: u32,
+    /// ELF address (SVMA); for a return address already one less.
+    pub svma: u64,
+}
+
+/// Whether a thread was stopped.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind", content = "reason")]
+pub enum StopOutcome {
+    /// Stopped by ptrace; registers are exact.
+    Stopped,
+    /// Not stopped; PC and SP are from `/proc/TID/syscall`.
+    NotStopped(String),
+    /// It ended before it could be stopped.
+    Gone,
+}
+
+/// Symbols of an incident.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Symbols {
+    /// When they were found, or why they are missing.
+    pub state: SymbolState,
+    /// One entry per distinct module address.
+    pub addresses: Vec<ResolvedAddress>,
+}
+
+/// When symbols were found.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind", content = "reason")]
+pub enum SymbolState {
+    /// Nobody has looked yet.
+    #[default]
+    Pending,
+    /// Before the verdict.
+    BeforeVerdict,
+    /// Only after the verdict, with the reason.
+    AfterVerdict(String),
+    /// Not at all, with the reason.
+    Failed(String),
+}
+
+/// What is known of one address.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ResolvedAddress {
+    /// The address.
+    pub at: ModuleAddress,
+    /// Innermost first; empty when unresolved.
+    pub frames: Vec<Frame>,
+    /// Why there is no name.
+    pub miss: Option<String>,
+}
+
+/// What was decided, why, and what came of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// One sentence for a person.
+    pub summary: String,
+    /// Whether the memcg was well afterwards.
+    pub relieved: bool,
+    /// Every step of the ladder that was tried, in order.
+    pub steps: Vec<Step>,
+}
+
+/// One action of the ladder and its measured effect.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Step {
+    /// Like `grant=64M` or `kill`.
+    pub action: String,
+    /// Why this, and on whom.
+    pub reason: String,
+    /// What happened.
+    pub outcome: StepOutcome,
+    /// Sentence about what was measured.
+    pub effect: String,
+    /// Usage just before.
+    pub usage_before_bytes: u64,
+    /// Usage when the step ended.
+    pub usage_after_bytes: u64,
+    /// Time the step was allowed.
+    pub limit_us: u64,
+    /// Time it took.
+    pub took_us: u64,
+    /// Candidates that were ranked, best victim first (kill only).
+    pub candidates: Vec<Candidate>,
+}
+
+/// Result of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StepOutcome {
+    /// The memcg is well.
+    Relieved,
+    /// Done, but the memcg is still out of memory.
+    NotEnough,
+    /// Could not be done.
+    Failed,
+}
+
+/// A process that could be killed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Candidate {
+    /// PID.
+    pub pid: i32,
+    /// Its name.
+    pub comm: String,
+    /// Importance; the lowest goes first. Here: minus `oom_score_adj`.
+    pub priority: i32,
+    /// Anonymous, shared-memory and swap share that killing it would free.
+    pub size_bytes: u64,
+    /// Protected part (memory.low/min); zero when there is none.
+    pub reservation_bytes: u64,
+}

@@ -1,0 +1,76 @@
+//! Signals to the guardian, taken at places of our choosing.
+
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+/// Signals that ask us to end.
+const ENDING: [Signal; 4] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
+
+/// Blocks the ending signals and SIGCHLD, and reads the former.
+#[derive(Debug)]
+pub struct Signals {
+    fd: SignalFd,
+    ending: Option<Ending>,
+    mask_before: SigSet,
+}
+
+/// A request to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ending {
+    /// The last such signal.
+    pub signal: Signal,
+    /// Whether only we got it (kill(1)); the terminal's ^C reaches the whole
+    /// foreground process group, our command included.
+    pub forward: bool,
+    /// How many came.
+    pub count: u32,
+}
+
+impl Signals {
+    /// Blocks the signals in this thread.
+    pub fn block() -> io::Result<Self> {
+        let mut ending = SigSet::empty();
+        ENDING.iter().for_each(|&s| ending.add(s));
+        let mut blocked = ending;
+        blocked.add(Signal::SIGCHLD);
+        let mask_before = SigSet::thread_get_mask()?;
+        blocked.thread_block()?;
+        let fd = SignalFd::with_flags(&ending, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
+        Ok(Signals { fd, ending: None, mask_before })
+    }
+
+    /// The mask before, for the command.
+    #[must_use]
+    pub fn mask_before(&self) -> &SigSet {
+        &self.mask_before
+    }
+
+    /// Readable when a signal is pending.
+    #[must_use]
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// Takes what is pending; returns whether something new came.
+    pub fn take(&mut self) -> bool {
+        let mut new = false;
+        while let Ok(Some(info)) = self.fd.read_signal() {
+            let Ok(signal) = Signal::try_from(info.ssi_signo as i32) else { continue };
+            self.ending = Some(Ending {
+                signal,
+                forward: info.ssi_code != libc::SI_KERNEL,
+                count: self.ending.map_or(0, |e| e.count) + 1,
+            });
+            new = true;
+        }
+        new
+    }
+
+    /// The request to end, if there is one.
+    #[must_use]
+    pub fn ending(&self) -> Option<Ending> {
+        self.ending
+    }
+}

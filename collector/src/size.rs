@@ -1,0 +1,71 @@
+//! Sizes and durations as people write them.
+
+use std::time::Duration;
+
+/// Parses `256M`, `1.5G`, `4096`, `64KiB`: binary units, bytes without one.
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    let help = || format!("{text:?} is not a size; write bytes or a number with K, M, G or T, like 256M");
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let number: f64 = number.parse().map_err(|_| help())?;
+    let unit = unit.trim().to_ascii_uppercase();
+    let shift = match unit.strip_suffix("IB").or(unit.strip_suffix('B')).unwrap_or(&unit) {
+        "" => 0,
+        "K" => 10,
+        "M" => 20,
+        "G" => 30,
+        "T" => 40,
+        _ => return Err(help()),
+    };
+    let bytes = number * (1u64 << shift) as f64;
+    // Limits are page counts in an i64 in the kernel.
+    if bytes < 1.0 || bytes > i64::MAX as f64 {
+        return Err(format!("{text:?} is out of range; a size is between 1 byte and 8E"));
+    }
+    Ok(bytes as u64)
+}
+
+/// Parses `5s`, `250ms`, `2m`, `1.5s`; a bare number is seconds.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let help = || format!("{text:?} is not a duration; write a number with ms, s, m or h, like 5s");
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let number: f64 = number.parse().map_err(|_| help())?;
+    let seconds = match unit.trim() {
+        "ms" => number / 1000.0,
+        "" | "s" => number,
+        "m" | "min" => number * 60.0,
+        "h" => number * 3600.0,
+        _ => return Err(help()),
+    };
+    if !(0.001..=7.0 * 86_400.0).contains(&seconds) {
+        return Err(format!("{text:?} is out of range; a duration is between 1ms and 168h"));
+    }
+    Ok(Duration::from_secs_f64(seconds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        assert_eq!(parse_size("256M"), Ok(256 << 20));
+        assert_eq!(parse_size("1.5g"), Ok(3 << 29));
+        assert_eq!(parse_size("64KiB"), Ok(64 << 10));
+        assert_eq!(parse_size("12B"), Ok(12));
+        for bad in ["", "M", "-1", "12X", "1e9", "0", "999999999T"] {
+            assert!(parse_size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn durations() {
+        assert_eq!(parse_duration("250ms"), Ok(Duration::from_millis(250)));
+        assert_eq!(parse_duration("5"), Ok(Duration::from_secs(5)));
+        assert_eq!(parse_duration("1.5m"), Ok(Duration::from_secs(90)));
+        for bad in ["", "s", "5 parsecs", "0s", "1000h", "-1s"] {
+            assert!(parse_duration(bad).is_err(), "{bad}");
+        }
+    }
+}

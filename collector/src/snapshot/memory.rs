@@ -1,0 +1,185 @@
+//! Memory of a target, read from outside without faulting a page in.
+//!
+//! A read through process_vm_readv(2) of an absent page would make the kernel
+//! fault it in and charge it to the very memcg that is out of memory. So the
+//! page map is asked first and absent pages are only counted.
+
+use super::pagemap::{Pagemap, page_size};
+use std::io;
+
+/// Pages fetched together: a thread's interesting stack is mostly below 16 KiB.
+const WINDOW_PAGES: usize = 4;
+
+/// Reads a target's memory through a small window.
+#[derive(Debug)]
+pub struct TargetMemory {
+    pid: i32,
+    pagemap: Pagemap,
+    page: u64,
+    window_start: u64,
+    window: Vec<u8>,
+    window_pages: u64,
+    absent_pages: u64,
+}
+
+impl TargetMemory {
+    /// Memory of `pid`. Fails when the page map cannot be opened, since
+    /// without it a read might fault pages in.
+    pub fn open(pid: i32) -> io::Result<Self> {
+        let page = page_size();
+        Ok(TargetMemory {
+            pid,
+            pagemap: Pagemap::open(pid)?,
+            page,
+            window_start: u64::MAX,
+            window: vec![0; WINDOW_PAGES * page as usize],
+            window_pages: 0,
+            absent_pages: 0,
+        })
+    }
+
+    /// Pages that a read wanted and that were not in memory.
+    #[must_use]
+    pub fn absent_pages(&self) -> u64 {
+        self.absent_pages
+    }
+
+    /// Forgets the window: the target may have run since.
+    pub fn invalidate(&mut self) {
+        self.window_start = u64::MAX;
+    }
+
+    /// Reads a native 64-bit word; `None` where its page is absent.
+    pub fn read_u64(&mut self, address: u64) -> Option<u64> {
+        let mut bytes = [0; 8];
+        self.read(address, &mut bytes).then(|| u64::from_ne_bytes(bytes))
+    }
+
+    /// Reads `out.len()` bytes; `false` where any page is absent.
+    pub fn read(&mut self, address: u64, out: &mut [u8]) -> bool {
+        let mut done = 0;
+        while done < out.len() {
+            let Some(at) = address.checked_add(done as u64) else {
+                return false;
+            };
+            let page_start = at & !(self.page - 1);
+            let Some(index) = self.page_index(page_start) else {
+                return false;
+            };
+            let within = (at - page_start) as usize;
+            let n = (out.len() - done).min(self.page as usize - within);
+            let from = index * self.page as usize + within;
+            out[done..done + n].copy_from_slice(&self.window[from..from + n]);
+            done += n;
+        }
+        true
+    }
+
+    /// Where in the window the page is, moving the window when needed.
+    fn page_index(&mut self, page_start: u64) -> Option<usize> {
+        let index = page_start.wrapping_sub(self.window_start) / self.page;
+        if self.window_start != u64::MAX && page_start >= self.window_start && index < self.window_pages {
+            return Some(index as usize);
+        }
+        // Stacks are walked upwards: the window begins at the page asked for.
+        page_start.checked_add(self.page * WINDOW_PAGES as u64)?;
+        self.fill(page_start);
+        if self.window_pages == 0 {
+            self.absent_pages += 1;
+            return None;
+        }
+        Some(0)
+    }
+
+    /// Fetches the run of present pages at `start`, if any.
+    fn fill(&mut self, start: u64) {
+        self.window_start = start;
+        self.window_pages = 0;
+        let mut present = [false; WINDOW_PAGES];
+        if self.pagemap.present(start, &mut present).is_err() {
+            return;
+        }
+        let run = present.iter().take_while(|present| **present).count();
+        if run > 0 {
+            let wanted = run * self.page as usize;
+            let got = read_process(self.pid, start, &mut self.window[..wanted]);
+            self.window_pages = got as u64 / self.page;
+        }
+    }
+}
+
+/// process_vm_readv(2); returns how many bytes were read.
+fn read_process(pid: i32, address: u64, out: &mut [u8]) -> usize {
+    let remote = [nix::sys::uio::RemoteIoVec { base: address as usize, len: out.len() }];
+    let mut local = [io::IoSliceMut::new(out)];
+    nix::sys::uio::process_vm_readv(nix::unistd::Pid::from_raw(pid), &mut local, &remote).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A private mapping of four pages of which 0 and 2 were touched.
+    struct Holes(*mut u8, usize);
+
+    impl Holes {
+        fn new() -> Self {
+            let len = 4 * page_size() as usize;
+            // SAFETY: a fresh anonymous mapping at an address of the kernel's choice.
+            let at = unsafe {
+                libc::mmap(
+                    std::ptr::null_mut(),
+                    len,
+                    libc::PROT_READ | libc::PROT_WRITE,
+                    libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                    -1,
+                    0,
+                )
+            };
+            assert_ne!(at, libc::MAP_FAILED);
+            // Without this a huge page could fill the holes.
+            // SAFETY: the range is the mapping just made.
+            unsafe { libc::madvise(at, len, libc::MADV_NOHUGEPAGE) };
+            let at = at.cast::<u8>();
+            // SAFETY: both addresses lie in the mapping just made.
+            unsafe {
+                at.write(7);
+                at.add(2 * page_size() as usize).write(9);
+            }
+            Holes(at, len)
+        }
+    }
+
+    impl Drop for Holes {
+        fn drop(&mut self) {
+            // SAFETY: unmaps exactly what `new` mapped; no reference outlives it.
+            unsafe { libc::munmap(self.0.cast(), self.1) };
+        }
+    }
+
+    #[test]
+    fn absent_pages_are_counted_and_stay_absent() {
+        let holes = Holes::new();
+        let page = page_size();
+        let base = holes.0 as u64;
+        let mut memory = TargetMemory::open(std::process::id() as i32).unwrap();
+        let mut byte = [0];
+        assert!(memory.read(base, &mut byte));
+        assert_eq!(byte, [7]);
+        assert!(!memory.read(base + page, &mut byte));
+        assert!(memory.read(base + 2 * page, &mut byte), "a present page after a hole");
+        assert_eq!(byte, [9]);
+        assert!(!memory.read(base + 2 * page - 4, &mut [0; 8]), "a word that begins in the hole");
+        assert_eq!(memory.absent_pages(), 2);
+        let mut present = [false; 4];
+        Pagemap::open(std::process::id() as i32).unwrap().present(base, &mut present).unwrap();
+        assert_eq!(present, [true, false, true, false], "reading must not fault pages in");
+    }
+
+    #[test]
+    fn end_of_the_address_space_is_no_panic() {
+        let mut memory = TargetMemory::open(std::process::id() as i32).unwrap();
+        assert_eq!(memory.read_u64(u64::MAX - 3), None);
+        assert_eq!(memory.read_u64(0), None);
+    }
+}

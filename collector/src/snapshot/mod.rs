@@ -1,0 +1,119 @@
+//! The evidence: every process and thread of a stopped memcg.
+//!
+//! Nothing here faults in a page of a target or waits for one. Whatever
+//! cannot be read becomes a sentence in `gaps`; a snapshot never fails whole.
+
+mod memory;
+mod modules;
+mod pagemap;
+pub mod process;
+mod smaps;
+mod threads;
+
+pub use memory::TargetMemory;
+pub use pagemap::page_size;
+
+use crate::hold::stop::HeldThread;
+use crate::incident::model::{Module, Process};
+use modules::ModuleTable;
+use reprieve_symbolizer::Unwinder;
+use std::collections::BTreeMap;
+use std::fs;
+
+/// What to record beyond the default.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Options {
+    /// Record command lines, which can hold secrets.
+    pub with_cmdline: bool,
+}
+
+/// What was seen.
+#[derive(Debug, Default)]
+pub struct Evidence {
+    /// Processes in PID order.
+    pub processes: Vec<Process>,
+    /// Images that their stacks may point into.
+    pub modules: Vec<Module>,
+    /// What could not be had.
+    pub gaps: Vec<String>,
+}
+
+/// Records `pids`, whose threads were stopped as `held` says.
+#[must_use]
+pub fn take(pids: &[i32], held: &BTreeMap<i32, HeldThread>, options: Options) -> Evidence {
+    let mut table = ModuleTable::default();
+    let mut evidence = Evidence::default();
+    for &pid in pids {
+        match take_process(pid, held, &mut table, options) {
+            Some(process) => evidence.processes.push(process),
+            None => evidence.gaps.push(format!("process {pid} ended while it was being recorded")),
+        }
+    }
+    evidence.modules = table.modules;
+    evidence
+}
+
+fn take_process(
+    pid: i32,
+    held: &BTreeMap<i32, HeldThread>,
+    table: &mut ModuleTable,
+    options: Options,
+) -> Option<Process> {
+    let mut process = process::identify(pid, options.with_cmdline)?;
+    // The state letter now is our own stop; what it was before tells more.
+    if let Some(before) = held.get(&pid) {
+        process.state = before.state_before;
+    }
+    let maps = match smaps::read_maps(pid) {
+        Ok(maps) => maps,
+        Err(error) => {
+            process.gaps.push(format!("maps: {error}"));
+            Vec::new()
+        }
+    };
+    process.mapping_count = maps.len() as u32;
+    match smaps::read_memory(pid, maps.len()) {
+        Ok((memory, mappings)) => (process.memory, process.mappings) = (memory, mappings),
+        Err(error) => process.gaps.push(format!("smaps: {error}")),
+    }
+    if maps.len() > smaps::DETAIL_LIMIT {
+        process.gaps.push(format!("{} mappings: sums only", maps.len()));
+    }
+    // A zombie has no memory left to read.
+    if maps.is_empty() {
+        return Some(process);
+    }
+    let mut memory = match TargetMemory::open(pid) {
+        Ok(memory) => memory,
+        Err(error) => {
+            process.gaps.push(format!("pagemap: {error}: stacks not read, since that could fault pages in"));
+            return Some(process);
+        }
+    };
+    let modules = table.load(pid, &maps, &mut |at, out| memory.read(at, out), &mut process.gaps);
+    let mut unwinder = Unwinder::new();
+    for module in &modules {
+        let name = &table.modules[module.index as usize].path;
+        unwinder.add_module(module.range.clone(), module.bias, &module.image, name);
+    }
+    for tid in tids_of(pid) {
+        let thread = threads::read_thread(pid, tid, held.get(&tid), &mut unwinder, &modules, &mut memory);
+        process.threads.push(thread);
+    }
+    let absent = memory.absent_pages();
+    if absent > 0 {
+        process.gaps.push(format!("{absent} pages that stacks needed were not in memory"));
+    }
+    Some(process)
+}
+
+/// Threads of a process; empty when it is gone.
+#[must_use]
+pub fn tids_of(pid: i32) -> Vec<i32> {
+    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/task")) else {
+        return Vec::new();
+    };
+    let mut tids: Vec<i32> = entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect();
+    tids.sort_unstable();
+    tids
+}

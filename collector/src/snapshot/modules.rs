@@ -1,0 +1,136 @@
+//! The ELF images of a process, opened so that deleted binaries and those of
+//! other mount namespaces work.
+
+use super::smaps::MapLine;
+use crate::incident::model::Module;
+use reprieve_symbolizer::Image;
+use std::collections::HashMap;
+use std::fs::File;
+use std::ops::Range;
+
+/// The vDSO is a few pages; a larger mapping by that name is not one.
+const VDSO_MAX_BYTES: u64 = 1 << 20;
+
+/// Identity of a mapped file: device as in maps, inode.
+type FileKey = (String, u64);
+
+/// Images by file, shared by all processes of a snapshot, and the modules of
+/// the incident.
+#[derive(Debug, Default)]
+pub struct ModuleTable {
+    images: HashMap<FileKey, Option<Image>>,
+    /// Distinct modules in the order in which they were met.
+    pub modules: Vec<Module>,
+}
+
+/// A module as one process has it.
+#[derive(Debug)]
+pub struct LoadedModule {
+    /// Index in [`ModuleTable::modules`].
+    pub index: u32,
+    /// From the first to the last mapping of the file.
+    pub range: Range<u64>,
+    /// Run-time address minus ELF address in this process.
+    pub bias: u64,
+    /// The file.
+    pub image: Image,
+}
+
+impl ModuleTable {
+    /// Loads every image that `maps` shows as executable. `read_memory` fills
+    /// its buffer from the target, or returns `false` (for the vDSO, which is no file). Files that could
+    /// not be had are told in `gaps`.
+    pub fn load(
+        &mut self,
+        pid: i32,
+        maps: &[MapLine],
+        read_memory: &mut dyn FnMut(u64, &mut [u8]) -> bool,
+        gaps: &mut Vec<String>,
+    ) -> Vec<LoadedModule> {
+        let mut loaded: Vec<LoadedModule> = Vec::new();
+        for code in maps.iter().filter(|m| m.is_executable()) {
+            if loaded.iter().any(|m| m.range.contains(&code.start)) {
+                continue;
+            }
+            let same_file: Vec<&MapLine> = maps
+                .iter()
+                .filter(|m| m.inode == code.inode && m.device == code.device && m.name == code.name)
+                .collect();
+            let image = if code.name == "[vdso]" {
+                vdso(code, read_memory)
+            } else if code.inode != 0 {
+                let key = (code.device.clone(), code.inode);
+                self.images.entry(key).or_insert_with(|| open(pid, code, gaps)).clone()
+            } else {
+                // Code without a file: a JIT.
+                None
+            };
+            let Some(image) = image else { continue };
+            let Some(bias) = image.bias(code.start, code.offset) else {
+                // Executable mapping of a file at an offset that no segment
+                // has: mapped as data by hand.
+                continue;
+            };
+            let module = describe(pid, code, &same_file, bias, &image);
+            let range = module.start..module.end;
+            let index = self.index_of(module);
+            loaded.push(LoadedModule { index, range, bias, image });
+        }
+        loaded
+    }
+
+    /// Processes share modules: the same file counts once.
+    fn index_of(&mut self, module: Module) -> u32 {
+        let known = self
+            .modules
+            .iter()
+            .position(|m| m.path == module.path && m.build_id == module.build_id && m.deleted == module.deleted);
+        known.unwrap_or_else(|| {
+            self.modules.push(module);
+            self.modules.len() - 1
+        }) as u32
+    }
+}
+
+fn describe(pid: i32, code: &MapLine, same_file: &[&MapLine], bias: u64, image: &Image) -> Module {
+    let (path, deleted) = code.path();
+    let first = same_file.first().copied().unwrap_or(code);
+    Module {
+        pid,
+        path: path.to_owned(),
+        build_id: image.build_id().map(|id| id.as_str().to_owned()),
+        start: first.start,
+        end: same_file.last().copied().unwrap_or(code).end,
+        file_offset: first.offset,
+        bias,
+        deleted,
+    }
+}
+
+/// Opens the very file that is mapped. `map_files` works for deleted files and
+/// any namespace but needs CAP_CHECKPOINT_RESTORE (proc_pid_map_files(5)); the
+/// path seen through the process's root is the next best.
+fn open(pid: i32, map: &MapLine, gaps: &mut Vec<String>) -> Option<Image> {
+    let (path, deleted) = map.path();
+    let mapped = format!("/proc/{pid}/map_files/{:x}-{:x}", map.start, map.end);
+    let file = File::open(mapped).or_else(|error| {
+        if deleted { Err(error) } else { File::open(format!("/proc/{pid}/root{path}")) }
+    });
+    let result = file.map_err(|e| e.to_string()).and_then(|file| Image::open(&file).map_err(|e| e.to_string()));
+    match result {
+        Ok(image) => Some(image),
+        Err(error) => {
+            gaps.push(format!("{path}: not usable as an ELF image: {error}"));
+            None
+        }
+    }
+}
+
+fn vdso(map: &MapLine, read_memory: &mut dyn FnMut(u64, &mut [u8]) -> bool) -> Option<Image> {
+    let size = map.end - map.start;
+    if size > VDSO_MAX_BYTES {
+        return None;
+    }
+    let mut bytes = vec![0; size as usize];
+    read_memory(map.start, &mut bytes).then(|| Image::from_bytes(bytes).ok())?
+}

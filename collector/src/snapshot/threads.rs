@@ -1,0 +1,69 @@
+//! Stacks of threads, unwound in place.
+
+use super::memory::TargetMemory;
+use super::modules::LoadedModule;
+use crate::hold::stop::HeldThread;
+use crate::incident::model::{ModuleAddress, StopOutcome, Thread};
+use reprieve_symbolizer::{Avma, RawFrame, RawStack, Registers, Unwinder};
+use std::fs;
+
+/// Frames kept per stack; deeper ones end with "too deep".
+pub const MAX_FRAMES: usize = 512;
+
+/// Reads thread `tid` of `pid`; `held` is what stopping it gave.
+pub fn read_thread(
+    pid: i32,
+    tid: i32,
+    held: Option<&HeldThread>,
+    unwinder: &mut Unwinder,
+    modules: &[LoadedModule],
+    memory: &mut TargetMemory,
+) -> Thread {
+    let proc = |file: &str| fs::read_to_string(format!("/proc/{pid}/task/{tid}/{file}")).unwrap_or_default();
+    let registers = held.and_then(|h| h.registers).or_else(|| registers_of_waiting(&proc("syscall")));
+    let stack = match registers {
+        Some(registers) => unwinder.unwind(&registers, &mut |address| memory.read_u64(address), MAX_FRAMES),
+        None => RawStack::without_registers(),
+    };
+    let frame_modules = stack.frames.iter().map(|frame| locate(frame, modules)).collect();
+    let wchan = Some(proc("wchan")).filter(|w| !w.is_empty() && w != "0");
+    Thread {
+        tid,
+        comm: proc("comm").trim_end_matches('\n').to_owned(),
+        state: held.map_or('?', |h| h.state_before),
+        stop: held.map_or(StopOutcome::NotStopped("appeared after the stop".to_owned()), |h| h.outcome.clone()),
+        wchan,
+        stack,
+        frame_modules,
+    }
+}
+
+/// SP and PC of a thread that waits in the kernel: the last two fields of
+/// `/proc/TID/syscall` (proc_pid_syscall(5)). There is no frame pointer, so
+/// the unwinder has only CFI to go by.
+fn registers_of_waiting(syscall: &str) -> Option<Registers> {
+    let mut fields = syscall.split_whitespace().rev();
+    let mut hex = || u64::from_str_radix(fields.next()?.strip_prefix("0x")?, 16).ok();
+    let (ip, sp) = (hex()?, hex()?);
+    Some(Registers { ip, sp, fp: 0, lr: 0 })
+}
+
+fn locate(frame: &RawFrame, modules: &[LoadedModule]) -> Option<ModuleAddress> {
+    let Avma(address) = frame.lookup_address();
+    let module = modules.iter().find(|m| m.range.contains(&address))?;
+    Some(ModuleAddress { module: module.index, svma: address.wrapping_sub(module.bias) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waiting_and_running_threads() {
+        let r = registers_of_waiting("-1 0x7ffd10 0x401000\n").unwrap();
+        assert_eq!((r.sp, r.ip), (0x7ffd10, 0x401000));
+        let r = registers_of_waiting("35 0x1 0x2 0x3 0x4 0x5 0x6 0x7ffd10 0x401000\n").unwrap();
+        assert_eq!((r.sp, r.ip), (0x7ffd10, 0x401000));
+        assert_eq!(registers_of_waiting("running\n").map(|r| r.ip), None);
+    }
+}

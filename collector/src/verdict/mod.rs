@@ -1,0 +1,366 @@
+//! The verdict: a ladder of actions, each measured by what it did.
+
+mod action;
+mod console;
+mod kill;
+
+pub use action::Action;
+
+use crate::cgroup::{CgroupError, CpuGroup, Memcg, Version};
+use crate::hold::Brake;
+use crate::hold::stop::StoppedThreads;
+use crate::hold::watchdog::Watchdog;
+use crate::incident::model::{Candidate, Process, Step, StepOutcome, Verdict};
+use crate::signals::Signals;
+use crate::snapshot::process::Stat;
+use nix::poll::{PollFd, PollFlags, poll};
+use std::time::{Duration, Instant};
+
+/// A memcg has room when this share of its limit, or [`ROOM_MIN_BYTES`], is free.
+const ROOM_SHARE: u64 = 64;
+/// Least room.
+const ROOM_MIN_BYTES: u64 = 1 << 20;
+/// A grant must leave the machine this much (or a twentieth of its memory).
+const MACHINE_KEEPS_BYTES: u64 = 64 << 20;
+/// Share of one CPU that a throttled memcg gets.
+const THROTTLE_CPU_PERCENT: u32 = 10;
+/// How often the effect of an action is looked at.
+const GLANCE: Duration = Duration::from_millis(20);
+
+/// Everything the ladder acts on.
+#[derive(Debug)]
+pub struct Scene<'a> {
+    /// The hold.
+    pub brake: &'a mut dyn Brake,
+    /// The memcg.
+    pub memcg: &'a Memcg,
+    /// Its CPU group on version 1.
+    pub cpu: Option<&'a CpuGroup>,
+    /// What the snapshot saw.
+    pub processes: &'a [Process],
+    /// Threads that are stopped; empty once let go.
+    pub threads: Option<StoppedThreads>,
+    /// Told how long each action may take.
+    pub watchdog: Option<&'a mut Watchdog>,
+    /// ^C ends every wait.
+    pub signals: &'a mut Signals,
+    /// Lines for a person who is asked.
+    pub summary: &'a str,
+    /// When the threads were let go.
+    pub released: Option<Instant>,
+}
+
+/// What one action came to.
+struct Effect {
+    outcome: StepOutcome,
+    reason: String,
+    effect: String,
+    candidates: Vec<Candidate>,
+}
+
+impl Effect {
+    fn new(outcome: StepOutcome, reason: impl Into<String>, effect: impl Into<String>) -> Self {
+        Effect { outcome, reason: reason.into(), effect: effect.into(), candidates: Vec::new() }
+    }
+}
+
+/// Tries the actions in order until the memcg is well. When none helps the
+/// kernel decides. In the end every thread has been let go.
+pub fn decide(scene: &mut Scene<'_>, ladder: &[Action]) -> Verdict {
+    let mut steps = Vec::new();
+    let mut relieved = false;
+    for action in ladder {
+        if scene.signals.ending().is_some() {
+            break;
+        }
+        let step = scene.try_action(action);
+        relieved = step.outcome == StepOutcome::Relieved;
+        steps.push(step);
+        if relieved {
+            break;
+        }
+    }
+    let mut verdict = Verdict { summary: String::new(), relieved, steps };
+    if let Some(ending) = scene.signals.ending() {
+        verdict.summary = format!("{} was received: the hold is released and the command ended", ending.signal);
+    } else if let Some(step) = verdict.steps.last().filter(|_| relieved) {
+        verdict.summary = format!("{}: {}", step.action, step.effect);
+    } else {
+        let tried: Vec<&str> = verdict.steps.iter().map(|s| s.action.as_str()).collect();
+        let tried = if tried.is_empty() { "no action".to_owned() } else { tried.join(", ") };
+        verdict.summary = match scene.brake.give_up() {
+            Ok(()) => format!("{tried} did not help: the kernel's OOM killer decides"),
+            Err(error) => format!("{tried} did not help, and handing back to the kernel failed: {error}"),
+        };
+    }
+    if let Err(error) = scene.let_go() {
+        verdict.summary.push_str(&format!("; letting the threads go failed: {error}"));
+    }
+    verdict
+}
+
+impl Scene<'_> {
+    fn try_action(&mut self, action: &Action) -> Step {
+        let begun = Instant::now();
+        let limit = action.time_limit();
+        if let Some(watchdog) = &mut self.watchdog {
+            // A dead watchdog protects nobody, but is no reason to stop here.
+            let _ = watchdog.hold_until(begun + limit + Duration::from_secs(1));
+        }
+        let usage_before_bytes = self.memcg.usage().unwrap_or(0);
+        let effect = match action {
+            Action::Reclaim => self.reclaim(),
+            Action::Throttle(time) => self.throttle(*time),
+            Action::Grant(bytes) => self.grant(*bytes, limit),
+            Action::Freeze(time) => self.freeze(*time),
+            Action::Ask(time) => self.ask(*time),
+            Action::Kill => self.kill(begun + limit),
+        };
+        let effect = effect.unwrap_or_else(|error| {
+            let error = anyhow::Error::new(error);
+            Effect::new(StepOutcome::Failed, "next on the ladder", format!("failed: {error:#}"))
+        });
+        Step {
+            action: action.to_string(),
+            reason: effect.reason,
+            outcome: effect.outcome,
+            effect: effect.effect,
+            usage_before_bytes,
+            usage_after_bytes: self.memcg.usage().unwrap_or(0),
+            limit_us: limit.as_micros() as u64,
+            took_us: begun.elapsed().as_micros() as u64,
+            candidates: effect.candidates,
+        }
+    }
+
+    /// Lets all stopped threads go.
+    fn let_go(&mut self) -> Result<(), CgroupError> {
+        if let Some(threads) = self.threads.take() {
+            self.brake.resume(threads)?;
+            self.released.get_or_insert_with(Instant::now);
+        }
+        Ok(())
+    }
+
+    /// Bytes below the limit, and whether they are enough to run on.
+    fn room(&self) -> Result<(u64, bool), CgroupError> {
+        let limit = self.memcg.limit()?.unwrap_or(u64::MAX).max(self.brake.limit());
+        let free = limit.saturating_sub(self.memcg.usage()?);
+        Ok((free, free >= (limit / ROOM_SHARE).max(ROOM_MIN_BYTES)))
+    }
+
+    fn reclaim(&mut self) -> Result<Effect, CgroupError> {
+        let before = self.memcg.usage()?;
+        let asked = match self.memcg.version() {
+            // Reclaims as much as it can, a few rounds (mem_cgroup_force_empty).
+            Version::V1 => self.memcg.write("memory.force_empty", "0"),
+            // EAGAIN when less than asked for could be reclaimed.
+            Version::V2 => self.memcg.write("memory.reclaim", &(before / 4).to_string()),
+        };
+        let freed = before.saturating_sub(self.memcg.usage()?);
+        let (room, enough) = self.room()?;
+        let reason = "reclaim costs the program nothing but cache";
+        let mut effect = format!("freed {}, {} free below the limit", mib(freed), mib(room));
+        if let Err(error) = asked
+            && freed == 0
+        {
+            effect.push_str(&format!(" ({:#})", anyhow::Error::new(error)));
+        }
+        let enough = enough && self.brake.is_well()?;
+        if enough {
+            self.let_go()?;
+        }
+        Ok(Effect::new(if enough { StepOutcome::Relieved } else { StepOutcome::NotEnough }, reason, effect))
+    }
+
+    fn throttle(&mut self, time: Duration) -> Result<Effect, CgroupError> {
+        let reason = format!("given {THROTTLE_CPU_PERCENT} % of a CPU to see whether it frees memory by itself");
+        self.limit_cpu(Some(THROTTLE_CPU_PERCENT))?;
+        self.let_go()?;
+        let before = self.memcg.usage()?;
+        let begun = Instant::now();
+        let mut well = false;
+        while !well && begun.elapsed() < time && !self.interrupted(GLANCE) {
+            well = self.room()?.1 && self.brake.is_well()?;
+        }
+        self.limit_cpu(None)?;
+        let after = self.memcg.usage()?;
+        let took = begun.elapsed().as_secs_f64();
+        let effect = if well {
+            format!("usage fell by {} in {took:.1} s", mib(before.saturating_sub(after)))
+        } else {
+            format!("usage did not fall enough in {took:.1} s ({} free)", mib(self.room()?.0))
+        };
+        Ok(Effect::new(if well { StepOutcome::Relieved } else { StepOutcome::NotEnough }, reason, effect))
+    }
+
+    fn limit_cpu(&self, percent: Option<u32>) -> Result<(), CgroupError> {
+        match self.cpu {
+            Some(group) => group.limit(percent).map_err(|source| CgroupError::Write {
+                path: group.dir().join("cpu.cfs_quota_us"),
+                value: format!("{percent:?}"),
+                source,
+            }),
+            None if self.memcg.version() == Version::V2 => {
+                let max = percent.map_or("max 100000".to_owned(), |p| format!("{} 100000", p * 1000));
+                // Without the cpu controller memory.high alone is the throttle.
+                let _ = self.memcg.write("cpu.max", &max);
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn grant(&mut self, bytes: u64, watch: Duration) -> Result<Effect, CgroupError> {
+        let (total, available) = machine_memory();
+        let keep = MACHINE_KEEPS_BYTES.max(total / 20);
+        let reason = format!("{} of the machine's {} are available", mib(available), mib(total));
+        if available < bytes.saturating_add(keep) {
+            let effect = format!("refused: the machine would have less than {} left", mib(keep));
+            return Ok(Effect::new(StepOutcome::Failed, reason, effect));
+        }
+        let before = progress(self.processes);
+        let usage_before = self.memcg.usage()?;
+        self.brake.grant(bytes)?;
+        self.let_go()?;
+        let begun = Instant::now();
+        let mut ran_on = false;
+        while !ran_on && begun.elapsed() < watch && !self.interrupted(Duration::from_millis(2)) {
+            ran_on = progress(self.processes) != before || self.memcg.usage()? > usage_before;
+        }
+        let ran = if ran_on { "the program ran on" } else { "the program did nothing yet" };
+        let effect = format!("the limit is now {}; {ran}", mib(self.brake.limit()));
+        Ok(Effect::new(StepOutcome::Relieved, reason, effect))
+    }
+
+    /// Stays stopped until there is room: a person raised the limit or ended
+    /// something.
+    fn freeze(&mut self, time: Duration) -> Result<Effect, CgroupError> {
+        let limit_before = self.memcg.limit()?.unwrap_or(u64::MAX);
+        let begun = Instant::now();
+        eprintln!("reprieve: {} is frozen for at most {time:?}; make room by writing a higher limit to {}",
+            self.memcg.path(), self.memcg.dir().join(limit_file(self.memcg.version())).display());
+        let mut room = false;
+        while !room && begun.elapsed() < time && !self.interrupted(GLANCE) {
+            let limit = self.memcg.limit()?.unwrap_or(u64::MAX);
+            if limit > limit_before {
+                // Adopt what the person wrote, so that later steps build on it.
+                self.brake.grant(limit - self.brake.limit().min(limit))?;
+            }
+            room = self.room()?.1;
+        }
+        let took = begun.elapsed().as_secs_f64();
+        let reason = "stopped until a person makes room";
+        Ok(if room {
+            self.let_go()?;
+            Effect::new(StepOutcome::Relieved, reason, format!("after {took:.1} s there was room"))
+        } else {
+            Effect::new(StepOutcome::NotEnough, reason, format!("nobody made room in {took:.1} s"))
+        })
+    }
+
+    fn ask(&mut self, time: Duration) -> Result<Effect, CgroupError> {
+        let answer = console::ask(self.summary, time, self.signals);
+        let action = match answer {
+            Ok(action) => action,
+            Err(why) => return Ok(Effect::new(StepOutcome::Failed, "a person decides", why)),
+        };
+        let step = self.try_action(&action);
+        let effect = format!("the operator chose {}: {}", step.action, step.effect);
+        Ok(Effect { outcome: step.outcome, reason: "a person decides".to_owned(), effect, candidates: step.candidates })
+    }
+
+    fn kill(&mut self, deadline: Instant) -> Result<Effect, CgroupError> {
+        let candidates = kill::rank(self.processes);
+        let mut told = Vec::new();
+        let mut outcome = StepOutcome::NotEnough;
+        let reason = match candidates.first() {
+            Some(first) => format!(
+                "{} [{}] is first of {} candidates: priority {}, {} that a kill frees",
+                first.comm, first.pid, candidates.len(), first.priority, mib(first.size_bytes)
+            ),
+            None => "no process may be killed".to_owned(),
+        };
+        for candidate in &candidates {
+            let Some(process) = self.processes.iter().find(|p| p.pid == candidate.pid) else { continue };
+            let left = deadline.saturating_duration_since(Instant::now());
+            let before = self.memcg.usage()?;
+            let name = format!("{} [{}]", candidate.comm, candidate.pid);
+            match self.kill_process(process, left) {
+                Ok(()) => told.push(format!("killed {name}, {} came back", mib(self.freed_since(before)?))),
+                Err(error) => told.push(format!("{name}: {error}")),
+            }
+            if self.room()?.1 && self.brake.is_well()? {
+                outcome = StepOutcome::Relieved;
+                break;
+            }
+            if left.is_zero() {
+                break;
+            }
+        }
+        self.let_go()?;
+        Ok(Effect { outcome, reason, effect: told.join("; "), candidates })
+    }
+
+    fn kill_process(&mut self, process: &Process, at_most: Duration) -> std::io::Result<()> {
+        // A thread that we trace is not reaped before we let it go; dying, it
+        // does not run on.
+        let tids: Vec<i32> = process.threads.iter().map(|t| t.tid).collect();
+        kill::send(process.pid, process.start_ticks)?;
+        if let Some(threads) = &mut self.threads {
+            threads.resume_those(|tid| tids.contains(&tid));
+        }
+        kill::wait(process.pid, process.start_ticks, at_most)
+    }
+
+    /// Uncharging trails the exit by a moment (per-CPU batches, delayed work).
+    fn freed_since(&mut self, before: u64) -> Result<u64, CgroupError> {
+        let begun = Instant::now();
+        loop {
+            let freed = before.saturating_sub(self.memcg.usage()?);
+            if freed > ROOM_MIN_BYTES || begun.elapsed() > Duration::from_millis(200) || self.interrupted(Duration::from_millis(2)) {
+                return Ok(freed);
+            }
+        }
+    }
+
+    /// Waits a moment; true when the user wants to end.
+    fn interrupted(&mut self, moment: Duration) -> bool {
+        let _ = poll(&mut [PollFd::new(self.signals.fd(), PollFlags::POLLIN)], moment.as_millis() as u16);
+        self.signals.take();
+        self.signals.ending().is_some()
+    }
+}
+
+fn limit_file(version: Version) -> &'static str {
+    match version {
+        Version::V1 => "memory.limit_in_bytes",
+        Version::V2 => "memory.max",
+    }
+}
+
+/// CPU time and faults of all processes: it changes when any of them runs.
+fn progress(processes: &[Process]) -> Vec<Option<(u64, u64)>> {
+    processes
+        .iter()
+        .map(|p| Stat::read(&format!("/proc/{}/stat", p.pid)).map(|s| (s.cpu_ticks, s.faults)))
+        .collect()
+}
+
+/// `MemTotal` and `MemAvailable` in bytes.
+#[must_use]
+pub fn machine_memory() -> (u64, u64) {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let of = |key: &str| {
+        text.lines()
+            .find_map(|l| l.strip_prefix(key)?.trim_start_matches(':').trim().strip_suffix(" kB")?.parse::<u64>().ok())
+            .unwrap_or(0)
+            * 1024
+    };
+    (of("MemTotal"), of("MemAvailable"))
+}
+
+/// Bytes for a sentence.
+fn mib(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / (1 << 20) as f64)
+}

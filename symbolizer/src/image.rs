@@ -1,0 +1,227 @@
+//! The bytes of an ELF file and the few facts that unwinding needs of it.
+
+use memmap2::Mmap;
+use object::read::elf::{FileHeader, ProgramHeader};
+use object::{Object, ObjectSection, ObjectSegment};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::fs::File;
+use std::ops::{Deref, Range};
+use std::sync::Arc;
+
+/// A build ID (`NT_GNU_BUILD_ID`) in lower-case hexadecimal.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct BuildId(String);
+
+impl BuildId {
+    /// From the note's bytes.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8]) -> Self {
+        BuildId(bytes.iter().map(|b| format!("{b:02x}")).collect())
+    }
+
+    /// Hexadecimal text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for BuildId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Why bytes are no usable image.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// The file could not be mapped.
+    #[error("failed to map the file: {0}")]
+    Map(#[from] std::io::Error),
+    /// Not ELF, or damaged.
+    #[error("not a valid ELF file: {0}")]
+    Elf(#[from] object::read::Error),
+}
+
+/// Storage of an image.
+#[derive(Debug)]
+enum Bytes {
+    Mapped(Mmap),
+    Owned(Vec<u8>),
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        match self {
+            Bytes::Mapped(map) => map,
+            Bytes::Owned(bytes) => bytes,
+        }
+    }
+}
+
+/// A loadable segment: file range and address.
+#[derive(Debug, Clone, Copy)]
+struct Segment {
+    offset: u64,
+    file_size: u64,
+    address: u64,
+}
+
+/// What framehop asks for of a section: address range and file range.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Section {
+    pub(crate) svma: Range<u64>,
+    pub(crate) file: Range<usize>,
+}
+
+/// An ELF file. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Image {
+    bytes: Arc<Bytes>,
+    facts: Arc<Facts>,
+}
+
+#[derive(Debug)]
+struct Facts {
+    build_id: Option<BuildId>,
+    segments: Vec<Segment>,
+    base: u64,
+    sections: Vec<(&'static str, Section)>,
+}
+
+/// Sections that unwinding uses.
+const UNWIND_SECTIONS: [&str; 6] = [".text", ".eh_frame", ".eh_frame_hdr", ".debug_frame", ".got", ".plt"];
+
+impl Image {
+    /// Maps a file.
+    ///
+    /// The caller must be ready for SIGBUS if the file may be truncated while
+    /// in use (mmap(2)): a handler that maps zeros there turns it into a
+    /// damaged file, which every reader here copes with.
+    pub fn open(file: &File) -> Result<Self, ImageError> {
+        // SAFETY: the mapping is private and read-only. Another process may
+        // still change the file: then parsers, which check all input, read
+        // other bytes; they hold no references whose validity depends on them.
+        let map = unsafe { Mmap::map(file)? };
+        Self::new(Bytes::Mapped(map))
+    }
+
+    /// Takes bytes read from memory, like the vDSO.
+    pub fn from_bytes(bytes: Vec<u8>) -> Result<Self, ImageError> {
+        Self::new(Bytes::Owned(bytes))
+    }
+
+    fn new(bytes: Bytes) -> Result<Self, ImageError> {
+        let facts = Facts::read(&bytes)?;
+        Ok(Image { bytes: Arc::new(bytes), facts: Arc::new(facts) })
+    }
+
+    /// The build ID, if the file has one.
+    #[must_use]
+    pub fn build_id(&self) -> Option<&BuildId> {
+        self.facts.build_id.as_ref()
+    }
+
+    /// Bias (AVMA minus SVMA, wrapping) of a mapping at `start` of the file
+    /// from `offset` on; `None` when no loadable segment covers that offset.
+    ///
+    /// The loader maps whole pages, so a segment's first page may begin before
+    /// `p_offset` and two segments may share a page of the file: the segment
+    /// that begins in the mapped page is the one meant.
+    #[must_use]
+    pub fn bias(&self, start: u64, offset: u64) -> Option<u64> {
+        const PAGE: u64 = 4096;
+        let fits = |s: &&Segment| s.offset / PAGE * PAGE <= offset && offset < s.offset + s.file_size.max(1);
+        let begins = |s: &&Segment| s.offset / PAGE * PAGE == offset;
+        let segment = self
+            .facts
+            .segments
+            .iter()
+            .find(begins)
+            .or_else(|| self.facts.segments.iter().rev().find(fits))?;
+        Some(start.wrapping_sub(offset.wrapping_sub(segment.offset).wrapping_add(segment.address)))
+    }
+
+    /// All bytes.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Lowest segment address: the SVMA that the image's start has.
+    pub(crate) fn base(&self) -> u64 {
+        self.facts.base
+    }
+
+    /// A section by name, of those that unwinding uses.
+    pub(crate) fn section(&self, name: &str) -> Option<&Section> {
+        self.facts.sections.iter().find(|(n, _)| *n == name).map(|(_, s)| s)
+    }
+
+    /// A section's bytes, keeping the image alive.
+    pub(crate) fn section_bytes(&self, name: &str) -> Option<SectionBytes> {
+        Some(SectionBytes { range: self.section(name)?.file.clone(), image: self.bytes.clone() })
+    }
+}
+
+impl Facts {
+    fn read(bytes: &[u8]) -> Result<Self, ImageError> {
+        let file = object::File::parse(bytes)?;
+        let build_id = file.build_id().ok().flatten().map(BuildId::from_bytes);
+        let mut segments: Vec<Segment> = file
+            .segments()
+            .map(|s| Segment { offset: s.file_range().0, file_size: s.file_range().1, address: s.address() })
+            .collect();
+        segments.sort_by_key(|s| s.offset);
+        let base = segments.iter().map(|s| s.address).min().unwrap_or(0);
+        let mut sections: Vec<(&'static str, Section)> = UNWIND_SECTIONS
+            .iter()
+            .filter_map(|&name| {
+                let section = file.section_by_name(name)?;
+                let (offset, size) = section.file_range()?;
+                // A compressed or cut section is of no use to the unwinder.
+                let end = offset.checked_add(size).filter(|&end| end <= bytes.len() as u64)?;
+                let svma = section.address()..section.address().checked_add(section.size())?;
+                (svma.end - svma.start == size).then_some((name, Section { svma, file: offset as usize..end as usize }))
+            })
+            .collect();
+        if !sections.iter().any(|(n, _)| *n == ".eh_frame_hdr")
+            && let Some(section) = eh_frame_hdr_segment(bytes)
+        {
+            // No section headers (sstrip, some packers): the program header has it.
+            sections.push((".eh_frame_hdr", section));
+        }
+        Ok(Facts { build_id, segments, base, sections })
+    }
+}
+
+/// `PT_GNU_EH_FRAME`.
+fn eh_frame_hdr_segment(bytes: &[u8]) -> Option<Section> {
+    let header = object::elf::FileHeader64::<object::Endianness>::parse(bytes).ok()?;
+    let endian = header.endian().ok()?;
+    let segment = header
+        .program_headers(endian, bytes)
+        .ok()?
+        .iter()
+        .find(|p| p.p_type(endian) == object::elf::PT_GNU_EH_FRAME)?;
+    let (offset, size) = (segment.p_offset(endian), segment.p_filesz(endian));
+    let end = offset.checked_add(size).filter(|&end| end <= bytes.len() as u64)?;
+    let address = segment.p_vaddr(endian);
+    Some(Section { svma: address..address.checked_add(size)?, file: offset as usize..end as usize })
+}
+
+/// Part of an image that keeps it alive.
+#[derive(Debug, Clone)]
+pub(crate) struct SectionBytes {
+    image: Arc<Bytes>,
+    range: Range<usize>,
+}
+
+impl Deref for SectionBytes {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.image[self.range.clone()]
+    }
+}
