@@ -1,1 +1,19 @@
-//! Memory-starved programs, made explicable.
+//! The collector: holds a memcg at its limit, records it, decides and acts.
+//!
+//! Data flows one way: [`hold`] → [`snapshot`] → [`analyst`] (symbols) →
+//! [`verdict`] → [`incident`]. [`run`] drives it for one command; [`guardian`]
+//! keeps this process alive meanwhile. Only this crate touches `/proc` and
+//! cgroupfs.
+
+pub mod analyst;
+pub mod cgroup;
+pub mod cli;
+pub mod doctor;
+pub mod guardian;
+pub mod hold;
+pub mod incident;
+pub mod run;
+pub mod signals;
+pub mod size;
+pub mod snapshot;
+pub mod verdict;

@@ -1,2 +1,10 @@
 //! The `reprieve` command.
-fn main() {}
+
+use std::process::ExitCode;
+
+#[global_allocator]
+static HEAP: reprieve::guardian::heap::Counting = reprieve::guardian::heap::Counting;
+
+fn main() -> ExitCode {
+    reprieve::cli::main()
+}

@@ -11,7 +11,7 @@ const PREFIX: &str = "reprieve-";
 
 /// Name for a group made by this process.
 #[must_use]
-pub(crate) fn name_of_own_group() -> String {
+pub fn name_of_own_group() -> String {
     let pid = std::process::id();
     let ticks = start_ticks(pid as i32).unwrap_or(0);
     format!("{PREFIX}{pid}-{ticks}")

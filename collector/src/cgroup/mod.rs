@@ -10,7 +10,7 @@ mod memcg;
 
 pub use create::{CpuGroup, create_cpu_group, create_memcg};
 pub use hierarchy::{Hierarchy, Version};
-pub use leftovers::clean_leftovers;
+pub use leftovers::{clean_leftovers, name_of_own_group};
 pub use memcg::Memcg;
 
 use std::io;

@@ -116,8 +116,8 @@ impl Brake for HighBrake {
         self.bell.as_fd()
     }
 
-    fn look_again(&self) -> Option<Duration> {
-        Some(LOOK_AGAIN)
+    fn look_again(&self) -> Duration {
+        LOOK_AGAIN
     }
 
     fn look(&mut self) -> Result<Look, CgroupError> {
@@ -190,7 +190,7 @@ impl Brake for HighBrake {
                 (self.memcg.dir().join("memory.high"), "max"),
                 (self.memcg.dir().join("cgroup.freeze"), "0"),
             ],
-            memcg: self.memcg.dir().to_owned(),
+            memcg: Some(self.memcg.dir().to_owned()),
             beside: Vec::new(),
         }
     }

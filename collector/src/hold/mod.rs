@@ -19,9 +19,6 @@ use std::str::FromStr;
 use std::time::{Duration, Instant};
 use stop::StoppedThreads;
 
-/// Longest a hold lasts unless the user says otherwise.
-pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(5);
-
 /// Mechanism behind a hold, as the user names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BrakeChoice {
@@ -57,12 +54,12 @@ pub enum Look {
 }
 
 /// What to write where to give the memcg back to the kernel.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HandBack {
     /// File and content, in order.
     pub writes: Vec<(PathBuf, &'static str)>,
-    /// The memcg, to be removed when it is empty.
-    pub memcg: PathBuf,
+    /// The memcg, to be removed when it is empty, if it is ours.
+    pub memcg: Option<PathBuf>,
     /// Other cgroup folders to be removed then.
     pub beside: Vec<PathBuf>,
 }
@@ -75,9 +72,8 @@ pub trait Brake: fmt::Debug {
     /// Becomes ready (POLLIN or POLLPRI) when [`Brake::look`] may have news.
     fn bell(&self) -> BorrowedFd<'_>;
 
-    /// Longest to wait for the bell before looking anyway; `None` where the
-    /// bell alone suffices.
-    fn look_again(&self) -> Option<Duration>;
+    /// Longest to wait for the bell before looking anyway.
+    fn look_again(&self) -> Duration;
 
     /// Answers the bell.
     fn look(&mut self) -> Result<Look, CgroupError>;

@@ -10,7 +10,7 @@ use crate::snapshot::process::Stat;
 use nix::errno::Errno;
 use nix::sys::ptrace;
 use nix::sys::signal::{SigSet, Signal};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 use reprieve_symbolizer::Registers;
 use std::collections::BTreeMap;
@@ -121,21 +121,16 @@ impl StoppedThreads {
     /// Takes a stop of one thread if there is one; true when it needs no more
     /// waiting.
     fn poll(&mut self, tid: i32) -> bool {
-        let pid = Pid::from_raw(tid);
-        match waitpid(pid, Some(WaitPidFlag::WNOHANG | WaitPidFlag::__WALL)) {
-            Ok(WaitStatus::StillAlive) => false,
-            Ok(WaitStatus::PtraceEvent(..)) => self.stopped(tid, None),
-            // A signal came first; the interrupt stays pending and goes away
-            // with the detach.
-            Ok(WaitStatus::Stopped(_, signal)) => self.stopped(tid, Some(signal)),
-            Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) | Err(_) => {
+        match look(tid) {
+            Waited::Nothing => false,
+            Waited::Stopped(signal) => self.stopped(tid, signal),
+            Waited::Ended => {
                 self.set(tid, StopOutcome::Gone);
                 if let Some(thread) = self.threads.get_mut(&tid) {
                     thread.attached = false;
                 }
                 true
             }
-            Ok(_) => false,
         }
     }
 
@@ -171,13 +166,50 @@ impl StoppedThreads {
 fn release(tid: i32, signal: Option<Signal>, deadline: Instant) {
     let pid = Pid::from_raw(tid);
     while ptrace::detach(pid, signal).is_err() {
-        match waitpid(pid, Some(WaitPidFlag::WNOHANG | WaitPidFlag::__WALL)) {
-            Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) | Err(_) => return,
-            Ok(WaitStatus::StillAlive) if Instant::now() >= deadline => return,
-            Ok(WaitStatus::StillAlive) => wait_for_sigchld(Duration::from_millis(2)),
+        match look(tid) {
+            Waited::Ended => return,
+            Waited::Nothing if Instant::now() >= deadline => return,
+            Waited::Nothing => wait_for_sigchld(Duration::from_millis(2)),
             // It stopped just now: detach again.
-            Ok(_) => {}
+            Waited::Stopped(_) => {}
         }
+    }
+}
+
+/// What a traced thread has to tell.
+enum Waited {
+    Nothing,
+    /// With the signal it was about to take: one may come before the
+    /// interrupt, which stays pending and goes away with the detach.
+    Stopped(Option<Signal>),
+    Ended,
+}
+
+/// Looks without blocking. The end of a thread is taken, so that its process
+/// counts as ended; but not that of our own child, whose exit code is for
+/// whoever started it.
+fn look(tid: i32) -> Waited {
+    let id = || Id::Pid(Pid::from_raw(tid));
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WSTOPPED | WaitPidFlag::WNOHANG | WaitPidFlag::__WALL;
+    match waitid(id(), flags | WaitPidFlag::WNOWAIT) {
+        Ok(WaitStatus::StillAlive) => Waited::Nothing,
+        Ok(WaitStatus::PtraceEvent(..)) => {
+            let _ = waitid(id(), flags);
+            Waited::Stopped(None)
+        }
+        Ok(WaitStatus::Stopped(_, signal)) => {
+            let _ = waitid(id(), flags);
+            Waited::Stopped(Some(signal))
+        }
+        Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) => {
+            let parent = Stat::read(&format!("/proc/{tid}/stat")).map(|s| s.ppid);
+            if parent != Some(std::process::id() as i32) {
+                let _ = waitid(id(), flags);
+            }
+            Waited::Ended
+        }
+        Ok(_) => Waited::Nothing,
+        Err(_) => Waited::Ended,
     }
 }
 
@@ -210,11 +242,4 @@ fn wait_for_sigchld(at_most: Duration) {
     // SAFETY: both pointers are to live locals; a null siginfo is allowed
     // (sigtimedwait(2)). The result does not matter: the caller looks again.
     unsafe { libc::sigtimedwait(set.as_ref(), std::ptr::null_mut(), &raw const timeout) };
-}
-
-/// SIGCHLD must be blocked in the thread that holds; done once at start.
-pub fn block_sigchld() {
-    let mut set = SigSet::empty();
-    set.add(Signal::SIGCHLD);
-    set.thread_block().expect("blocking SIGCHLD cannot fail with a valid set");
 }

@@ -19,6 +19,10 @@ use std::time::{Duration, Instant};
 /// covers architectures with 64 KiB pages.
 const WAKE_BYTES: u64 = 64 << 10;
 
+/// The bell rings only when the memcg goes under OOM; a task that parks between
+/// our last look and the end of a hold is found by looking again.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
+
 /// Holds by `memory.oom_control`.
 #[derive(Debug)]
 pub struct V1Brake {
@@ -28,6 +32,8 @@ pub struct V1Brake {
     memsw: bool,
     limit: u64,
     kernel_kills: u64,
+    /// Whether the kernel decides for now.
+    given_up: bool,
 }
 
 impl V1Brake {
@@ -45,7 +51,7 @@ impl V1Brake {
         let kernel_kills = memcg.kernel_kills()?;
         // The kernel rounds the limit down to pages.
         let limit = memcg.limit()?.unwrap_or(limit);
-        Ok(V1Brake { memcg, bell, memsw, limit, kernel_kills })
+        Ok(V1Brake { memcg, bell, memsw, limit, kernel_kills, given_up: false })
     }
 
     /// memsw must never be below the limit, so the order depends on direction.
@@ -75,8 +81,8 @@ impl Brake for V1Brake {
         self.bell.as_fd()
     }
 
-    fn look_again(&self) -> Option<Duration> {
-        None
+    fn look_again(&self) -> Duration {
+        LOOK_AGAIN
     }
 
     fn look(&mut self) -> Result<Look, CgroupError> {
@@ -88,10 +94,10 @@ impl Brake for V1Brake {
         let kills = self.memcg.kernel_kills()?;
         let killed = kills > self.kernel_kills;
         self.kernel_kills = kills;
-        Ok(if self.under_oom()? {
-            Look::OutOfMemory
-        } else if killed {
+        Ok(if killed {
             Look::KilledByKernel
+        } else if !self.given_up && self.under_oom()? {
+            Look::OutOfMemory
         } else {
             // Somebody freed memory before we came.
             Look::Well
@@ -141,17 +147,19 @@ impl Brake for V1Brake {
     }
 
     fn give_up(&mut self) -> Result<(), CgroupError> {
+        self.given_up = true;
         self.memcg.write("memory.oom_control", "0")
     }
 
     fn rearm(&mut self) -> Result<(), CgroupError> {
+        self.given_up = false;
         self.memcg.write("memory.oom_control", "1")
     }
 
     fn hand_back(&self) -> HandBack {
         HandBack {
             writes: vec![(self.memcg.dir().join("memory.oom_control"), "0")],
-            memcg: self.memcg.dir().to_owned(),
+            memcg: Some(self.memcg.dir().to_owned()),
             beside: Vec::new(),
         }
     }

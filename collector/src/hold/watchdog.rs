@@ -153,9 +153,10 @@ fn watch(mut line: UnixStream, guardian: &OwnedFd, hand_back: &HandBack) {
 
 /// Stays until the orphaned command and its children are gone.
 fn remove_when_empty(hand_back: &HandBack) {
-    while hand_back.memcg.exists() {
+    let Some(memcg) = &hand_back.memcg else { return };
+    while memcg.exists() {
         // EBUSY while there are processes.
-        if std::fs::remove_dir(&hand_back.memcg).is_err() {
+        if std::fs::remove_dir(memcg).is_err() {
             std::thread::sleep(Duration::from_millis(50));
         }
     }

@@ -1,3 +1,8 @@
 //! Incidents: the model, the store on disk, and their renderings.
 
 pub mod model;
+pub mod profile;
+pub mod report;
+pub mod show;
+pub mod store;
+pub mod units;

@@ -1,0 +1,17 @@
+//! The analyst: symbols and renderings, in a process of its own.
+//!
+//! The guardian needs neither to hold, to decide or to act. So whatever a
+//! damaged debug file or a huge one does here, it costs names, not the hold.
+
+mod process;
+mod render;
+mod symbolize;
+
+pub use process::{Analyst, AnalystFailure, Phase, child_main};
+pub use render::render;
+pub use symbolize::symbolize;
+
+/// The unsymbolized incident that the guardian leaves in the staging folder.
+pub const DRAFT: &str = "draft.json";
+/// The symbols that the analyst leaves there.
+pub const SYMBOLS: &str = "symbols.json";

@@ -1,0 +1,150 @@
+//! Running the analyst as a child with limits, and being it.
+
+use super::{DRAFT, SYMBOLS, render, symbolize};
+use crate::guardian::sigbus;
+use crate::hold::watchdog::{open_pidfd, wait_pidfd};
+use crate::incident::model::{Incident, SymbolState, Symbols};
+use crate::incident::store::{read_incident, write_atomically};
+use reprieve_symbolizer::DebugDirs;
+use std::fmt;
+use std::fs;
+use std::io;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+/// Most anonymous memory the analyst may have (RLIMIT_DATA).
+pub const MEMORY_BYTES: u64 = 512 << 20;
+/// The guardian goes first when there is little CPU.
+const NICE: i32 = 5;
+
+/// What the analyst is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// During the hold: [`DRAFT`] to [`SYMBOLS`].
+    Symbolize,
+    /// After the act: everything else.
+    Render,
+}
+
+impl Phase {
+    /// As on the command line.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Phase::Symbolize => "symbolize",
+            Phase::Render => "render",
+        }
+    }
+}
+
+/// Why the analyst gave no result.
+#[derive(Debug)]
+pub enum AnalystFailure {
+    /// It could not be started.
+    NotStarted(io::Error),
+    /// It took too long and was ended.
+    Late(Duration),
+    /// It ended badly.
+    Died(String),
+}
+
+impl fmt::Display for AnalystFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            AnalystFailure::NotStarted(error) => write!(f, "the analyst could not be started: {error}"),
+            AnalystFailure::Late(time) => write!(f, "the analyst was not ready after {:.1} s", time.as_secs_f64()),
+            AnalystFailure::Died(how) => write!(f, "the analyst died: {how}"),
+        }
+    }
+}
+
+/// A running analyst.
+#[derive(Debug)]
+pub struct Analyst {
+    child: Child,
+}
+
+impl Analyst {
+    /// Starts an analyst on a staging folder.
+    pub fn start(phase: Phase, staging: &Path) -> Result<Self, AnalystFailure> {
+        let mut command = Command::new("/proc/self/exe");
+        command.arg0("reprieve-analyst").arg("analyst").arg(phase.name()).arg(staging);
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        // SAFETY: the closure makes system calls only, all of them
+        // async-signal-safe; it allocates nothing.
+        unsafe {
+            command.pre_exec(|| {
+                let limit = libc::rlimit { rlim_cur: MEMORY_BYTES, rlim_max: MEMORY_BYTES };
+                libc::setrlimit(libc::RLIMIT_DATA, &raw const limit);
+                libc::setpriority(libc::PRIO_PROCESS, 0, NICE);
+                // Its life without us would help nobody.
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                // ^C is for the guardian to answer.
+                libc::setsid();
+                Ok(())
+            });
+        }
+        command.spawn().map(|child| Analyst { child }).map_err(AnalystFailure::NotStarted)
+    }
+
+    /// Whether it has ended.
+    pub fn is_done(&mut self) -> bool {
+        !matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Waits for the result at most so long, then ends it.
+    pub fn wait(mut self, at_most: Duration) -> Result<(), AnalystFailure> {
+        let in_time = open_pidfd(self.child.id() as i32).is_ok_and(|fd| wait_pidfd(&fd, at_most));
+        if !in_time {
+            let _ = self.child.kill();
+        }
+        let status = self.child.wait().map_err(|error| AnalystFailure::Died(error.to_string()))?;
+        match (in_time, status.code(), status.signal()) {
+            (_, Some(0), _) => Ok(()),
+            (false, ..) => Err(AnalystFailure::Late(at_most)),
+            (_, Some(code), _) => Err(AnalystFailure::Died(format!("exit code {code}"))),
+            (_, None, signal) => Err(AnalystFailure::Died(format!("signal {}", signal.unwrap_or(0)))),
+        }
+    }
+}
+
+/// What the analyst does; the error is for the terminal.
+pub fn child_main(phase: Phase, staging: &Path) -> anyhow::Result<()> {
+    // Without the handler a truncated binary would end us; then names are missing.
+    let _ = sigbus::install();
+    match phase {
+        Phase::Symbolize => {
+            let incident = read_incident(&staging.join(DRAFT))?;
+            let addresses = symbolize(&incident, &DebugDirs::default());
+            let symbols = Symbols { state: SymbolState::BeforeVerdict, addresses };
+            write_atomically(staging, SYMBOLS, &serde_json::to_vec(&symbols)?)?;
+        }
+        Phase::Render => {
+            let mut incident = read_incident(&staging.join("incident.json"))?;
+            complete_symbols(&mut incident, staging);
+            render(&incident, staging)?;
+            for leftover in [DRAFT, SYMBOLS] {
+                let _ = fs::remove_file(staging.join(leftover));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Takes the symbols found before the verdict, or finds them now.
+fn complete_symbols(incident: &mut Incident, staging: &Path) {
+    let ready = fs::read(staging.join(SYMBOLS)).ok().and_then(|text| serde_json::from_slice::<Symbols>(&text).ok());
+    match (&incident.symbols.state, ready) {
+        (SymbolState::BeforeVerdict, Some(symbols)) => incident.symbols = symbols,
+        (state, _) => {
+            let reason = match state {
+                SymbolState::AfterVerdict(reason) | SymbolState::Failed(reason) => reason.clone(),
+                _ => "symbols were not asked for before".to_owned(),
+            };
+            let addresses = symbolize(incident, &DebugDirs::default());
+            incident.symbols = Symbols { state: SymbolState::AfterVerdict(reason), addresses };
+        }
+    }
+}

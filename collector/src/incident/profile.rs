@@ -1,0 +1,183 @@
+//! An incident's evidence as profiles.
+
+use super::model::{Incident, ModuleAddress, Process, ResolvedAddress, Thread};
+use reprieve_flamegraph::{Frame, FrameKind, LabelValue, Mapping, Profile, Sample, SampleType};
+use reprieve_symbolizer::{FoundBy, StackEnd};
+use std::collections::HashMap;
+
+/// A profile with what a reader must know of it.
+///
+/// Every witness adds one; renderers take the list as it comes.
+#[derive(Debug, Clone)]
+pub struct View {
+    /// File stem, like `threads`.
+    pub name: &'static str,
+    /// Heading.
+    pub title: &'static str,
+    /// What it answers and what it does not.
+    pub explanation: &'static str,
+    /// The data; the first sample type is shown.
+    pub profile: Profile,
+}
+
+/// All views that the incident has evidence for.
+#[must_use]
+pub fn views(incident: &Incident) -> Vec<View> {
+    vec![
+        View {
+            name: "threads",
+            title: "Threads by stack",
+            explanation: "Where every thread stood when memory ran out. Width is the number of threads. \
+                It shows who was allocating at that instant, not who owns the memory.",
+            profile: threads(incident),
+        },
+        View {
+            name: "memory",
+            title: "Memory by process and mapping",
+            explanation: "Resident and swapped memory of each process (PSS: shared pages divided among \
+                their users), by mapping. Width is bytes.",
+            profile: memory(incident),
+        },
+    ]
+}
+
+/// Threads by stack.
+#[must_use]
+pub fn threads(incident: &Incident) -> Profile {
+    let mut profile = start(incident, SampleType::new("threads", "count"));
+    let symbols: HashMap<ModuleAddress, &ResolvedAddress> =
+        incident.symbols.addresses.iter().map(|a| (a.at, a)).collect();
+    for process in &incident.processes {
+        let root = profile.frame(Frame::label(&process.comm));
+        for thread in &process.threads {
+            let mut stack = vec![root];
+            if thread.stack.end != StackEnd::Complete {
+                stack.push(profile.frame(Frame::label(&format!("[stack cut: {}]", cut(&thread.stack.end)))));
+            }
+            for frame in thread_frames(incident, &symbols, thread) {
+                stack.push(profile.frame(frame));
+            }
+            let labels = vec![
+                ("pid".to_owned(), LabelValue::Number(i64::from(process.pid), String::new())),
+                ("tid".to_owned(), LabelValue::Number(i64::from(thread.tid), String::new())),
+                ("thread".to_owned(), LabelValue::Text(thread.comm.clone())),
+                ("cgroup".to_owned(), LabelValue::Text(process.cgroup.clone())),
+            ];
+            profile.samples.push(Sample { stack, values: vec![1], labels });
+        }
+    }
+    profile
+}
+
+/// A cut without its address, so that equal stacks merge.
+fn cut(end: &StackEnd) -> &'static str {
+    match end {
+        StackEnd::Complete => "complete",
+        StackEnd::MissingMemory { .. } => "page not in memory",
+        StackEnd::NoUnwindInfo { .. } => "no unwind information",
+        StackEnd::TooDeep => "too deep",
+        StackEnd::Loop => "loop",
+        StackEnd::NoRegisters => "no registers",
+    }
+}
+
+/// Frames of a thread, outermost first, inline frames expanded.
+fn thread_frames(
+    incident: &Incident,
+    symbols: &HashMap<ModuleAddress, &ResolvedAddress>,
+    thread: &Thread,
+) -> Vec<Frame> {
+    let mut frames = Vec::new();
+    for (raw, at) in thread.stack.frames.iter().zip(&thread.frame_modules) {
+        let Some(at) = at else {
+            frames.push(Frame {
+                name: "[no module]".to_owned(),
+                address: Some(raw.address.0),
+                kind: FrameKind::Unknown,
+                ..Frame::default()
+            });
+            continue;
+        };
+        let base = Frame { address: Some(at.svma), mapping: Some(at.module as usize), ..Frame::default() };
+        let kind = if raw.found == FoundBy::FramePointer { FrameKind::Guessed } else { FrameKind::Function };
+        match symbols.get(at).filter(|a| !a.frames.is_empty()) {
+            Some(resolved) => frames.extend(resolved.frames.iter().map(|f| Frame {
+                name: f.function.clone(),
+                file: f.file.clone(),
+                line: f.line,
+                inlined: f.inlined,
+                kind,
+                ..base.clone()
+            })),
+            None => frames.push(Frame {
+                name: format!("{}+{:#x}", module_name(incident, at.module), at.svma),
+                kind: FrameKind::Unknown,
+                ..base
+            }),
+        }
+    }
+    frames.reverse();
+    frames
+}
+
+fn module_name(incident: &Incident, index: u32) -> &str {
+    let path = incident.modules.get(index as usize).map_or("[unknown]", |m| m.path.as_str());
+    path.rsplit('/').next().unwrap_or(path)
+}
+
+/// Memory by process, kind and mapping.
+#[must_use]
+pub fn memory(incident: &Incident) -> Profile {
+    let mut profile = start(incident, SampleType::new("space", "bytes"));
+    for process in &incident.processes {
+        let root = profile.frame(Frame::label(&format!("{} [{}]", process.comm, process.pid)));
+        let mut add = |kind: &str, name: &str, bytes: u64| {
+            if bytes > 0 {
+                let stack = vec![root, profile.frame(Frame::label(kind)), profile.frame(Frame::label(name))];
+                let labels = vec![("pid".to_owned(), LabelValue::Number(i64::from(process.pid), String::new()))];
+                profile.samples.push(Sample { stack, values: vec![bytes as i64], labels });
+            }
+        };
+        let mut rest = process.memory.pss_bytes;
+        let mut rest_swap = process.memory.swap_pss_bytes;
+        for mapping in &process.mappings {
+            let name = if mapping.name.is_empty() { "anonymous mapping" } else { &mapping.name };
+            let anonymous = mapping.anonymous_bytes.min(mapping.pss_bytes);
+            add("anonymous", name, anonymous);
+            add("file and shared memory", name, mapping.pss_bytes - anonymous);
+            add("swapped out", name, mapping.swap_pss_bytes);
+            rest = rest.saturating_sub(mapping.pss_bytes);
+            rest_swap = rest_swap.saturating_sub(mapping.swap_pss_bytes);
+        }
+        add("other mappings", &others(process), rest);
+        add("swapped out", &others(process), rest_swap);
+    }
+    profile
+}
+
+fn others(process: &Process) -> String {
+    let shown = process.mappings.len() as u32;
+    format!("{} smaller mappings", process.mapping_count.saturating_sub(shown))
+}
+
+fn start(incident: &Incident, sample_type: SampleType) -> Profile {
+    let mut profile = Profile::new(vec![sample_type]);
+    profile.time_unix_nanos = incident.time_unix_us as i64 * 1000;
+    profile.mappings = incident
+        .modules
+        .iter()
+        .map(|m| Mapping {
+            // Addresses in the profile are the ELF file's own.
+            start: m.start.wrapping_sub(m.bias),
+            end: m.end.wrapping_sub(m.bias),
+            file_offset: m.file_offset,
+            path: m.path.clone(),
+            build_id: m.build_id.clone(),
+        })
+        .collect();
+    profile.comments.push(format!("reprieve incident {}", incident.id));
+    if let Some(verdict) = &incident.verdict {
+        profile.comments.push(verdict.summary.clone());
+    }
+    profile
+}

@@ -1,0 +1,178 @@
+//! An incident as text for a terminal.
+
+use super::model::{HoldReport, Incident, SymbolState, Trigger};
+use super::profile;
+use super::units::{bytes, micros, time};
+use reprieve_flamegraph::top;
+use std::fmt::Write;
+use std::path::Path;
+
+/// Stacks shown.
+const STACKS: usize = 3;
+/// Frames shown of each.
+const FRAMES: usize = 8;
+/// Processes shown.
+const PROCESSES: usize = 8;
+
+/// What happened, in one sentence.
+#[must_use]
+pub fn headline(incident: &Incident) -> String {
+    let what = match incident.trigger {
+        Trigger::Oom => "ran out of memory and was held",
+        Trigger::KilledByKernel => "ran out of memory and the kernel killed first",
+        Trigger::Snapshot => "was recorded on request",
+    };
+    let who = incident.memcg.as_ref().map_or_else(
+        || incident.processes.first().map_or("a process".to_owned(), |p| format!("{} [{}]", p.comm, p.pid)),
+        |m| m.path.clone(),
+    );
+    let usage = incident.memcg.as_ref().map_or(String::new(), |m| match m.limit_bytes {
+        Some(limit) => format!(": {} of {} charged", bytes(m.usage_bytes), bytes(limit)),
+        None => format!(": {} charged, no limit", bytes(m.usage_bytes)),
+    });
+    format!("{who} {what}{usage}")
+}
+
+/// How the hold went, in one sentence.
+#[must_use]
+pub fn hold_line(hold: &HoldReport) -> String {
+    let not = match hold.threads_not_stopped {
+        0 => String::new(),
+        n => format!(", {n} could not be stopped"),
+    };
+    format!(
+        "brake {}: {} threads stopped within {}{not}; evidence after {}, let go after {}",
+        hold.brake,
+        hold.threads_stopped,
+        micros(hold.stop_window_us),
+        micros(hold.snapshot_us),
+        micros(hold.held_us),
+    )
+}
+
+/// How many frames have no name, and why; empty when all have.
+#[must_use]
+pub fn misses(incident: &Incident) -> Vec<String> {
+    let mut reasons: std::collections::BTreeMap<&str, usize> = std::collections::BTreeMap::new();
+    for address in &incident.symbols.addresses {
+        if let Some(miss) = &address.miss {
+            *reasons.entry(miss).or_default() += 1;
+        }
+    }
+    let unmapped = incident
+        .processes
+        .iter()
+        .flat_map(|p| &p.threads)
+        .flat_map(|t| &t.frame_modules)
+        .filter(|m| m.is_none())
+        .count();
+    let mut lines: Vec<String> = reasons.into_iter().map(|(why, n)| format!("{n} addresses have no name: {why}")).collect();
+    if unmapped > 0 {
+        lines.push(format!("{unmapped} frames lie in no mapped file (generated code, or a wrong stack)"));
+    }
+    match &incident.symbols.state {
+        SymbolState::AfterVerdict(why) => lines.push(format!("symbols were found only after the verdict: {why}")),
+        SymbolState::Failed(why) => lines.push(format!("there are no symbols: {why}")),
+        SymbolState::Pending | SymbolState::BeforeVerdict => {}
+    }
+    lines
+}
+
+/// The whole page, no line wider than `width`.
+#[must_use]
+pub fn page(incident: &Incident, dir: &Path, width: usize) -> String {
+    let mut out = String::new();
+    let mut line = |text: &str| {
+        let _ = writeln!(out, "{}", fit(text, width));
+    };
+    line(&headline(incident));
+    line(&format!("{}  kernel {}  {}", time(incident.time_unix_us), incident.host.kernel, incident.host.name));
+    if let Some(verdict) = &incident.verdict {
+        line("");
+        line(&format!("VERDICT  {}", verdict.summary));
+        for step in &verdict.steps {
+            line(&format!("  {}: {}", step.action, step.effect));
+            line(&format!("    because {}", step.reason));
+        }
+    }
+    if let Some(hold) = &incident.hold {
+        line("");
+        line(&format!("HOLD  {}", hold_line(hold)));
+    }
+    line("");
+    line("PROCESSES");
+    line("      PID       RSS      ANON     SHMEM  THREADS  NAME");
+    let mut processes: Vec<_> = incident.processes.iter().collect();
+    processes.sort_by_key(|p| std::cmp::Reverse(p.memory.pss_bytes));
+    for p in processes.iter().take(PROCESSES) {
+        line(&format!(
+            "  {:>7} {:>9} {:>9} {:>9} {:>8}  {}",
+            p.pid,
+            bytes(p.memory.rss_bytes),
+            bytes(p.memory.pss_anon_bytes),
+            bytes(p.memory.pss_shmem_bytes),
+            p.threads.len(),
+            p.comm
+        ));
+    }
+    if processes.len() > PROCESSES {
+        line(&format!("  and {} more", processes.len() - PROCESSES));
+    }
+    line("");
+    line("THREADS BY STACK  (who was running when memory ran out)");
+    let threads = profile::threads(incident);
+    for stack in top::stacks(&threads, 0, STACKS) {
+        line(&format!("  {} thread(s), {:.0} %  {}", stack.value, stack.share * 100.0, stack.labels.join(" ")));
+        for frame in stack.frames.iter().take(FRAMES) {
+            line(&format!("      {frame}"));
+        }
+        if stack.frames.len() > FRAMES {
+            line(&format!("      … {} more frames", stack.frames.len() - FRAMES));
+        }
+    }
+    let unknown: Vec<String> = misses(incident).into_iter().chain(incident.gaps.iter().cloned()).collect();
+    if !unknown.is_empty() {
+        line("");
+        line("NOT KNOWN");
+        for gap in &unknown {
+            line(&format!("  {gap}"));
+        }
+    }
+    // A path must be whole to be of use.
+    let _ = writeln!(out, "\nreport  {}", dir.join("report.html").display());
+    out
+}
+
+/// One line per incident for `list`.
+#[must_use]
+pub fn list_line(incident: &Incident, width: usize) -> String {
+    let verdict = incident.verdict.as_ref().map_or("", |v| v.summary.as_str());
+    fit(&format!("{}  {}  {verdict}", incident.id, headline(incident)), width)
+}
+
+/// The same for a script.
+#[must_use]
+pub fn list_json(incident: &Incident, dir: &Path) -> serde_json::Value {
+    serde_json::json!({
+        "id": incident.id,
+        "time_unix_us": incident.time_unix_us,
+        "trigger": incident.trigger,
+        "memcg": incident.memcg.as_ref().map(|m| &m.path),
+        "limit_bytes": incident.memcg.as_ref().and_then(|m| m.limit_bytes),
+        "relieved": incident.verdict.as_ref().map(|v| v.relieved),
+        "verdict": incident.verdict.as_ref().map(|v| &v.summary),
+        "dir": dir,
+    })
+}
+
+/// Cuts in the middle, where names are least telling, and drops control
+/// characters, which a hostile name could hold.
+fn fit(text: &str, width: usize) -> String {
+    let chars: Vec<char> = text.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
+    if chars.len() <= width || width < 8 {
+        return chars.into_iter().collect();
+    }
+    let tail = (width - 1) / 3;
+    let head = width - 1 - tail;
+    chars[..head].iter().chain(['…'].iter()).chain(&chars[chars.len() - tail..]).collect()
+}

@@ -1,0 +1,313 @@
+//! The folder of incidents.
+//!
+//! An incident is written into a staging folder and appears under its name by
+//! one rename, complete or not at all. What a killed reprieve left staged is
+//! published by the next one if it holds an `incident.json`.
+
+use super::model::{Incident, SCHEMA};
+use crate::snapshot::process::start_ticks;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// Incidents kept.
+pub const MAX_COUNT: usize = 100;
+/// Bytes kept.
+pub const MAX_BYTES: u64 = 1 << 30;
+/// Disk space kept in hand while guarding, enough for an incident.
+pub const RESERVE_BYTES: i64 = 4 << 20;
+
+const STAGING: &str = ".tmp-";
+const RESERVE: &str = ".reserve-";
+
+/// What can go wrong with the store.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The folder cannot be used.
+    #[error("incidents cannot be written to {path}: {source}; free space there or name another folder with --out")]
+    Unusable {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file could not be written or read.
+    #[error("failed on {path}: {source}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// No such incident.
+    #[error("no incident {wanted:?} in {path}; `reprieve list` shows what there is")]
+    NotFound {
+        /// As asked for.
+        wanted: String,
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A prefix fits several.
+    #[error("{wanted:?} fits several incidents: {fits}; write more of the ID")]
+    Ambiguous {
+        /// As asked for.
+        wanted: String,
+        /// What fits.
+        fits: String,
+    },
+    /// The JSON is damaged or of another format.
+    #[error("{path} is not a readable incident: {reason}")]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+/// A folder of incidents.
+#[derive(Debug, Clone)]
+pub struct Store {
+    dir: PathBuf,
+}
+
+/// Where incidents are kept unless the user says otherwise: `/var/lib/reprieve`
+/// for root, the XDG state directory for others.
+#[must_use]
+pub fn default_dir() -> PathBuf {
+    if nix::unistd::geteuid().is_root() {
+        return PathBuf::from("/var/lib/reprieve");
+    }
+    let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".local/state");
+    std::env::var_os("XDG_STATE_HOME").map(PathBuf::from).unwrap_or_else(home).join("reprieve")
+}
+
+impl Store {
+    /// A store to read from; need not exist.
+    #[must_use]
+    pub fn at(dir: Option<PathBuf>) -> Self {
+        Store { dir: dir.unwrap_or_else(default_dir) }
+    }
+
+    /// A store to write to: made if need be, and what a dead reprieve left in
+    /// it is put in order.
+    pub fn open(dir: Option<PathBuf>) -> Result<Self, StoreError> {
+        let store = Self::at(dir);
+        let unusable = |source| StoreError::Unusable { path: store.dir.clone(), source };
+        DirBuilder::new().recursive(true).mode(0o700).create(&store.dir).map_err(unusable)?;
+        store.dir.canonicalize().map_err(unusable).map(|dir| Store { dir }).inspect(Store::salvage)
+    }
+
+    /// Its folder.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Keeps disk space in hand. Fails when there is none now.
+    pub fn reserve(&self) -> Result<DiskReserve, StoreError> {
+        let path = self.dir.join(format!("{RESERVE}{}", own_mark()));
+        let unusable = |source| StoreError::Unusable { path: self.dir.clone(), source };
+        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path).map_err(unusable)?;
+        let reserve = DiskReserve { path };
+        nix::fcntl::posix_fallocate(&file, 0, RESERVE_BYTES).map_err(|errno| unusable(errno.into()))?;
+        Ok(reserve)
+    }
+
+    /// A name for a new incident: time, what it is about, and a random part.
+    #[must_use]
+    pub fn new_id(&self, time_unix_us: u64, subject: &str) -> String {
+        let slug: String = subject
+            .chars()
+            .map(|c| if c.is_ascii_alphanumeric() || c == '-' || c == '_' { c.to_ascii_lowercase() } else { '-' })
+            .take(32)
+            .collect();
+        let mut random = [0u8; 3];
+        // Without randomness the microseconds tell incidents apart.
+        if File::open("/dev/urandom").and_then(|mut f| io::Read::read_exact(&mut f, &mut random)).is_err() {
+            random.copy_from_slice(&time_unix_us.to_le_bytes()[..3]);
+        }
+        let hex: String = random.iter().map(|b| format!("{b:02x}")).collect();
+        format!("{}-{}-{hex}", super::units::compact_time(time_unix_us), slug.trim_matches('-'))
+    }
+
+    /// Begins to write an incident.
+    pub fn stage(&self, id: &str) -> Result<Staging, StoreError> {
+        let path = self.dir.join(format!("{STAGING}{}-{id}", own_mark()));
+        DirBuilder::new().mode(0o700).create(&path).map_err(|source| StoreError::File { path: path.clone(), source })?;
+        Ok(Staging { path, id: id.to_owned(), published: false })
+    }
+
+    /// IDs, oldest first.
+    #[must_use]
+    pub fn ids(&self) -> Vec<String> {
+        let Ok(entries) = fs::read_dir(&self.dir) else { return Vec::new() };
+        let mut ids: Vec<String> = entries
+            .flatten()
+            .filter(|e| e.path().join("incident.json").is_file())
+            .filter_map(|e| e.file_name().into_string().ok())
+            .filter(|name| !name.starts_with('.'))
+            .collect();
+        ids.sort_unstable();
+        ids
+    }
+
+    /// The incident with this ID or unique beginning of one; the newest
+    /// without. Returns its folder too.
+    pub fn load(&self, wanted: Option<&str>) -> Result<(PathBuf, Incident), StoreError> {
+        let ids = self.ids();
+        let not_found = || StoreError::NotFound { wanted: wanted.unwrap_or("(newest)").to_owned(), path: self.dir.clone() };
+        let id = match wanted {
+            None => ids.last().ok_or_else(not_found)?,
+            Some(wanted) => {
+                let fits: Vec<&String> = ids.iter().filter(|id| id.starts_with(wanted) || id.ends_with(wanted)).collect();
+                match fits[..] {
+                    [] => return Err(not_found()),
+                    [one] => one,
+                    _ => {
+                        let fits = fits.iter().map(|s| s.as_str()).collect::<Vec<_>>().join(", ");
+                        return Err(StoreError::Ambiguous { wanted: wanted.to_owned(), fits });
+                    }
+                }
+            }
+        };
+        let dir = self.dir.join(id);
+        read_incident(&dir.join("incident.json")).map(|incident| (dir, incident))
+    }
+
+    /// Removes the oldest incidents beyond count and size; never the newest.
+    pub fn trim(&self, max_count: usize, max_bytes: u64) {
+        let mut kept = 0;
+        let mut bytes = 0;
+        for (index, id) in self.ids().iter().rev().enumerate() {
+            let dir = self.dir.join(id);
+            kept += 1;
+            bytes += size_of_dir(&dir);
+            if index > 0 && (kept > max_count || bytes > max_bytes) {
+                // A folder that resists is tried again with the next incident.
+                let _ = fs::remove_dir_all(&dir);
+            }
+        }
+    }
+
+    /// Publishes or removes what dead processes left staged.
+    fn salvage(&self) {
+        let Ok(entries) = fs::read_dir(&self.dir) else { return };
+        for entry in entries.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if let Some(rest) = name.strip_prefix(RESERVE) {
+                if mark_is_dead(rest) {
+                    let _ = fs::remove_file(entry.path());
+                }
+            } else if let Some(rest) = name.strip_prefix(STAGING) {
+                let mut parts = rest.splitn(3, '-');
+                let (Some(pid), Some(ticks), Some(id)) = (parts.next(), parts.next(), parts.next()) else { continue };
+                if !mark_is_dead(&format!("{pid}-{ticks}")) {
+                    continue;
+                }
+                let result = if entry.path().join("incident.json").is_file() {
+                    fs::rename(entry.path(), self.dir.join(id))
+                } else {
+                    fs::remove_dir_all(entry.path())
+                };
+                // What resists stays for the next run; it hinders nobody.
+                let _ = result;
+            }
+        }
+    }
+}
+
+/// Reads and checks an `incident.json`.
+pub fn read_incident(path: &Path) -> Result<Incident, StoreError> {
+    let text = fs::read(path).map_err(|source| StoreError::File { path: path.to_owned(), source })?;
+    let corrupt = |reason: String| StoreError::Corrupt { path: path.to_owned(), reason };
+    let incident: Incident = serde_json::from_slice(&text).map_err(|e| corrupt(e.to_string()))?;
+    if incident.schema == SCHEMA {
+        Ok(incident)
+    } else {
+        Err(corrupt(format!("its schema is {:?}, this reprieve reads {SCHEMA:?}", incident.schema)))
+    }
+}
+
+/// Disk space in hand; given back when dropped.
+#[derive(Debug)]
+pub struct DiskReserve {
+    path: PathBuf,
+}
+
+impl Drop for DiskReserve {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// An incident being written.
+#[derive(Debug)]
+pub struct Staging {
+    path: PathBuf,
+    id: String,
+    published: bool,
+}
+
+impl Staging {
+    /// The folder to write to.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes it visible under its ID; returns the folder.
+    pub fn publish(mut self) -> Result<PathBuf, StoreError> {
+        let to = self.path.with_file_name(&self.id);
+        let fail = |source| StoreError::File { path: to.clone(), source };
+        File::open(&self.path).and_then(|d| d.sync_all()).map_err(fail)?;
+        fs::rename(&self.path, &to).map_err(fail)?;
+        self.published = true;
+        if let Some(parent) = to.parent() {
+            File::open(parent).and_then(|d| d.sync_all()).map_err(fail)?;
+        }
+        Ok(to)
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        if !self.published {
+            let _ = fs::remove_dir_all(&self.path);
+        }
+    }
+}
+
+/// Writes a file whole or not at all.
+pub fn write_atomically(dir: &Path, name: &str, content: &[u8]) -> Result<(), StoreError> {
+    let path = dir.join(name);
+    let temporary = dir.join(format!(".{name}"));
+    let write = || {
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        fs::rename(&temporary, &path)
+    };
+    write().map_err(|source| {
+        let _ = fs::remove_file(&temporary);
+        StoreError::File { path, source }
+    })
+}
+
+fn size_of_dir(dir: &Path) -> u64 {
+    let Ok(entries) = fs::read_dir(dir) else { return 0 };
+    entries.flatten().filter_map(|e| e.metadata().ok()).map(|m| m.len()).sum()
+}
+
+/// `PID-STARTTICKS` of this process.
+fn own_mark() -> String {
+    let pid = std::process::id() as i32;
+    format!("{pid}-{}", start_ticks(pid).unwrap_or(0))
+}
+
+fn mark_is_dead(mark: &str) -> bool {
+    let Some((pid, ticks)) = mark.split_once('-') else { return false };
+    let (Ok(pid), Ok(ticks)) = (pid.parse::<i32>(), ticks.parse::<u64>()) else { return false };
+    start_ticks(pid) != Some(ticks)
+}

@@ -1,0 +1,110 @@
+//! Starting the command inside its cgroups.
+//!
+//! `std::process::Command` waits for the exec, but a command that runs out of
+//! memory before it must be answered meanwhile; so the fork is our own.
+
+use crate::cgroup::{CpuGroup, Memcg};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal};
+use nix::unistd::{ForkResult, Pid};
+use std::ffi::{CString, OsString};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+
+/// A command between fork and end.
+#[derive(Debug)]
+pub struct Started {
+    /// Its PID.
+    pub pid: Pid,
+    /// Becomes readable when it ends.
+    pub pidfd: OwnedFd,
+    exec: Option<File>,
+}
+
+/// What the child could not do.
+#[derive(Debug)]
+pub enum StartFailure {
+    /// Join the cgroup.
+    Join(io::Error),
+    /// Execute the program.
+    Exec(io::Error),
+}
+
+/// Forks; the child joins the cgroups and executes.
+pub fn start(
+    command: &[OsString],
+    memcg: &Memcg,
+    cpu: Option<&CpuGroup>,
+    mask: &SigSet,
+) -> io::Result<Started> {
+    let arguments: Vec<CString> =
+        command.iter().map(|a| CString::new(a.as_bytes())).collect::<Result<_, _>>().map_err(io::Error::other)?;
+    let mut groups = vec![OpenOptions::new().write(true).open(memcg.dir().join("cgroup.procs"))?];
+    if let Some(cpu) = cpu {
+        groups.push(OpenOptions::new().write(true).open(cpu.dir().join("cgroup.procs"))?);
+    }
+    let mut pointers: Vec<*const libc::c_char> = arguments.iter().map(|a| a.as_ptr()).collect();
+    pointers.push(std::ptr::null());
+    let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+    // SAFETY: the process has one thread, and the child calls only
+    // async-signal-safe functions on memory prepared above.
+    match unsafe { nix::unistd::fork() }? {
+        ForkResult::Child => {
+            let failed = in_child(&groups, &pointers, mask);
+            // SAFETY: writes eight bytes of a live local to an open pipe, then
+            // ends the child without running anything of the guardian's.
+            unsafe {
+                libc::write(write.as_raw_fd(), (&raw const failed).cast(), 8);
+                libc::_exit(127)
+            }
+        }
+        ForkResult::Parent { child } => {
+            drop(write);
+            let pidfd = crate::hold::watchdog::open_pidfd(child.as_raw())?;
+            Ok(Started { pid: child, pidfd, exec: Some(File::from(read)) })
+        }
+    }
+}
+
+/// Never returns when all goes well; else the step and errno.
+fn in_child(groups: &[File], arguments: &[*const libc::c_char], mask: &SigSet) -> [i32; 2] {
+    for group in groups {
+        // SAFETY: one byte of a constant to an open descriptor; "0" is the writer itself.
+        if unsafe { libc::write(group.as_raw_fd(), c"0".as_ptr().cast(), 1) } != 1 {
+            return [1, nix::errno::Errno::last_raw()];
+        }
+    }
+    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+    // Rust ignores SIGPIPE; a command expects it to work.
+    // SAFETY: installs no handler of ours.
+    unsafe {
+        let _ = nix::sys::signal::sigaction(Signal::SIGPIPE, &default);
+        let _ = nix::sys::signal::sigaction(Signal::SIGBUS, &default);
+    }
+    let _ = nix::sys::signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(mask), None);
+    // SAFETY: a null-terminated array of pointers to NUL-terminated strings
+    // that live until the exec.
+    unsafe { libc::execvp(arguments[0], arguments.as_ptr()) };
+    [2, nix::errno::Errno::last_raw()]
+}
+
+impl Started {
+    /// Readable once the exec has happened or failed.
+    pub fn exec_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.exec.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Takes the news of the exec.
+    pub fn exec_result(&mut self) -> Result<(), StartFailure> {
+        let Some(mut pipe) = self.exec.take() else { return Ok(()) };
+        let mut news = [0; 8];
+        // Closed by the exec without a word.
+        if pipe.read_exact(&mut news).is_err() {
+            return Ok(());
+        }
+        let word = |i: usize| i32::from_ne_bytes(news[i..i + 4].try_into().expect("four bytes"));
+        let error = io::Error::from_raw_os_error(word(4));
+        Err(if word(0) == 1 { StartFailure::Join(error) } else { StartFailure::Exec(error) })
+    }
+}

@@ -1,0 +1,130 @@
+//! `run` and `snapshot`: the whole way from a limit to an incident.
+
+mod command;
+mod on_demand;
+mod recorder;
+mod session;
+
+pub use on_demand::snapshot;
+
+use crate::cgroup::{self, CgroupError, CpuGroup, Hierarchy, Memcg};
+use crate::guardian;
+use crate::hold::watchdog::Watchdog;
+use crate::hold::{self, BrakeChoice, BrakeError};
+use crate::incident::store::{Store, StoreError};
+use crate::signals::Signals;
+use crate::snapshot::Options;
+use crate::verdict::Action;
+use std::ffi::OsString;
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// What `reprieve run` was asked for.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// Program and arguments.
+    pub command: Vec<OsString>,
+    /// Limit of the memcg.
+    pub limit_bytes: u64,
+    /// Longest the analysis may hold.
+    pub deadline: Duration,
+    /// Actions in order.
+    pub ladder: Vec<Action>,
+    /// Folder for incidents.
+    pub out: Option<PathBuf>,
+    /// How to hold.
+    pub brake: BrakeChoice,
+    /// What to record.
+    pub options: Options,
+}
+
+/// Why a command could not be guarded, or a target not be recorded.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// There is no such program.
+    #[error("command {0:?} was not found; give a path or check PATH")]
+    NotFound(OsString),
+    /// It cannot be executed.
+    #[error("command {0:?} cannot be run: {1}")]
+    NotExecutable(OsString, io::Error),
+    /// The limit leaves no room even to start.
+    #[error("command {0:?} could not start within {1} bytes: {2}; raise --memory")]
+    TooSmall(OsString, u64, io::Error),
+    /// There is no such process or cgroup.
+    #[error("{0}")]
+    NoTarget(String),
+    /// We may not look at it.
+    #[error("{0}")]
+    NotAllowed(String),
+    /// The incident store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A cgroup.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// The brake.
+    #[error(transparent)]
+    Brake(#[from] BrakeError),
+    /// A system call of ours.
+    #[error("{0}: {1}")]
+    System(&'static str, io::Error),
+}
+
+/// Runs the command to its end; returns its exit code, 128+N for signal N.
+pub fn run(request: &Request) -> Result<u8, RunError> {
+    let signals = Signals::block().map_err(|e| RunError::System("signals could not be blocked", e))?;
+    for done in cgroup::clean_leftovers() {
+        eprintln!("reprieve: {done}");
+    }
+    let store = Store::open(request.out.clone())?;
+    let reserve = store.reserve()?;
+    let group = Group::make(request.limit_bytes)?;
+    let brake = hold::arm(&group.memcg, request.limit_bytes, request.brake)?;
+    let mut hand_back = brake.hand_back();
+    hand_back.beside.extend(group.cpu.iter().map(|c| c.dir().to_owned()));
+    let watchdog =
+        Watchdog::start(hand_back).map_err(|e| RunError::System("the watchdog could not be started", e))?;
+    for missing in guardian::settle() {
+        eprintln!("reprieve: warning: {missing}");
+    }
+    guardian::sigbus::install().map_err(|e| RunError::System("the SIGBUS handler could not be installed", e.into()))?;
+    let recorder = recorder::Recorder::new(store, reserve, request);
+    let session = session::Session::new(request, &group, brake, watchdog, signals, recorder);
+    session.run()
+}
+
+/// The memcg of a run, removed when dropped.
+#[derive(Debug)]
+struct Group {
+    memcg: Memcg,
+    cpu: Option<CpuGroup>,
+}
+
+impl Group {
+    fn make(limit_bytes: u64) -> Result<Self, RunError> {
+        let hierarchy = Hierarchy::memory()?;
+        let name = cgroup::name_of_own_group();
+        let memcg = cgroup::create_memcg(&hierarchy, &name)?;
+        let group = Group { cpu: cgroup::create_cpu_group(&name), memcg };
+        // Smaller than a page is no limit the kernel can keep.
+        if limit_bytes < crate::snapshot::page_size() {
+            let error = io::Error::from_raw_os_error(libc::ENOMEM);
+            return Err(RunError::TooSmall(OsString::from("(any)"), limit_bytes, error));
+        }
+        Ok(group)
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // Processes that just ended leave the group a moment later.
+        for _ in 0..50 {
+            match self.memcg.remove() {
+                Ok(()) => return,
+                Err(_) => std::thread::sleep(Duration::from_millis(10)),
+            }
+        }
+        eprintln!("reprieve: {} still has processes; the next run removes it", self.memcg.path());
+    }
+}

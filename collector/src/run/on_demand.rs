@@ -1,0 +1,113 @@
+//! `snapshot`: the same evidence without an OOM.
+
+use super::RunError;
+use super::recorder::Recorder;
+use crate::cgroup::{Hierarchy, Memcg};
+use crate::guardian;
+use crate::hold::HandBack;
+use crate::hold::stop::StoppedThreads;
+use crate::hold::watchdog::Watchdog;
+use crate::incident::model::{HoldReport, Incident, StopOutcome, Trigger};
+use crate::incident::store::Store;
+use crate::signals::Signals;
+use crate::snapshot::process::start_ticks;
+use crate::snapshot::{self, Options};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// What to record.
+enum Target {
+    Process(i32),
+    Cgroup(Memcg),
+}
+
+impl Target {
+    fn find(text: &str) -> Result<Self, RunError> {
+        if let Ok(pid) = text.parse::<i32>() {
+            return match start_ticks(pid) {
+                Some(_) => Ok(Target::Process(pid)),
+                None => Err(RunError::NoTarget(format!("there is no process {pid}; `ps` shows what there is"))),
+            };
+        }
+        let memcg = Memcg::named(&Hierarchy::memory()?, Path::new(text));
+        memcg.map(Target::Cgroup).map_err(|error| RunError::NoTarget(error.to_string()))
+    }
+
+    fn pids(&self) -> Vec<i32> {
+        match self {
+            Target::Process(pid) => vec![*pid],
+            Target::Cgroup(memcg) => memcg.pids().unwrap_or_default(),
+        }
+    }
+
+    fn tids(&self) -> Vec<i32> {
+        self.pids().into_iter().flat_map(snapshot::tids_of).collect()
+    }
+}
+
+/// Stops the target, records it, lets it go, and only then symbolizes.
+pub fn snapshot(
+    target: &str,
+    out: Option<PathBuf>,
+    options: Options,
+    at_most: Duration,
+) -> Result<(Incident, PathBuf), RunError> {
+    let target_found = Target::find(target)?;
+    // ^C must not leave the target stopped: our end detaches it, so no loop here.
+    let signals = Signals::block().map_err(|e| RunError::System("signals could not be blocked", e))?;
+    let store = Store::open(out)?;
+    let mut watchdog = Watchdog::start(HandBack::default())
+        .map_err(|e| RunError::System("the watchdog could not be started", e))?;
+    guardian::sigbus::install().map_err(|e| RunError::System("the SIGBUS handler could not be installed", e.into()))?;
+
+    let begun = Instant::now();
+    let deadline = begun + at_most;
+    let _ = watchdog.hold_until(deadline);
+    let mut threads = StoppedThreads::default();
+    while threads.arm(&target_found.tids()) > 0 && threads.wait(deadline) {}
+    let stop_window = begun.elapsed();
+    let (threads_stopped, threads_not_stopped) = threads.counts();
+    let evidence = snapshot::take(&target_found.pids(), threads.threads(), options);
+    let snapshot_time = begun.elapsed();
+    let refused = threads.threads().values().find_map(|t| match &t.outcome {
+        StopOutcome::NotStopped(why) => Some(why.clone()),
+        _ => None,
+    });
+    threads.resume();
+    let held = begun.elapsed();
+    let _ = watchdog.released();
+    watchdog.dismiss();
+    drop(signals);
+    if let (0, Some(why)) = (threads_stopped, refused) {
+        return Err(RunError::NotAllowed(format!(
+            "{target} could not be stopped: {why}; run as root or with CAP_SYS_PTRACE, and not under another tracer"
+        )));
+    }
+
+    let memcg = match &target_found {
+        Target::Cgroup(memcg) => Some(memcg),
+        Target::Process(_) => None,
+    };
+    let mut recorder = Recorder::with_subject(store, None, target.rsplit('/').next().unwrap_or(target).to_owned());
+    let mut incident = recorder.draft(Trigger::Snapshot, memcg, evidence);
+    let micros = |d: Duration| d.as_micros() as u64;
+    incident.hold = Some(HoldReport {
+        brake: "none".to_owned(),
+        stop_window_us: micros(stop_window),
+        snapshot_us: micros(snapshot_time),
+        symbolized_us: None,
+        held_us: micros(held),
+        deadline_us: micros(at_most),
+        threads_stopped,
+        threads_not_stopped,
+        guardian_locked_bytes: 0,
+        guardian_peak_bytes: guardian::own_status_bytes("VmHWM"),
+        guardian_hold_heap_bytes: 0,
+    });
+    let staging = recorder.stage(&incident)?;
+    recorder.finish(&incident, staging)?;
+    recorder.drain();
+    let dir = recorder.published.pop().ok_or_else(|| RunError::NoTarget("the snapshot could not be written".into()))?;
+    let rendered = crate::incident::store::read_incident(&dir.join("incident.json"))?;
+    Ok((rendered, dir))
+}

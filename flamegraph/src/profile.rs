@@ -1,0 +1,180 @@
+//! The profile: plain data.
+
+use std::collections::HashMap;
+use std::io;
+
+/// Stacks with values.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Profile {
+    /// What the values of each sample mean; one or more.
+    pub sample_types: Vec<SampleType>,
+    /// Files mapped where frames point to.
+    pub mappings: Vec<Mapping>,
+    /// Frames that stacks point to; use [`Profile::frame`] to add.
+    pub frames: Vec<Frame>,
+    /// The stacks.
+    pub samples: Vec<Sample>,
+    /// Sentences for the reader.
+    pub comments: Vec<String>,
+    /// When it was taken, in nanoseconds since 1970.
+    pub time_unix_nanos: i64,
+    known: HashMap<Frame, usize>,
+}
+
+/// Meaning and unit of a value, in pprof's terms.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SampleType {
+    /// Like `space` or `threads`.
+    pub kind: String,
+    /// Like `bytes` or `count`.
+    pub unit: String,
+}
+
+/// A file mapped into memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mapping {
+    /// First address.
+    pub start: u64,
+    /// End, exclusive.
+    pub end: u64,
+    /// Offset in the file of `start`.
+    pub file_offset: u64,
+    /// Its path.
+    pub path: String,
+    /// Its build ID in hexadecimal.
+    pub build_id: Option<String>,
+}
+
+/// What a frame stands for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum FrameKind {
+    /// A function.
+    #[default]
+    Function,
+    /// An address without a name.
+    Unknown,
+    /// A function found by frame pointers only: a guess.
+    Guessed,
+    /// A process, a kind of memory or another heading.
+    Label,
+}
+
+/// A node of a stack.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct Frame {
+    /// Function or heading.
+    pub name: String,
+    /// Source file.
+    pub file: Option<String>,
+    /// Line in it.
+    pub line: Option<u32>,
+    /// Address in `mapping`.
+    pub address: Option<u64>,
+    /// Index in [`Profile::mappings`].
+    pub mapping: Option<usize>,
+    /// Whether it was inlined into the frame that calls it.
+    pub inlined: bool,
+    /// What it stands for.
+    pub kind: FrameKind,
+}
+
+/// A stack and its values.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Sample {
+    /// Indices in [`Profile::frames`], outermost first.
+    pub stack: Vec<usize>,
+    /// One per sample type.
+    pub values: Vec<i64>,
+    /// Further facts.
+    pub labels: Vec<(String, LabelValue)>,
+}
+
+/// Value of a label.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LabelValue {
+    /// A text.
+    Text(String),
+    /// A number and its unit, which may be empty.
+    Number(i64, String),
+}
+
+/// Why nothing could be rendered.
+#[derive(Debug, thiserror::Error)]
+pub enum RenderError {
+    /// The profile has no such sample type.
+    #[error("the profile has no sample type {0}")]
+    NoSampleType(usize),
+    /// Every value is zero: there is nothing to draw.
+    #[error("the profile is empty")]
+    Empty,
+    /// Writing failed.
+    #[error("failed to write")]
+    Write(#[from] io::Error),
+}
+
+impl SampleType {
+    /// A sample type.
+    #[must_use]
+    pub fn new(kind: &str, unit: &str) -> Self {
+        SampleType { kind: kind.to_owned(), unit: unit.to_owned() }
+    }
+}
+
+impl Frame {
+    /// A function by name alone.
+    #[must_use]
+    pub fn named(name: &str) -> Self {
+        Frame { name: name.to_owned(), ..Frame::default() }
+    }
+
+    /// A heading.
+    #[must_use]
+    pub fn label(name: &str) -> Self {
+        Frame { name: name.to_owned(), kind: FrameKind::Label, ..Frame::default() }
+    }
+
+    /// Name with the place in the source, as people read it:
+    /// `leak (cache.c:12)`.
+    #[must_use]
+    pub fn title(&self) -> String {
+        let mut title = self.name.clone();
+        if let Some(file) = &self.file {
+            let base = file.rsplit('/').next().unwrap_or(file);
+            match self.line {
+                Some(line) => title.push_str(&format!(" ({base}:{line})")),
+                None => title.push_str(&format!(" ({base})")),
+            }
+        }
+        if self.kind == FrameKind::Guessed {
+            title.push_str(" [guessed]");
+        }
+        title
+    }
+}
+
+impl Profile {
+    /// An empty profile.
+    #[must_use]
+    pub fn new(sample_types: Vec<SampleType>) -> Self {
+        Profile { sample_types, ..Profile::default() }
+    }
+
+    /// Index of a frame, which is added when it is new.
+    pub fn frame(&mut self, frame: Frame) -> usize {
+        *self.known.entry(frame).or_insert_with_key(|frame| {
+            self.frames.push(frame.clone());
+            self.frames.len() - 1
+        })
+    }
+
+    /// Sum of all samples.
+    #[must_use]
+    pub fn total(&self, sample_type: usize) -> i64 {
+        self.samples.iter().filter_map(|s| s.values.get(sample_type)).sum()
+    }
+
+    /// The sample type, or an error that names the number.
+    pub(crate) fn check(&self, sample_type: usize) -> Result<&SampleType, RenderError> {
+        self.sample_types.get(sample_type).ok_or(RenderError::NoSampleType(sample_type))
+    }
+}

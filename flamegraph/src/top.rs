@@ -1,0 +1,42 @@
+//! The few lines that a hurried reader needs.
+
+use crate::{FrameKind, Profile};
+use std::collections::HashMap;
+
+/// A stack and its part of the whole.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TopStack {
+    /// Frame titles, innermost first, headings left out.
+    pub frames: Vec<String>,
+    /// Headings, outermost first.
+    pub labels: Vec<String>,
+    /// Its value.
+    pub value: i64,
+    /// Its part of the total, 0 to 1.
+    pub share: f64,
+}
+
+/// The `n` biggest distinct stacks.
+#[must_use]
+pub fn stacks(profile: &Profile, sample_type: usize, n: usize) -> Vec<TopStack> {
+    let mut sums: HashMap<&[usize], i64> = HashMap::new();
+    for sample in &profile.samples {
+        *sums.entry(&sample.stack).or_default() += sample.values.get(sample_type).copied().unwrap_or(0);
+    }
+    let total = sums.values().sum::<i64>();
+    let mut sums: Vec<(&[usize], i64)> = sums.into_iter().filter(|(_, value)| *value > 0).collect();
+    sums.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(b.0)));
+    sums.truncate(n);
+    sums.into_iter()
+        .map(|(stack, value)| {
+            let frames = stack.iter().filter_map(|&f| profile.frames.get(f));
+            let (labels, functions): (Vec<_>, Vec<_>) = frames.partition(|f| f.kind == FrameKind::Label);
+            TopStack {
+                frames: functions.iter().rev().map(|f| f.title()).collect(),
+                labels: labels.iter().map(|f| f.title()).collect(),
+                value,
+                share: value as f64 / total as f64,
+            }
+        })
+        .collect()
+}

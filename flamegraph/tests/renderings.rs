@@ -1,0 +1,108 @@
+//! Each rendering is read back and compared with what went in.
+
+use flate2::read::GzDecoder;
+use prost::Message;
+use reprieve_flamegraph::pprof::proto;
+use reprieve_flamegraph::{Frame, FrameKind, LabelValue, Mapping, Profile, RenderError, Sample, SampleType, folded, pprof, svg, top};
+use std::io::Read;
+
+const BIG: i64 = 5 << 32;
+
+/// main calls outer, into which inner was inlined; hostile names beside.
+fn sample_profile() -> Profile {
+    let mut p = Profile::new(vec![SampleType::new("space", "bytes")]);
+    p.mappings.push(Mapping { start: 0x1000, end: 0x2000, file_offset: 0, path: "/bin/x".into(), build_id: Some("abcd".into()) });
+    let process = p.frame(Frame::label("victim;<script>\n"));
+    let at = |name: &str, line, inlined| Frame {
+        name: name.into(),
+        file: Some("/src/x.c".into()),
+        line: Some(line),
+        address: Some(0x1234),
+        mapping: Some(0),
+        inlined,
+        kind: FrameKind::Function,
+    };
+    let outer = p.frame(at("outer", 7, false));
+    let inner = p.frame(at("inner<T>&", 3, true));
+    let guess = p.frame(Frame { name: "maybe".into(), kind: FrameKind::Guessed, ..Frame::default() });
+    for (stack, value) in [(vec![process, outer, inner], BIG), (vec![process, outer, inner], 1), (vec![process, guess], 2)] {
+        p.samples.push(Sample { stack, values: vec![value], labels: vec![("pid".into(), LabelValue::Number(42, String::new()))] });
+    }
+    p
+}
+
+#[test]
+fn folded_lines_merge_and_stay_lines() {
+    let mut text = Vec::new();
+    folded::write(&sample_profile(), 0, &mut text).unwrap();
+    let text = String::from_utf8(text).unwrap();
+    let expected = format!("victim:<script>:;maybe [guessed] 2\nvictim:<script>:;outer (x.c:7);inner<T>& (x.c:3) {}\n", BIG + 1);
+    assert_eq!(text, expected);
+}
+
+#[test]
+fn pprof_keeps_values_inlines_and_build_ids() {
+    let mut bytes = Vec::new();
+    pprof::write(&sample_profile(), &mut bytes).unwrap();
+    let mut raw = Vec::new();
+    GzDecoder::new(&bytes[..]).read_to_end(&mut raw).unwrap();
+    let p = proto::Profile::decode(&raw[..]).unwrap();
+    let text = |i: i64| p.string_table[i as usize].as_str();
+    assert_eq!(text(0), "");
+    assert_eq!((text(p.sample_type[0].r#type), text(p.sample_type[0].unit)), ("space", "bytes"));
+    assert_eq!(p.sample.iter().map(|s| s.value[0]).sum::<i64>(), BIG + 3);
+    assert_eq!(text(p.mapping[0].build_id), "abcd");
+    // Leaf first: inner and outer share a location, the process is the root.
+    let locations: Vec<&proto::Location> = p.sample[0].location_id.iter().map(|&id| &p.location[id as usize - 1]).collect();
+    let lines: Vec<Vec<(&str, i64)>> = locations
+        .iter()
+        .map(|l| l.line.iter().map(|l| (text(p.function[l.function_id as usize - 1].name), l.line)).collect())
+        .collect();
+    assert_eq!(lines, [vec![("inner<T>&", 3), ("outer", 7)], vec![("victim;<script>\n", 0)]]);
+    assert_eq!((locations[0].address, locations[0].mapping_id), (0x1234, 1));
+    assert_eq!((text(p.sample[0].label[0].key), p.sample[0].label[0].num), ("pid", 42));
+}
+
+#[test]
+fn svg_is_escaped_and_needs_no_network() {
+    let mut bytes = Vec::new();
+    svg::write(&sample_profile(), 0, svg::Text { title: "a < b", subtitle: "" }, &mut bytes).unwrap();
+    let text = String::from_utf8(bytes).unwrap();
+    assert!(text.contains("outer (x.c:7)") && text.contains("inner&lt;T&gt;&amp; (x.c:3)"), "{text}");
+    assert!(text.contains("a &lt; b") && !text.contains("<script>:"));
+    // Name spaces and credits are names, not addresses to fetch.
+    for fetch in ["href=\"http", "src=\"http", "url(http", "@import"] {
+        assert!(!text.contains(fetch), "{fetch}");
+    }
+}
+
+#[test]
+fn deep_and_many() {
+    let mut p = Profile::new(vec![SampleType::new("threads", "count")]);
+    let frames: Vec<usize> = (0..4096).map(|i| p.frame(Frame::named(&format!("f{i}")))).collect();
+    for i in 0..20_000 {
+        p.samples.push(Sample { stack: frames[..1 + i % 7].to_vec(), values: vec![1], labels: vec![] });
+    }
+    p.samples.push(Sample { stack: frames, values: vec![1], labels: vec![] });
+    let mut out = Vec::new();
+    svg::write(&p, 0, svg::Text { title: "t", subtitle: "s" }, &mut out).unwrap();
+    assert_eq!(p.total(0), 20_001);
+    assert_eq!(top::stacks(&p, 0, 100).iter().map(|s| s.value).sum::<i64>(), 20_001);
+}
+
+#[test]
+fn nothing_to_draw_is_said() {
+    let p = Profile::new(vec![SampleType::new("threads", "count")]);
+    let text = svg::Text { title: "t", subtitle: "" };
+    assert!(matches!(svg::write(&p, 0, text, Vec::new()), Err(RenderError::Empty)));
+    assert!(matches!(folded::write(&p, 1, Vec::new()), Err(RenderError::NoSampleType(1))));
+    assert!(top::stacks(&p, 0, 5).is_empty());
+}
+
+#[test]
+fn top_names_the_biggest_stack_with_its_place() {
+    let top = top::stacks(&sample_profile(), 0, 1);
+    assert_eq!(top[0].frames, ["inner<T>& (x.c:3)", "outer (x.c:7)"]);
+    assert_eq!(top[0].value, BIG + 1);
+    assert!(top[0].share > 0.99 && top[0].labels.len() == 1);
+}
