@@ -271,10 +271,10 @@ fn diagnose(args: &DoctorArgs) -> ExitCode {
 }
 
 fn run_analyst(phase: &str, staging: &std::path::Path) -> Result<ExitCode, Failure> {
-    let phase = [Phase::Symbolize, Phase::Render].into_iter().find(|p| p.name() == phase).ok_or_else(|| Failure {
-        code: USAGE,
-        error: anyhow::anyhow!("unknown phase {phase:?}"),
-    })?;
+    let phase = [Phase::Symbolize, Phase::Render]
+        .into_iter()
+        .find(|p| p.name() == phase)
+        .ok_or_else(|| Failure { code: USAGE, error: anyhow::anyhow!("unknown phase {phase:?}") })?;
     analyst::child_main(phase, staging).map_err(|error| Failure { code: FAILED, error })?;
     Ok(ExitCode::SUCCESS)
 }

@@ -52,7 +52,16 @@ pub struct Check {
 pub fn examine() -> Vec<Check> {
     // Waiting for stops needs SIGCHLD blocked.
     let _signals = Signals::block();
-    vec![hold_check(), ptrace_check(), pagemap_check(), map_files_check(), perf_check(), lock_check(), adj_check(), store_check()]
+    vec![
+        hold_check(),
+        ptrace_check(),
+        pagemap_check(),
+        map_files_check(),
+        perf_check(),
+        lock_check(),
+        adj_check(),
+        store_check(),
+    ]
 }
 
 /// Whether `run` can work.
@@ -216,11 +225,12 @@ fn ptrace_check() -> Check {
 }
 
 fn pagemap_check() -> Check {
+    // On the heap before the fork: the child has the same value at the same
+    // address, in a page that is present in it.
+    let here = Box::new(0x5eed_u64);
     let result = with_child(|pid| {
-        let here = 0x5eed_u64;
         let mut memory = TargetMemory::open(pid).map_err(|e| e.to_string())?;
-        // The child is a fork: the same value lies at the same address.
-        match memory.read_u64(&raw const here as u64) {
+        match memory.read_u64(&raw const *here as u64) {
             Some(0x5eed) => Ok("a child's memory was read without faulting".to_owned()),
             other => Err(format!("read {other:?} instead of the child's memory")),
         }

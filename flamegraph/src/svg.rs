@@ -30,11 +30,8 @@ pub fn write(profile: &Profile, sample_type: usize, text: Text<'_>, to: impl Wri
     options.count_name = if kind.unit == "count" { kind.kind.clone() } else { kind.unit.clone() };
     options.font_type = "ui-monospace, DejaVu Sans Mono, monospace".to_owned();
     options.bgcolors = Some(BackgroundColor::Grey);
-    options.colors = if kind.unit == "bytes" {
-        Palette::Basic(BasicPalette::Mem)
-    } else {
-        Palette::Multi(MultiPalette::Rust)
-    };
+    options.colors =
+        if kind.unit == "bytes" { Palette::Basic(BasicPalette::Mem) } else { Palette::Multi(MultiPalette::Rust) };
     options.min_width = 0.05;
     // The same graph for the same evidence.
     options.deterministic = true;

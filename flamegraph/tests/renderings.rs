@@ -3,7 +3,9 @@
 use flate2::read::GzDecoder;
 use prost::Message;
 use reprieve_flamegraph::pprof::proto;
-use reprieve_flamegraph::{Frame, FrameKind, LabelValue, Mapping, Profile, RenderError, Sample, SampleType, folded, pprof, svg, top};
+use reprieve_flamegraph::{
+    Frame, FrameKind, LabelValue, Mapping, Profile, RenderError, Sample, SampleType, folded, pprof, svg, top,
+};
 use std::io::Read;
 
 const BIG: i64 = 5 << 32;
@@ -11,7 +13,13 @@ const BIG: i64 = 5 << 32;
 /// main calls outer, into which inner was inlined; hostile names beside.
 fn sample_profile() -> Profile {
     let mut p = Profile::new(vec![SampleType::new("space", "bytes")]);
-    p.mappings.push(Mapping { start: 0x1000, end: 0x2000, file_offset: 0, path: "/bin/x".into(), build_id: Some("abcd".into()) });
+    p.mappings.push(Mapping {
+        start: 0x1000,
+        end: 0x2000,
+        file_offset: 0,
+        path: "/bin/x".into(),
+        build_id: Some("abcd".into()),
+    });
     let process = p.frame(Frame::label("victim;<script>\n"));
     let at = |name: &str, line, inlined| Frame {
         name: name.into(),
@@ -25,8 +33,14 @@ fn sample_profile() -> Profile {
     let outer = p.frame(at("outer", 7, false));
     let inner = p.frame(at("inner<T>&", 3, true));
     let guess = p.frame(Frame { name: "maybe".into(), kind: FrameKind::Guessed, ..Frame::default() });
-    for (stack, value) in [(vec![process, outer, inner], BIG), (vec![process, outer, inner], 1), (vec![process, guess], 2)] {
-        p.samples.push(Sample { stack, values: vec![value], labels: vec![("pid".into(), LabelValue::Number(42, String::new()))] });
+    for (stack, value) in
+        [(vec![process, outer, inner], BIG), (vec![process, outer, inner], 1), (vec![process, guess], 2)]
+    {
+        p.samples.push(Sample {
+            stack,
+            values: vec![value],
+            labels: vec![("pid".into(), LabelValue::Number(42, String::new()))],
+        });
     }
     p
 }
@@ -36,7 +50,8 @@ fn folded_lines_merge_and_stay_lines() {
     let mut text = Vec::new();
     folded::write(&sample_profile(), 0, &mut text).unwrap();
     let text = String::from_utf8(text).unwrap();
-    let expected = format!("victim:<script>:;maybe [guessed] 2\nvictim:<script>:;outer (x.c:7);inner<T>& (x.c:3) {}\n", BIG + 1);
+    let expected =
+        format!("victim:<script>:;maybe [guessed] 2\nvictim:<script>:;outer (x.c:7);inner<T>& (x.c:3) {}\n", BIG + 1);
     assert_eq!(text, expected);
 }
 
@@ -53,7 +68,8 @@ fn pprof_keeps_values_inlines_and_build_ids() {
     assert_eq!(p.sample.iter().map(|s| s.value[0]).sum::<i64>(), BIG + 3);
     assert_eq!(text(p.mapping[0].build_id), "abcd");
     // Leaf first: inner and outer share a location, the process is the root.
-    let locations: Vec<&proto::Location> = p.sample[0].location_id.iter().map(|&id| &p.location[id as usize - 1]).collect();
+    let locations: Vec<&proto::Location> =
+        p.sample[0].location_id.iter().map(|&id| &p.location[id as usize - 1]).collect();
     let lines: Vec<Vec<(&str, i64)>> = locations
         .iter()
         .map(|l| l.line.iter().map(|l| (text(p.function[l.function_id as usize - 1].name), l.line)).collect())

@@ -136,12 +136,8 @@ impl Image {
         const PAGE: u64 = 4096;
         let fits = |s: &&Segment| s.offset / PAGE * PAGE <= offset && offset < s.offset + s.file_size.max(1);
         let begins = |s: &&Segment| s.offset / PAGE * PAGE == offset;
-        let segment = self
-            .facts
-            .segments
-            .iter()
-            .find(begins)
-            .or_else(|| self.facts.segments.iter().rev().find(fits))?;
+        let segment =
+            self.facts.segments.iter().find(begins).or_else(|| self.facts.segments.iter().rev().find(fits))?;
         Some(start.wrapping_sub(offset.wrapping_sub(segment.offset).wrapping_add(segment.address)))
     }
 

@@ -1,10 +1,10 @@
 //! Addresses of one ELF file to functions and lines.
 
+use crate::Svma;
 use crate::debug_files::DebugDirs;
 use crate::demangle::demangle;
 use crate::image::Image;
 use crate::symtab::SymbolTable;
-use crate::Svma;
 use gimli::{DwarfSections, EndianSlice, RunTimeEndian, SectionId};
 use object::{Object, ObjectSection};
 use serde::{Deserialize, Serialize};

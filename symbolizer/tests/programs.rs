@@ -1,6 +1,8 @@
 //! Real compilers' output, resolved and unwound.
 
-use reprieve_symbolizer::{DebugDirs, FoundBy, Image, Miss, Registers, StackEnd, SymbolSource, Svma, Unwinder, resolve};
+use reprieve_symbolizer::{
+    DebugDirs, FoundBy, Image, Miss, Registers, StackEnd, Svma, SymbolSource, Unwinder, resolve,
+};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -37,7 +39,8 @@ fn build(compiler: &str, extension: &str, source: &str, flags: &[&str]) -> Built
 fn address_in(path: &Path, name: &str) -> Svma {
     let output = Command::new("nm").arg(path).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
-    let line = text.lines().find(|l| l.ends_with(&format!(" {name}"))).unwrap_or_else(|| panic!("{name} not in {text}"));
+    let line =
+        text.lines().find(|l| l.ends_with(&format!(" {name}"))).unwrap_or_else(|| panic!("{name} not in {text}"));
     Svma(u64::from_str_radix(&line[..16], 16).unwrap() + 1)
 }
 
@@ -54,7 +57,13 @@ fn inline_chain() -> Vec<(String, Option<u32>, bool)> {
 
 #[test]
 fn inline_chains_in_each_kind_of_binary() {
-    for flags in [&["-O2", "-g"][..], &["-O2", "-g", "-no-pie"], &["-O2", "-g", "-gz"], &["-O2", "-gdwarf-4"], &["-O2", "-g", "-static"]] {
+    for flags in [
+        &["-O2", "-g"][..],
+        &["-O2", "-g", "-no-pie"],
+        &["-O2", "-g", "-gz"],
+        &["-O2", "-gdwarf-4"],
+        &["-O2", "-g", "-static"],
+    ] {
         let built = build("cc", "c", INLINED, flags);
         let (frames, source) = names(&built.path, &DebugDirs::default(), address_in(&built.path, "outer"));
         assert_eq!((frames, source), (inline_chain(), SymbolSource::Dwarf), "{flags:?}");
@@ -117,7 +126,8 @@ fn cxx_and_rust_names_are_demangled() {
 fn agrees_with_addr2line() {
     let built = build("cc", "c", INLINED, &["-O2", "-g", "-static"]);
     let start = address_in(&built.path, "outer").0 - 1;
-    let addresses: Vec<Svma> = (start..start + 16).map(Svma).chain((0..2000).map(|i| Svma(start + 4096 + i * 61))).collect();
+    let addresses: Vec<Svma> =
+        (start..start + 16).map(Svma).chain((0..2000).map(|i| Svma(start + 4096 + i * 61))).collect();
     let image = Image::open(&File::open(&built.path).unwrap()).unwrap();
     let ours = resolve(&image, Some(&built.path), &DebugDirs { dirs: vec![] }, &addresses);
     let args: Vec<String> = addresses.iter().map(|a| format!("{:#x}", a.0)).collect();
@@ -130,10 +140,14 @@ fn agrees_with_addr2line() {
     assert_eq!(theirs.len(), ours.len());
     let (mut named, mut equal) = (0, 0);
     for (ours, theirs) in ours.iter().zip(&theirs) {
-        if theirs[0] == "??" { continue }
+        if theirs[0] == "??" {
+            continue;
+        }
         named += 1;
         let functions: Vec<&str> = theirs.iter().step_by(2).map(String::as_str).collect();
-        equal += usize::from(ours.as_ref().is_ok_and(|r| r.frames.iter().map(|f| f.function.as_str()).eq(functions.iter().copied())));
+        equal += usize::from(
+            ours.as_ref().is_ok_and(|r| r.frames.iter().map(|f| f.function.as_str()).eq(functions.iter().copied())),
+        );
     }
     // Aliases at one address (memcpy's many names) may be told differently.
     assert!(named > 500 && equal * 100 >= named * 90, "{equal} of {named} equal");
@@ -180,36 +194,58 @@ fn damaged_files_are_misses() {
 fn unwinds_its_own_thread_to_the_thread_start() {
     #[inline(never)]
     fn deep(levels: u32, then: &mut dyn FnMut()) {
-        if levels == 0 { then() } else { deep(levels - 1, then) }
+        if levels == 0 {
+            then();
+        } else {
+            deep(levels - 1, then);
+        }
         std::hint::black_box(levels);
     }
-    std::thread::spawn(|| deep(20, &mut || {
-        let maps = fs::read_to_string("/proc/self/maps").unwrap();
-        let mut unwinder = Unwinder::new();
-        let mut own = None;
-        for line in maps.lines().filter(|l| l.contains(" r-xp ") && l.contains('/')) {
-            let fields: Vec<&str> = line.split_whitespace().collect();
-            let (start, end) = fields[0].split_once('-').unwrap();
-            let (start, end) = (u64::from_str_radix(start, 16).unwrap(), u64::from_str_radix(end, 16).unwrap());
-            let image = Image::open(&File::open(fields[5]).unwrap()).unwrap();
-            let bias = image.bias(start, u64::from_str_radix(fields[2], 16).unwrap()).unwrap();
-            unwinder.add_module(start..end, bias, &image, fields[5]);
-            if Path::new(fields[5]) == std::env::current_exe().unwrap() { own = Some((start..end, bias, image)); }
-        }
-        let (ip, sp, fp): (u64, u64, u64);
-        // SAFETY: reads three registers and changes nothing.
-        #[cfg(target_arch = "x86_64")]
-        unsafe { std::arch::asm!("lea {}, [rip]", "mov {}, rsp", "mov {}, rbp", out(reg) ip, out(reg) sp, out(reg) fp) };
-        // SAFETY: the unwinder asks for addresses above sp on this thread's own stack.
-        let mut read = |a: u64| (a >= sp && a % 8 == 0 && a < sp + (1 << 20)).then(|| unsafe { (a as *const u64).read() });
-        let stack = unwinder.unwind(&Registers { ip, sp, fp, lr: 0 }, &mut read, 256);
-        assert_eq!(stack.end, StackEnd::Complete, "{stack:?}");
-        assert!(stack.frames.iter().skip(1).all(|f| f.found == FoundBy::Cfi), "{stack:?}");
-        let (range, bias, image) = own.unwrap();
-        let addresses: Vec<Svma> = stack.frames.iter().map(|f| f.lookup_address().0).filter(|a| range.contains(a)).map(|a| Svma(a - bias)).collect();
-        let names: Vec<String> = resolve(&image, None, &DebugDirs::default(), &addresses).into_iter().flatten().flat_map(|r| r.frames).map(|f| f.function).collect();
-        assert_eq!(names.iter().filter(|n| n.ends_with("deep")).count(), 21, "{names:#?}");
-    }))
+    std::thread::spawn(|| {
+        deep(20, &mut || {
+            let maps = fs::read_to_string("/proc/self/maps").unwrap();
+            let mut unwinder = Unwinder::new();
+            let mut own = None;
+            for line in maps.lines().filter(|l| l.contains(" r-xp ") && l.contains('/')) {
+                let fields: Vec<&str> = line.split_whitespace().collect();
+                let (start, end) = fields[0].split_once('-').unwrap();
+                let (start, end) = (u64::from_str_radix(start, 16).unwrap(), u64::from_str_radix(end, 16).unwrap());
+                let image = Image::open(&File::open(fields[5]).unwrap()).unwrap();
+                let bias = image.bias(start, u64::from_str_radix(fields[2], 16).unwrap()).unwrap();
+                unwinder.add_module(start..end, bias, &image, fields[5]);
+                if Path::new(fields[5]) == std::env::current_exe().unwrap() {
+                    own = Some((start..end, bias, image));
+                }
+            }
+            let (ip, sp, fp): (u64, u64, u64);
+            // SAFETY: reads three registers and changes nothing.
+            #[cfg(target_arch = "x86_64")]
+            unsafe {
+                std::arch::asm!("lea {}, [rip]", "mov {}, rsp", "mov {}, rbp", out(reg) ip, out(reg) sp, out(reg) fp);
+            };
+            // SAFETY: the unwinder asks for addresses above sp on this thread's own stack.
+            let mut read =
+                |a: u64| (a >= sp && a.is_multiple_of(8) && a < sp + (1 << 20)).then(|| unsafe { (a as *const u64).read() });
+            let stack = unwinder.unwind(&Registers { ip, sp, fp, lr: 0 }, &mut read, 256);
+            assert_eq!(stack.end, StackEnd::Complete, "{stack:?}");
+            assert!(stack.frames.iter().skip(1).all(|f| f.found == FoundBy::Cfi), "{stack:?}");
+            let (range, bias, image) = own.unwrap();
+            let addresses: Vec<Svma> = stack
+                .frames
+                .iter()
+                .map(|f| f.lookup_address().0)
+                .filter(|a| range.contains(a))
+                .map(|a| Svma(a - bias))
+                .collect();
+            let names: Vec<String> = resolve(&image, None, &DebugDirs::default(), &addresses)
+                .into_iter()
+                .flatten()
+                .flat_map(|r| r.frames)
+                .map(|f| f.function)
+                .collect();
+            assert_eq!(names.iter().filter(|n| n.ends_with("deep")).count(), 21, "{names:#?}");
+        });
+    })
     .join()
     .unwrap();
 }

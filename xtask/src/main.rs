@@ -1,2 +1,59 @@
-//! Project tasks.
-fn main() {}
+//! `cargo xtask`: what the project does with itself.
+
+mod demo;
+mod deps;
+mod fixtures;
+mod test;
+mod vm;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// Project tasks; each installs the Debian packages that it needs and says so.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Run a leaking program (or CMD) out of memory under reprieve and show
+    /// what comes out.
+    Demo {
+        /// Limit for the program.
+        #[arg(long, default_value = "256M")]
+        memory: String,
+        /// A command instead of the leaking fixture.
+        #[arg(last = true)]
+        command: Vec<String>,
+    },
+    /// Run all checks and tests.
+    Test {
+        /// Only the stages whose name contains this.
+        #[arg(long)]
+        only: Option<String>,
+    },
+    /// Work in a virtual machine with cgroup version 2.
+    Vm {
+        #[command(subcommand)]
+        command: vm::VmCommand,
+    },
+}
+
+fn main() -> Result<ExitCode> {
+    let root = root();
+    match Cli::parse().task {
+        Task::Demo { memory, command } => demo::run(&root, &memory, &command),
+        Task::Test { only } => test::run(&root, only.as_deref()),
+        Task::Vm { command } => vm::cli(&root, command),
+    }
+}
+
+/// The checkout.
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the checkout").to_owned()
+}

@@ -36,10 +36,8 @@ pub fn render(incident: &Incident, dir: &Path) -> Result<(), StoreError> {
 
 /// Writes `incident.json` alone.
 pub fn write_incident(incident: &Incident, dir: &Path) -> Result<(), StoreError> {
-    let json = serde_json::to_vec_pretty(incident).map_err(|error| StoreError::Corrupt {
-        path: dir.join("incident.json"),
-        reason: error.to_string(),
-    })?;
+    let json = serde_json::to_vec_pretty(incident)
+        .map_err(|error| StoreError::Corrupt { path: dir.join("incident.json"), reason: error.to_string() })?;
     write_atomically(dir, "incident.json", &json)
 }
 

@@ -24,12 +24,7 @@ pub fn symbolize(incident: &Incident, dirs: &DebugDirs) -> Vec<ResolvedAddress> 
         .collect()
 }
 
-fn resolve_module(
-    module: Option<&Module>,
-    index: u32,
-    addresses: &[u64],
-    dirs: &DebugDirs,
-) -> Vec<ResolvedAddress> {
+fn resolve_module(module: Option<&Module>, index: u32, addresses: &[u64], dirs: &DebugDirs) -> Vec<ResolvedAddress> {
     let svmas: Vec<Svma> = addresses.iter().map(|&a| Svma(a)).collect();
     let answers = match module.map(open) {
         // Parsers must not panic; if one does, it costs this module's names.

@@ -23,9 +23,7 @@ pub fn create_memcg(hierarchy: &Hierarchy, name: &str) -> Result<Memcg, CgroupEr
         }
         parent = path.parent();
     }
-    Err(CgroupError::NotAllowed {
-        tried: tried.join("; "),
-    })
+    Err(CgroupError::NotAllowed { tried: tried.join("; ") })
 }
 
 /// Version 2 gives children a controller only when the parent passes it on;

@@ -46,18 +46,11 @@ impl Hierarchy {
 
     /// Finds a controller; `None` where it is not mounted.
     pub fn find(controller: &str) -> Result<Option<Self>, CgroupError> {
-        let read = |path: &str| {
-            fs::read_to_string(path).map_err(|source| CgroupError::Read {
-                path: path.into(),
-                source,
-            })
-        };
-        Ok(Self::parse(
-            controller,
-            &read("/proc/self/mountinfo")?,
-            &read("/proc/self/cgroup")?,
-            |mount| fs::read_to_string(mount.join("cgroup.controllers")).unwrap_or_default(),
-        ))
+        let read =
+            |path: &str| fs::read_to_string(path).map_err(|source| CgroupError::Read { path: path.into(), source });
+        Ok(Self::parse(controller, &read("/proc/self/mountinfo")?, &read("/proc/self/cgroup")?, |mount| {
+            fs::read_to_string(mount.join("cgroup.controllers")).unwrap_or_default()
+        }))
     }
 
     /// The logic of [`Hierarchy::find`] on given texts: mountinfo as in
@@ -85,8 +78,7 @@ impl Hierarchy {
                     break;
                 }
                 Some(&"cgroup2")
-                    if found.is_none()
-                        && v2_controllers(&mount).split_whitespace().any(|c| c == controller) =>
+                    if found.is_none() && v2_controllers(&mount).split_whitespace().any(|c| c == controller) =>
                 {
                     found = Some((Version::V2, mount, unescape(root)));
                 }
@@ -119,11 +111,7 @@ impl Hierarchy {
 
 /// Undoes the octal escapes of mountinfo (space, tab, newline, backslash).
 fn unescape(field: &str) -> String {
-    field
-        .replace("\\040", " ")
-        .replace("\\011", "\t")
-        .replace("\\012", "\n")
-        .replace("\\134", "\\")
+    field.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
 }
 
 #[cfg(test)]

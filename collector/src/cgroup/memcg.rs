@@ -39,11 +39,7 @@ impl Memcg {
             // The root of version 2 has no memory.current.
             Version::V2 => "cgroup.procs",
         };
-        if memcg.dir.join(marker).exists() {
-            Ok(memcg)
-        } else {
-            Err(CgroupError::NotAMemcg { path: name.to_owned() })
-        }
+        if memcg.dir.join(marker).exists() { Ok(memcg) } else { Err(CgroupError::NotAMemcg { path: name.to_owned() }) }
     }
 
     /// Interface version.
@@ -79,11 +75,7 @@ impl Memcg {
     /// Writes a file of the memcg.
     pub fn write(&self, file: &str, value: &str) -> Result<(), CgroupError> {
         let path = self.dir.join(file);
-        fs::write(&path, value).map_err(|source| CgroupError::Write {
-            path,
-            value: value.to_owned(),
-            source,
-        })
+        fs::write(&path, value).map_err(|source| CgroupError::Write { path, value: value.to_owned(), source })
     }
 
     /// Reads a number; `None` for v2's `max`.
@@ -91,10 +83,10 @@ impl Memcg {
         let content = self.read(file)?;
         match content.trim() {
             "max" => Ok(None),
-            text => text.parse().map(Some).map_err(|_| CgroupError::Content {
-                path: self.dir.join(file),
-                content: text.to_owned(),
-            }),
+            text => text
+                .parse()
+                .map(Some)
+                .map_err(|_| CgroupError::Content { path: self.dir.join(file), content: text.to_owned() }),
         }
     }
 
@@ -202,12 +194,7 @@ impl Memcg {
         let mut next = 0;
         while next < dirs.len() {
             if let Ok(entries) = fs::read_dir(&dirs[next]) {
-                dirs.extend(
-                    entries
-                        .flatten()
-                        .filter(|e| e.file_type().is_ok_and(|t| t.is_dir()))
-                        .map(|e| e.path()),
-                );
+                dirs.extend(entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path()));
             }
             next += 1;
         }
@@ -219,11 +206,7 @@ impl Memcg {
         for dir in self.subtree().into_iter().rev() {
             match fs::remove_dir(&dir) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(CgroupError::Write {
-                        path: dir,
-                        value: "(remove)".to_owned(),
-                        source: error,
-                    });
+                    return Err(CgroupError::Write { path: dir, value: "(remove)".to_owned(), source: error });
                 }
                 _ => {}
             }

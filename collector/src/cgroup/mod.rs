@@ -52,7 +52,9 @@ pub enum CgroupError {
         source: io::Error,
     },
     /// No place allowed a new memcg.
-    #[error("could not make a memcg: {tried}; run as root or in a delegated cgroup (`systemd-run --user --scope -p Delegate=yes …`)")]
+    #[error(
+        "could not make a memcg: {tried}; run as root or in a delegated cgroup (`systemd-run --user --scope -p Delegate=yes …`)"
+    )]
     NotAllowed {
         /// Each place and its error.
         tried: String,

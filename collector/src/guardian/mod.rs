@@ -30,7 +30,9 @@ pub fn settle() -> Vec<String> {
         ));
     }
     if let Err(error) = fs::write("/proc/self/oom_score_adj", "-1000") {
-        missing.push(format!("the kernel may choose reprieve itself in a system-wide OOM (oom_score_adj: {error}); give CAP_SYS_RESOURCE"));
+        missing.push(format!(
+            "the kernel may choose reprieve itself in a system-wide OOM (oom_score_adj: {error}); give CAP_SYS_RESOURCE"
+        ));
     }
     missing
 }

@@ -55,9 +55,8 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         file.set_len(8192).unwrap();
         // SAFETY: a fresh shared mapping of an open file, at the kernel's choice.
-        let at = unsafe {
-            libc::mmap(std::ptr::null_mut(), 8192, libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd(), 0)
-        };
+        let at =
+            unsafe { libc::mmap(std::ptr::null_mut(), 8192, libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd(), 0) };
         assert_ne!(at, libc::MAP_FAILED);
         file.set_len(0).unwrap();
         // SAFETY: inside the mapping; the handler makes it readable.

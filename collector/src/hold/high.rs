@@ -186,10 +186,7 @@ impl Brake for HighBrake {
 
     fn hand_back(&self) -> HandBack {
         HandBack {
-            writes: vec![
-                (self.memcg.dir().join("memory.high"), "max"),
-                (self.memcg.dir().join("cgroup.freeze"), "0"),
-            ],
+            writes: vec![(self.memcg.dir().join("memory.high"), "max"), (self.memcg.dir().join("cgroup.freeze"), "0")],
             memcg: Some(self.memcg.dir().to_owned()),
             beside: Vec::new(),
         }

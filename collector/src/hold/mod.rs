@@ -107,7 +107,9 @@ pub trait Brake: fmt::Debug {
 #[derive(Debug, thiserror::Error)]
 pub enum BrakeError {
     /// The chosen brake is of the other cgroup version.
-    #[error("brake {brake} needs cgroup version {needs}, but the memory controller here is on version {has}; use --brake auto")]
+    #[error(
+        "brake {brake} needs cgroup version {needs}, but the memory controller here is on version {has}; use --brake auto"
+    )]
     WrongVersion {
         /// As asked for.
         brake: &'static str,
@@ -117,7 +119,9 @@ pub enum BrakeError {
         has: u8,
     },
     /// The limit leaves no room for a gap below it.
-    #[error("a limit of {limit} bytes is too small for brake high, which holds {gap} bytes below it; use at least {least} bytes")]
+    #[error(
+        "a limit of {limit} bytes is too small for brake high, which holds {gap} bytes below it; use at least {least} bytes"
+    )]
     TooSmall {
         /// As asked for.
         limit: u64,

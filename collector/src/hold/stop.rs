@@ -77,12 +77,8 @@ impl StoppedThreads {
     /// Waits until every armed thread has stopped or `deadline` passes; then
     /// fetches registers. Returns whether all stopped.
     pub fn wait(&mut self, deadline: Instant) -> bool {
-        let mut pending: Vec<i32> = self
-            .threads
-            .iter()
-            .filter(|(_, t)| t.attached && t.registers.is_none())
-            .map(|(&tid, _)| tid)
-            .collect();
+        let mut pending: Vec<i32> =
+            self.threads.iter().filter(|(_, t)| t.attached && t.registers.is_none()).map(|(&tid, _)| tid).collect();
         loop {
             pending.retain(|&tid| !self.poll(tid));
             let now = Instant::now();

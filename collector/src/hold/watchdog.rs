@@ -29,7 +29,7 @@ pub struct Watchdog {
 
 impl Watchdog {
     /// Forks the watchdog. Must be called while the process has one thread.
-    pub fn start(hand_back: HandBack) -> io::Result<Self> {
+    pub fn start(hand_back: &HandBack) -> io::Result<Self> {
         let (ours, theirs) = UnixStream::pair()?;
         let guardian = open_pidfd(std::process::id() as i32)?;
         // SAFETY: the process has one thread (the caller's duty, and we make
@@ -38,7 +38,7 @@ impl Watchdog {
             ForkResult::Parent { child } => Ok(Watchdog { line: ours, pid: child }),
             ForkResult::Child => {
                 drop(ours);
-                watch(theirs, &guardian, &hand_back);
+                watch(theirs, &guardian, hand_back);
                 // SAFETY: ends this process at once; nothing of the guardian's
                 // (buffers, destructors, reserve files) may run twice.
                 unsafe { libc::_exit(0) }

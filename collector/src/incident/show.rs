@@ -22,15 +22,18 @@ pub fn headline(incident: &Incident) -> String {
         Trigger::KilledByKernel => "ran out of memory and the kernel killed first",
         Trigger::Snapshot => "was recorded on request",
     };
-    let who = incident.memcg.as_ref().map_or_else(
-        || incident.processes.first().map_or("a process".to_owned(), |p| format!("{} [{}]", p.comm, p.pid)),
-        |m| m.path.clone(),
-    );
+    let biggest = incident.processes.iter().max_by_key(|p| p.memory.pss_bytes);
+    let who = biggest.map_or("a cgroup".to_owned(), |p| format!("{} [{}]", p.comm, p.pid));
     let usage = incident.memcg.as_ref().map_or(String::new(), |m| match m.limit_bytes {
         Some(limit) => format!(": {} of {} charged", bytes(m.usage_bytes), bytes(limit)),
         None => format!(": {} charged, no limit", bytes(m.usage_bytes)),
     });
-    format!("{who} {what}{usage}")
+    let place = incident
+        .memcg
+        .as_ref()
+        .and_then(|m| m.path.rsplit('/').next())
+        .map_or(String::new(), |leaf| format!(" in {leaf}"));
+    format!("{who} {what}{usage}{place}")
 }
 
 /// How the hold went, in one sentence.
@@ -66,7 +69,8 @@ pub fn misses(incident: &Incident) -> Vec<String> {
         .flat_map(|t| &t.frame_modules)
         .filter(|m| m.is_none())
         .count();
-    let mut lines: Vec<String> = reasons.into_iter().map(|(why, n)| format!("{n} addresses have no name: {why}")).collect();
+    let mut lines: Vec<String> =
+        reasons.into_iter().map(|(why, n)| format!("{n} addresses have no name: {why}")).collect();
     if unmapped > 0 {
         lines.push(format!("{unmapped} frames lie in no mapped file (generated code, or a wrong stack)"));
     }

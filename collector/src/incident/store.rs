@@ -109,7 +109,8 @@ impl Store {
     pub fn reserve(&self) -> Result<DiskReserve, StoreError> {
         let path = self.dir.join(format!("{RESERVE}{}", own_mark()));
         let unusable = |source| StoreError::Unusable { path: self.dir.clone(), source };
-        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path).map_err(unusable)?;
+        let file =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path).map_err(unusable)?;
         let reserve = DiskReserve { path };
         nix::fcntl::posix_fallocate(&file, 0, RESERVE_BYTES).map_err(|errno| unusable(errno.into()))?;
         Ok(reserve)
@@ -135,7 +136,10 @@ impl Store {
     /// Begins to write an incident.
     pub fn stage(&self, id: &str) -> Result<Staging, StoreError> {
         let path = self.dir.join(format!("{STAGING}{}-{id}", own_mark()));
-        DirBuilder::new().mode(0o700).create(&path).map_err(|source| StoreError::File { path: path.clone(), source })?;
+        DirBuilder::new()
+            .mode(0o700)
+            .create(&path)
+            .map_err(|source| StoreError::File { path: path.clone(), source })?;
         Ok(Staging { path, id: id.to_owned(), published: false })
     }
 
@@ -157,11 +161,13 @@ impl Store {
     /// without. Returns its folder too.
     pub fn load(&self, wanted: Option<&str>) -> Result<(PathBuf, Incident), StoreError> {
         let ids = self.ids();
-        let not_found = || StoreError::NotFound { wanted: wanted.unwrap_or("(newest)").to_owned(), path: self.dir.clone() };
+        let not_found =
+            || StoreError::NotFound { wanted: wanted.unwrap_or("(newest)").to_owned(), path: self.dir.clone() };
         let id = match wanted {
             None => ids.last().ok_or_else(not_found)?,
             Some(wanted) => {
-                let fits: Vec<&String> = ids.iter().filter(|id| id.starts_with(wanted) || id.ends_with(wanted)).collect();
+                let fits: Vec<&String> =
+                    ids.iter().filter(|id| id.starts_with(wanted) || id.ends_with(wanted)).collect();
                 match fits[..] {
                     [] => return Err(not_found()),
                     [one] => one,

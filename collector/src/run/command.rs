@@ -32,12 +32,7 @@ pub enum StartFailure {
 }
 
 /// Forks; the child joins the cgroups and executes.
-pub fn start(
-    command: &[OsString],
-    memcg: &Memcg,
-    cpu: Option<&CpuGroup>,
-    mask: &SigSet,
-) -> io::Result<Started> {
+pub fn start(command: &[OsString], memcg: &Memcg, cpu: Option<&CpuGroup>, mask: &SigSet) -> io::Result<Started> {
     let arguments: Vec<CString> =
         command.iter().map(|a| CString::new(a.as_bytes())).collect::<Result<_, _>>().map_err(io::Error::other)?;
     let mut groups = vec![OpenOptions::new().write(true).open(memcg.dir().join("cgroup.procs"))?];

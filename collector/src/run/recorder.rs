@@ -106,14 +106,14 @@ impl Recorder {
             && let Some((analyst, staging, _)) = self.rendering.take()
         {
             let result = analyst.wait(Duration::ZERO);
-            self.publish(staging, result.err());
+            self.publish(staging, result.err().as_ref());
         }
         while self.rendering.is_none()
             && let Some(staging) = self.waiting.pop_front()
         {
             match Analyst::start(Phase::Render, staging.path()) {
                 Ok(analyst) => self.rendering = Some((analyst, staging, Instant::now())),
-                Err(failure) => self.publish(staging, Some(failure)),
+                Err(failure) => self.publish(staging, Some(&failure)),
             }
         }
         if self.reserve.is_none() && !self.is_busy() {
@@ -130,8 +130,8 @@ impl Recorder {
         }
     }
 
-    fn publish(&mut self, staging: Staging, failure: Option<AnalystFailure>) {
-        if let Some(failure) = &failure {
+    fn publish(&mut self, staging: Staging, failure: Option<&AnalystFailure>) {
+        if let Some(failure) = failure {
             eprintln!("reprieve: {failure}: the incident has no report, only incident.json");
         }
         match staging.publish() {

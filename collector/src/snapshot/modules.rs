@@ -113,9 +113,8 @@ fn describe(pid: i32, code: &MapLine, same_file: &[&MapLine], bias: u64, image: 
 fn open(pid: i32, map: &MapLine, gaps: &mut Vec<String>) -> Option<Image> {
     let (path, deleted) = map.path();
     let mapped = format!("/proc/{pid}/map_files/{:x}-{:x}", map.start, map.end);
-    let file = File::open(mapped).or_else(|error| {
-        if deleted { Err(error) } else { File::open(format!("/proc/{pid}/root{path}")) }
-    });
+    let file = File::open(mapped)
+        .or_else(|error| if deleted { Err(error) } else { File::open(format!("/proc/{pid}/root{path}")) });
     let result = file.map_err(|e| e.to_string()).and_then(|file| Image::open(&file).map_err(|e| e.to_string()));
     match result {
         Ok(image) => Some(image),

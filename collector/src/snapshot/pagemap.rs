@@ -26,10 +26,7 @@ pub struct Pagemap {
 impl Pagemap {
     /// Opens the page map of a process.
     pub fn open(pid: i32) -> io::Result<Self> {
-        Ok(Pagemap {
-            file: File::open(format!("/proc/{pid}/pagemap"))?,
-            page_size: page_size(),
-        })
+        Ok(Pagemap { file: File::open(format!("/proc/{pid}/pagemap"))?, page_size: page_size() })
     }
 
     /// For each of `present`, whether the page at `first` + its index pages is

@@ -70,13 +70,8 @@ pub fn identify(pid: i32, with_cmdline: bool) -> Option<Process> {
         ppid: stat.ppid,
         comm: read("comm").map(|c| c.trim_end_matches('\n').to_owned()).unwrap_or_default(),
         exe,
-        cmdline: with_cmdline.then(|| {
-            read("cmdline")
-                .unwrap_or_default()
-                .split_terminator('\0')
-                .map(str::to_owned)
-                .collect()
-        }),
+        cmdline: with_cmdline
+            .then(|| read("cmdline").unwrap_or_default().split_terminator('\0').map(str::to_owned).collect()),
         uid: fs::metadata(format!("/proc/{pid}")).map(|m| m.uid()).unwrap_or_default(),
         start_ticks: stat.start_ticks,
         age_s: age_seconds(stat.start_ticks),
@@ -91,10 +86,8 @@ pub fn identify(pid: i32, with_cmdline: bool) -> Option<Process> {
 }
 
 fn age_seconds(start_ticks: u64) -> f64 {
-    let uptime: f64 = fs::read_to_string("/proc/uptime")
-        .ok()
-        .and_then(|text| text.split(' ').next()?.parse().ok())
-        .unwrap_or(0.0);
+    let uptime: f64 =
+        fs::read_to_string("/proc/uptime").ok().and_then(|text| text.split(' ').next()?.parse().ok()).unwrap_or(0.0);
     // USER_HZ is 100 on every architecture we run on (include/uapi/asm-generic/param.h).
     (uptime - start_ticks as f64 / 100.0).max(0.0)
 }
@@ -148,10 +141,7 @@ mod tests {
     fn stat_with_a_hostile_name() {
         let text = "42 (a) b (c) S 7 42 42 0 -1 4194560 10 0 3 0 5 6 0 0 20 0 1 0 12345 1 1";
         let stat = Stat::parse(text).unwrap();
-        assert_eq!(
-            stat,
-            Stat { state: 'S', ppid: 7, cpu_ticks: 11, faults: 13, start_ticks: 12345 }
-        );
+        assert_eq!(stat, Stat { state: 'S', ppid: 7, cpu_ticks: 11, faults: 13, start_ticks: 12345 });
     }
 
     #[test]

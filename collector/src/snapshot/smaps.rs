@@ -85,7 +85,11 @@ fn parse(mut text: impl BufRead) -> io::Result<(ProcessMemory, Vec<Mapping>)> {
     let mut mappings: Vec<Mapping> = Vec::new();
     let mut shmem = false;
     let mut line = Vec::new();
-    while { line.clear(); text.read_until(b'\n', &mut line)? } > 0 {
+    while {
+        line.clear();
+        text.read_until(b'\n', &mut line)?
+    } > 0
+    {
         let text = String::from_utf8_lossy(&line);
         let text = text.trim_end();
         if let Some((key, value)) = text.split_once(':')

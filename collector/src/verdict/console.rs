@@ -41,10 +41,8 @@ fn read_line(terminal: &mut File, deadline: Instant, signals: &mut Signals) -> R
             return Err("nobody answered in time".to_owned());
         }
         let ready = {
-            let mut fds = [
-                PollFd::new(terminal.as_fd(), PollFlags::POLLIN),
-                PollFd::new(signals.fd(), PollFlags::POLLIN),
-            ];
+            let mut fds =
+                [PollFd::new(terminal.as_fd(), PollFlags::POLLIN), PollFd::new(signals.fd(), PollFlags::POLLIN)];
             let _ = poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX));
             fds[0].any().unwrap_or(false)
         };

@@ -238,8 +238,11 @@ impl Scene<'_> {
     fn freeze(&mut self, time: Duration) -> Result<Effect, CgroupError> {
         let limit_before = self.memcg.limit()?.unwrap_or(u64::MAX);
         let begun = Instant::now();
-        eprintln!("reprieve: {} is frozen for at most {time:?}; make room by writing a higher limit to {}",
-            self.memcg.path(), self.memcg.dir().join(limit_file(self.memcg.version())).display());
+        eprintln!(
+            "reprieve: {} is frozen for at most {time:?}; make room by writing a higher limit to {}",
+            self.memcg.path(),
+            self.memcg.dir().join(limit_file(self.memcg.version())).display()
+        );
         let mut room = false;
         while !room && begun.elapsed() < time && !self.interrupted(GLANCE) {
             let limit = self.memcg.limit()?.unwrap_or(u64::MAX);
@@ -277,7 +280,11 @@ impl Scene<'_> {
         let reason = match candidates.first() {
             Some(first) => format!(
                 "{} [{}] is first of {} candidates: priority {}, {} that a kill frees",
-                first.comm, first.pid, candidates.len(), first.priority, mib(first.size_bytes)
+                first.comm,
+                first.pid,
+                candidates.len(),
+                first.priority,
+                mib(first.size_bytes)
             ),
             None => "no process may be killed".to_owned(),
         };
@@ -318,7 +325,10 @@ impl Scene<'_> {
         let begun = Instant::now();
         loop {
             let freed = before.saturating_sub(self.memcg.usage()?);
-            if freed > ROOM_MIN_BYTES || begun.elapsed() > Duration::from_millis(200) || self.interrupted(Duration::from_millis(2)) {
+            if freed > ROOM_MIN_BYTES
+                || begun.elapsed() > Duration::from_millis(200)
+                || self.interrupted(Duration::from_millis(2))
+            {
                 return Ok(freed);
             }
         }
@@ -341,10 +351,7 @@ fn limit_file(version: Version) -> &'static str {
 
 /// CPU time and faults of all processes: it changes when any of them runs.
 fn progress(processes: &[Process]) -> Vec<Option<(u64, u64)>> {
-    processes
-        .iter()
-        .map(|p| Stat::read(&format!("/proc/{}/stat", p.pid)).map(|s| (s.cpu_ticks, s.faults)))
-        .collect()
+    processes.iter().map(|p| Stat::read(&format!("/proc/{}/stat", p.pid)).map(|s| (s.cpu_ticks, s.faults))).collect()
 }
 
 /// `MemTotal` and `MemAvailable` in bytes.

@@ -1,0 +1,106 @@
+//! `cargo xtask test`: every check, stage by stage.
+
+use crate::demo::{BUILD_PACKAGES, build_release};
+use crate::deps::{self, Package};
+use crate::fixtures;
+use anyhow::{Context, Result, bail};
+use std::path::Path;
+use std::process::{Command, ExitCode};
+use std::time::Instant;
+
+/// Programs that nobody here wrote, and what the tests compare with.
+const TEST_PACKAGES: &[Package] = &[
+    Package { name: "binutils", why: "strip, objcopy and addr2line, to compare symbols with" },
+    Package { name: "python3", why: "a real program to run out of memory" },
+    Package { name: "redis-server", why: "a real program to run out of memory" },
+    Package { name: "redis-tools", why: "the client that fills redis" },
+    Package { name: "coreutils", why: "sort, a real program to run out of memory" },
+];
+
+/// A named check.
+type Stage = (&'static str, fn(&Path) -> Result<()>);
+
+/// In order; a later one may use what an earlier one built.
+const STAGES: &[Stage] = &[
+    ("packages", packages),
+    ("format", format),
+    ("lint", lint),
+    ("one gimli", one_gimli),
+    ("build", build),
+    ("tests", tests),
+    ("fixtures", fixture_tests),
+];
+
+/// Runs the stages; all of them, so that one run tells everything.
+pub fn run(root: &Path, only: Option<&str>) -> Result<ExitCode> {
+    let (mut passed, mut failed) = (0, 0);
+    for (name, stage) in STAGES.iter().filter(|(name, _)| only.is_none_or(|only| name.contains(only))) {
+        println!("== {name}");
+        let begun = Instant::now();
+        match stage(root) {
+            Ok(()) => {
+                passed += 1;
+                println!("== {name}: passed in {:.0} s", begun.elapsed().as_secs_f64());
+            }
+            Err(error) => {
+                failed += 1;
+                println!("== {name}: FAILED in {:.0} s: {error:#}", begun.elapsed().as_secs_f64());
+            }
+        }
+    }
+    println!("{passed} passed, {failed} failed");
+    // No stage of that name is a mistake, not a success.
+    Ok(if failed == 0 && passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn packages(_: &Path) -> Result<()> {
+    deps::ensure(BUILD_PACKAGES)?;
+    deps::ensure(TEST_PACKAGES)
+}
+
+fn format(root: &Path) -> Result<()> {
+    cargo(root, &["fmt", "--all", "--check"], &[]).context("run `cargo fmt --all` (`rustup component add rustfmt`)")
+}
+
+fn lint(root: &Path) -> Result<()> {
+    cargo(root, &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], &[])
+        .context("`rustup component add clippy` if it is missing")
+}
+
+/// gimli's types do not cross versions: two of them would not even compile
+/// together where they meet, but would double build time where they do not.
+fn one_gimli(root: &Path) -> Result<()> {
+    let output = Command::new("cargo").args(["tree", "--workspace", "--duplicates", "--depth", "0"]).current_dir(root).output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    if !output.status.success() {
+        bail!("cargo tree failed: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    let twice: Vec<&str> =
+        text.lines().filter(|l| ["gimli ", "object ", "addr2line "].iter().any(|c| l.starts_with(c))).collect();
+    if twice.is_empty() { Ok(()) } else { bail!("in the tree more than once: {}", twice.join(", ")) }
+}
+
+fn build(root: &Path) -> Result<()> {
+    build_release(root)?;
+    fixtures::build(root)?;
+    Ok(())
+}
+
+/// Unit tests and the tests with real memory cgroups.
+fn tests(root: &Path) -> Result<()> {
+    let fixtures = fixtures::build(root)?;
+    let reprieve = build_release(root)?;
+    let env = [("REPRIEVE_FIXTURES", fixtures.as_path()), ("REPRIEVE_BIN", reprieve.as_path())];
+    // One test at a time: each fills memory and measures time.
+    cargo(root, &["test", "--release", "-p", "reprieve", "-p", "reprieve-symbolizer", "-p", "reprieve-flamegraph", "-p", "xtask", "--", "--test-threads=1"], &env)
+}
+
+fn fixture_tests(root: &Path) -> Result<()> {
+    let fixtures = fixtures::build(root)?;
+    cargo(root, &["test", "--release", "-p", "reprieve-fixtures"], &[("REPRIEVE_FIXTURES", fixtures.as_path())])
+}
+
+fn cargo(root: &Path, args: &[&str], env: &[(&str, &Path)]) -> Result<()> {
+    let status = Command::new("cargo").args(args).envs(env.iter().copied()).current_dir(root).status()?;
+    if status.success() { Ok(()) } else { bail!("cargo {} ended with {status}", args.join(" ")) }
+}

@@ -1,0 +1,67 @@
+//! The guest kernel's configuration: fragments of it, and whether they took.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+/// The fragments under `kernel/config`, in the order of their names.
+pub(super) fn fragments(root: &Path) -> Result<Vec<PathBuf>> {
+    let directory = root.join("kernel/config");
+    let unreadable = || format!("{}: the kernel's configuration fragments cannot be listed", directory.display());
+    let mut paths = Vec::new();
+    for entry in fs::read_dir(&directory).with_context(unreadable)? {
+        let path = entry.with_context(unreadable)?.path();
+        if path.extension().is_some_and(|extension| extension == "config") {
+            paths.push(path);
+        }
+    }
+    if paths.is_empty() {
+        bail!("{}: holds no *.config fragment; is this the project's root?", directory.display());
+    }
+    paths.sort();
+    Ok(paths)
+}
+
+/// Fails if `config` lacks an option that one of `fragments` sets. Kconfig
+/// drops an option whose dependencies are not met without a word.
+pub(super) fn verify(config: &Path, fragments: &[PathBuf]) -> Result<()> {
+    let read = |path: &Path| fs::read_to_string(path).with_context(|| format!("{}: cannot be read", path.display()));
+    let actual = read(config)?;
+    let mut lost = Vec::new();
+    for fragment in fragments {
+        for option in absent(&read(fragment)?, &actual) {
+            lost.push(format!("  {option} ({})", fragment.display()));
+        }
+    }
+    if !lost.is_empty() {
+        bail!(
+            "the kernel's configuration lost what its fragments ask for; \
+             add what these depend on, or drop them:\n{}",
+            lost.join("\n")
+        );
+    }
+    Ok(())
+}
+
+/// The assignments of `fragment` that are no line of `actual`.
+fn absent<'a>(fragment: &'a str, actual: &str) -> Vec<&'a str> {
+    fragment
+        .lines()
+        .map(str::trim)
+        .filter(|line| line.starts_with("CONFIG_"))
+        .filter(|wanted| !actual.lines().any(|line| line == *wanted))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_what_is_missing_and_nothing_else() {
+        let fragment = "# why\nCONFIG_A=y\nCONFIG_AB=y\nCONFIG_N=8\n# CONFIG_C is not set\n";
+        let actual = "CONFIG_A=y\n# CONFIG_AB is not set\nCONFIG_N=64\nCONFIG_C=y\n";
+        assert_eq!(absent(fragment, actual), ["CONFIG_AB=y", "CONFIG_N=8"]);
+    }
+}
