@@ -6,11 +6,11 @@ use anyhow::{Context, Result, bail};
 
 /// A Debian package, and what it is wanted for.
 #[derive(Clone, Copy, Debug)]
-pub struct Package {
+pub(crate) struct Package {
     /// Its name in the archive.
-    pub name: &'static str,
+    pub(crate) name: &'static str,
     /// Why a task needs it, in a few words, for the person who sees it installed.
-    pub why: &'static str,
+    pub(crate) why: &'static str,
 }
 
 /// Installs those of `packages` that are missing. Says what it installs and why.
@@ -19,7 +19,7 @@ pub struct Package {
 ///
 /// When the machine has no dpkg, when root is needed and cannot be had, or
 /// when apt fails. The message holds the command to run by hand.
-pub fn ensure(packages: &[Package]) -> Result<()> {
+pub(crate) fn ensure(packages: &[Package]) -> Result<()> {
     let missing = missing(packages)?;
     if missing.is_empty() {
         return Ok(());

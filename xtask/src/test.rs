@@ -89,8 +89,7 @@ fn build(root: &Path) -> Result<()> {
 /// Unit tests and the tests with real memory cgroups.
 fn tests(root: &Path) -> Result<()> {
     let fixtures = fixtures::build(root)?;
-    let reprieve = build_release(root)?;
-    let env = [("REPRIEVE_FIXTURES", fixtures.as_path()), ("REPRIEVE_BIN", reprieve.as_path())];
+    let env = [("REPRIEVE_FIXTURES", fixtures.as_path())];
     // One test at a time: each fills memory and measures time.
     cargo(root, &["test", "--release", "-p", "reprieve", "-p", "reprieve-symbolizer", "-p", "reprieve-flamegraph", "-p", "xtask", "--", "--test-threads=1"], &env)
 }

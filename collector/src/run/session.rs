@@ -72,9 +72,9 @@ impl<'a> Session<'a> {
         let mut code = None;
         loop {
             self.wait(&started, code.is_some());
-            if self.signals.take() {
-                self.end(started.pid);
-            }
+            // A signal may have been taken during a verdict.
+            self.signals.take();
+            self.end(started.pid);
             if started.exec_fd().is_some_and(is_readable)
                 && let Err(failure) = started.exec_result()
             {

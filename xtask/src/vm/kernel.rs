@@ -37,10 +37,10 @@ const PACKAGES: &[Package] = &[
 
 /// A guest kernel that is ready to boot.
 #[derive(Clone, Debug)]
-pub struct Kernel {
+pub(crate) struct Kernel {
     /// The image, for QEMU's `-kernel`. The configuration it was built with is
     /// the file `config` beside it.
-    pub bzimage: PathBuf,
+    pub(crate) bzimage: PathBuf,
 }
 
 /// Builds the guest's kernel, or finds it in the cache.
@@ -52,7 +52,7 @@ pub struct Kernel {
 ///
 /// When a package cannot be installed, an option of the fragments does not
 /// hold, or the build fails; then the compiler's errors are in the message.
-pub fn build(root: &Path) -> Result<Kernel> {
+pub(crate) fn build(root: &Path) -> Result<Kernel> {
     deps::ensure(PACKAGES)?;
     let fragments = config::fragments(root)?;
     let cache = cache::directory()?;
@@ -70,6 +70,8 @@ pub fn build(root: &Path) -> Result<Kernel> {
     // build left is cleared by the next one.
     let scratch = Scratch::make(cache.join("kernel-build"))?;
     let log = cache.join("kernel-build.log");
+    // Empties it: the steps of a build append.
+    fs::File::create(&log).with_context(|| format!("{}: cannot be made", log.display()))?;
     eprintln!("building the guest's kernel; this happens once and takes some minutes");
     let result = compile(scratch.path(), &fragments, &log);
     let ready = result.with_context(|| format!("the guest's kernel was not built; the log is {}", log.display()))?;

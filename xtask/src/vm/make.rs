@@ -36,11 +36,7 @@ pub(super) fn environment(command: &mut Command) -> &mut Command {
 /// Runs one step, appending what it prints to the file `log`.
 pub(super) fn run(command: &mut Command, step: &str, log: &Path) -> Result<()> {
     let unwritable = || format!("{}: cannot be written", log.display());
-    // Each build's log begins with its first step, and replaces the last one's.
-    let mut options = OpenOptions::new();
-    options.create(true).write(true);
-    if step == "unpacking" { options.truncate(true) } else { options.append(true) };
-    let mut file = options.open(log).with_context(unwritable)?;
+    let mut file = OpenOptions::new().create(true).append(true).open(log).with_context(unwritable)?;
 
     let (reader, writer) = io::pipe().context("a pipe cannot be made")?;
     let errors = writer.try_clone().context("a pipe cannot be shared")?;

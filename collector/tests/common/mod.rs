@@ -1,0 +1,151 @@
+//! What the tests with real memory cgroups share.
+#![allow(dead_code, reason = "each test program uses its part")]
+
+use serde_json::Value;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// A fixture's path; the tests do not run without fixtures.
+pub fn fixture(name: &str) -> String {
+    let dir = std::env::var("REPRIEVE_FIXTURES").expect("REPRIEVE_FIXTURES is not set; run `cargo xtask test`");
+    let path = Path::new(&dir).join(name);
+    assert!(path.is_file(), "{} is missing; run `cargo xtask test`", path.display());
+    path.display().to_string()
+}
+
+/// A folder for incidents and ways to run reprieve into it.
+pub struct Lab {
+    dir: tempfile::TempDir,
+}
+
+impl Lab {
+    pub fn new() -> Self {
+        Lab { dir: tempfile::tempdir().unwrap() }
+    }
+
+    pub fn out(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// `reprieve SUBCOMMAND --out …`, not yet started.
+    pub fn reprieve(&self, subcommand: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_reprieve"));
+        command.arg(subcommand).arg("--out").arg(self.out()).stdin(Stdio::null());
+        command
+    }
+
+    /// Runs a command under reprieve to its end.
+    pub fn run(&self, options: &[&str], command: &[&str]) -> Output {
+        // A hang must fail, not last.
+        let mut run = Command::new("timeout");
+        run.args(["-s", "KILL", "120", env!("CARGO_BIN_EXE_reprieve"), "run", "--out"]).arg(self.out());
+        let output = run.args(options).arg("--").args(command).stdin(Stdio::null()).output().unwrap();
+        assert_no_group_of(&output);
+        output
+    }
+
+    /// Starts a command under reprieve.
+    pub fn start(&self, options: &[&str], command: &[&str]) -> Child {
+        let mut run = self.reprieve("run");
+        run.args(options).arg("--").args(command).stdout(Stdio::piped()).stderr(Stdio::piped());
+        run.spawn().unwrap()
+    }
+
+    /// All incidents, oldest first.
+    pub fn incidents(&self) -> Vec<Value> {
+        let output = self.reprieve("list").arg("--json").output().unwrap();
+        assert!(output.status.success(), "{}", text(&output));
+        String::from_utf8(output.stdout)
+            .unwrap()
+            .lines()
+            .map(|line| {
+                let summary: Value = serde_json::from_str(line).unwrap();
+                let file = Path::new(summary["dir"].as_str().unwrap()).join("incident.json");
+                serde_json::from_slice(&fs::read(file).unwrap()).unwrap()
+            })
+            .collect()
+    }
+
+    /// The only incident.
+    pub fn incident(&self) -> Value {
+        let mut all = self.incidents();
+        assert_eq!(all.len(), 1, "{all:#?}");
+        all.remove(0)
+    }
+
+    /// A file of the newest incident.
+    pub fn file(&self, name: &str) -> Vec<u8> {
+        let newest = self.incidents().pop().expect("an incident");
+        let path = self.out().join(newest["id"].as_str().unwrap()).join(name);
+        fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+    }
+}
+
+/// Both outputs, for messages.
+pub fn text(output: &Output) -> String {
+    format!("{}\n{}\n{}", output.status, String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// The truth that a fixture prints as its last line.
+pub fn truth(output: &Output) -> Value {
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    let line = stdout.lines().rfind(|l| l.starts_with('{')).unwrap_or_else(|| panic!("no truth in {}", text(output)));
+    serde_json::from_str(line).unwrap()
+}
+
+/// Asserts that a fixture finished and found its memory as it left it.
+pub fn assert_unharmed(output: &Output) {
+    assert!(output.status.success(), "{}", text(output));
+    let truth = truth(output);
+    assert_eq!((&truth["ok"], &truth["bad_pages"]), (&Value::Bool(true), &Value::from(0)), "{truth}");
+    assert_eq!(truth["threads_started"], truth["threads_finished"], "{truth}");
+}
+
+/// Paths of all cgroups that reprieve made and that still exist.
+pub fn groups() -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut dirs = vec![PathBuf::from("/sys/fs/cgroup")];
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|t| t.is_dir()) {
+                if entry.file_name().to_string_lossy().starts_with("reprieve-") {
+                    found.push(entry.path());
+                }
+                dirs.push(entry.path());
+            }
+        }
+    }
+    found
+}
+
+fn assert_no_group_of(output: &Output) {
+    let left = groups();
+    assert!(left.is_empty(), "left behind: {left:?}\n{}", text(output));
+}
+
+/// Waits for a condition; panics with `what` when it does not come.
+pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !condition() {
+        assert!(begun.elapsed() < Duration::from_secs(30), "{what} did not happen in 30 s");
+        std::thread::yield_now();
+    }
+}
+
+/// Every thread of every process of an incident.
+pub fn threads(incident: &Value) -> Vec<&Value> {
+    let processes = incident["processes"].as_array().unwrap();
+    processes.iter().flat_map(|p| p["threads"].as_array().unwrap()).collect()
+}
+
+/// Whether the hold kept to its rules.
+pub fn assert_held_well(incident: &Value) {
+    assert_eq!(incident["trigger"], "oom", "{incident}");
+    let hold = &incident["hold"];
+    assert_eq!(hold["threads_not_stopped"], 0, "{hold}");
+    assert!(hold["snapshot_us"].as_u64().unwrap() <= hold["deadline_us"].as_u64().unwrap(), "{hold}");
+    assert!(hold["guardian_locked_bytes"].as_u64().unwrap() <= 16 << 20, "{hold}");
+    assert!(!threads(incident).is_empty());
+}

@@ -1,0 +1,51 @@
+//! `reprieve snapshot`: evidence without an OOM, and no harm.
+
+mod common;
+
+use common::{Lab, text};
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+#[test]
+fn a_running_program_is_recorded_and_runs_on() {
+    let lab = Lab::new();
+    let script = "import sys\nprint('ready', flush=True)\nfor line in sys.stdin: print(int(line) * 2, flush=True)";
+    let mut python = Command::new("python3")
+        .args(["-c", script])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let pid = python.id().to_string();
+    common::wait_for("python's start", || {
+        std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|c| c.contains("python"))
+            && std::fs::read_to_string(format!("/proc/{pid}/wchan")).is_ok_and(|w| w.contains("pipe"))
+    });
+    for _ in 0..3 {
+        let output = lab.reprieve("snapshot").arg(&pid).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output));
+    }
+    python.stdin.take().unwrap().write_all(b"21\n").unwrap();
+    let done = python.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&done.stdout), "ready\n42\n");
+    assert!(done.status.success());
+    let incidents = lab.incidents();
+    assert_eq!(incidents.len(), 3);
+    for incident in &incidents {
+        assert_eq!(incident["trigger"], "snapshot");
+        let folded = String::from_utf8(lab.file("stacks.folded")).unwrap();
+        assert!(folded.contains("read"), "{folded}");
+        assert_eq!(incident["processes"][0]["pid"].as_u64().unwrap().to_string(), pid);
+        assert!(incident["processes"][0]["cmdline"].is_null(), "command lines are private by default");
+    }
+}
+
+#[test]
+fn unknown_targets_are_told() {
+    let lab = Lab::new();
+    for target in ["2147483647", "/no/such/cgroup"] {
+        let output = lab.reprieve("snapshot").arg(target).output().unwrap();
+        assert_eq!(output.status.code(), Some(3), "{}", text(&output));
+    }
+    assert!(lab.incidents().is_empty());
+}

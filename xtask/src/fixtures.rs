@@ -1,0 +1,99 @@
+//! Compiling the victims.
+
+use anyhow::{Context, Result, bail};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::SystemTime;
+
+/// Optimised, with line tables, without frame pointers: like what people run.
+const FLAGS: &[&str] = &["-O2", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", "-fomit-frame-pointer"];
+
+/// Builds every victim that is older than its source; returns their folder.
+pub fn build(root: &Path) -> Result<PathBuf> {
+    let out = root.join("target/fixtures");
+    fs::create_dir_all(&out).with_context(|| format!("failed to make {}", out.display()))?;
+    for (folder, compiler, extension) in [("c", "cc", "c"), ("cxx", "c++", "cc")] {
+        let folder = root.join("fixtures").join(folder);
+        let headers = newest(&root.join("fixtures/c"), "h")?;
+        for source in sources(&folder, extension)? {
+            let victim = out.join(source.file_stem().context("a source has a name")?);
+            if modified(&victim) <= modified(&source).max(headers) {
+                compile(compiler, &source, &victim, root)?;
+            }
+        }
+    }
+    strip(&out)?;
+    rust(root, &out)?;
+    Ok(out)
+}
+
+fn compile(compiler: &str, source: &Path, victim: &Path, root: &Path) -> Result<()> {
+    // A running victim must not see its file change: compile beside and rename.
+    let fresh = victim.with_extension("new");
+    let status = Command::new(compiler)
+        .args(FLAGS)
+        .arg("-I")
+        .arg(root.join("fixtures/c"))
+        .arg("-o")
+        .args([&fresh, source])
+        .status()
+        .with_context(|| format!("failed to run {compiler}; apt-get install build-essential"))?;
+    if !status.success() {
+        bail!("{} did not compile; the compiler's words are above", source.display());
+    }
+    fs::rename(&fresh, victim)?;
+    Ok(())
+}
+
+/// `stripped` is `steady_leak` without any symbol.
+fn strip(out: &Path) -> Result<()> {
+    let (from, to) = (out.join("steady_leak"), out.join("stripped"));
+    if modified(&to) <= modified(&from) {
+        let status = Command::new("strip").arg("-s").arg("-o").args([&to, &from]).status()?;
+        if !status.success() {
+            bail!("strip failed on {}", from.display());
+        }
+    }
+    Ok(())
+}
+
+/// The victims in Rust, in a target folder of their own since their profile
+/// differs from the product's.
+fn rust(root: &Path, out: &Path) -> Result<()> {
+    let target = root.join("target/fixtures-rust");
+    let status = Command::new("cargo")
+        .args(["build", "--quiet", "--release", "-p", "reprieve-fixtures", "--bins", "--target-dir"])
+        .arg(&target)
+        .args(["--config", "profile.release.debug=2", "--config", "profile.release.lto=\"off\""])
+        .current_dir(root)
+        .status()?;
+    if !status.success() {
+        bail!("the victims in Rust did not compile; cargo's words are above");
+    }
+    for source in sources(&root.join("fixtures/src/bin"), "rs")? {
+        let name = source.file_stem().context("a source has a name")?;
+        let (built, victim) = (target.join("release").join(name), out.join(name));
+        if modified(&victim) <= modified(&built) {
+            fs::copy(&built, &victim).with_context(|| format!("failed to copy {}", built.display()))?;
+        }
+    }
+    Ok(())
+}
+
+fn sources(folder: &Path, extension: &str) -> Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(folder).with_context(|| format!("failed to list {}", folder.display()))?;
+    let mut sources: Vec<PathBuf> =
+        entries.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == extension)).collect();
+    sources.sort();
+    Ok(sources)
+}
+
+fn newest(folder: &Path, extension: &str) -> Result<Option<SystemTime>> {
+    Ok(sources(folder, extension)?.iter().filter_map(|p| modified(p)).max())
+}
+
+/// `None`, which is before any time, when there is no such file.
+fn modified(path: &Path) -> Option<SystemTime> {
+    fs::metadata(path).and_then(|m| m.modified()).ok()
+}

@@ -1,0 +1,78 @@
+//! Commands in a virtual machine: this project's tests need cgroup interfaces,
+//! kernels and out-of-memory machines that a developer's own computer had
+//! better not have.
+//!
+//! The guest sees the host's files, read-only, and writes to memory. Nothing
+//! is installed into an image, so a test binary built a second ago can be run
+//! where it lies:
+//!
+//! | module | job |
+//! |---|---|
+//! | [`kernel`] | the guest's kernel, built once (`config`, `make`: its steps) |
+//! | `init` | the script the guest starts with |
+//! | `qemu` | the machine: its devices, its accelerator, its end |
+//! | `output` | the command's output and exit status, from one stream |
+//! | `cache` | files outside the checkout |
+
+mod cache;
+mod cli;
+mod config;
+mod init;
+pub(crate) mod kernel;
+mod make;
+mod output;
+mod qemu;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Result;
+
+pub(crate) use cli::{VmCommand, cli};
+
+/// The exit status of a command that ran out of time, as timeout(1) has it.
+pub(crate) const TIMED_OUT: i32 = 124;
+
+/// A command, and the machine to run it in.
+#[derive(Clone, Debug)]
+pub(crate) struct GuestSpec {
+    /// The program and its arguments. The program is looked up in the `PATH` of `env`.
+    pub(crate) command: Vec<String>,
+    /// The command's whole environment; a `PATH` and a `HOME` are added if it has none.
+    pub(crate) env: Vec<(String, String)>,
+    /// The host's directory the command starts in.
+    pub(crate) cwd: PathBuf,
+    /// The guest's memory.
+    pub(crate) memory_mib: u32,
+    /// The guest's processors.
+    pub(crate) cpus: u32,
+    /// How long the machine may take, its boot included.
+    pub(crate) timeout: Duration,
+    /// What is mounted on `/sys/fs/cgroup`.
+    pub(crate) cgroup: Cgroup,
+}
+
+/// A version of the cgroup interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Cgroup {
+    /// One mount for each of memory, cpu, freezer and pids.
+    V1,
+    /// The unified hierarchy, its controllers enabled for the root's children.
+    V2,
+}
+
+/// Boots a guest and runs the command of `spec` in it as root. The command's
+/// two outputs appear, merged, on our standard output as they are written.
+///
+/// Returns the exit status of the command, 128 plus the number of the signal
+/// that killed it, or [`TIMED_OUT`]. `root` is the project's directory.
+///
+/// # Errors
+///
+/// When there is no kernel to boot, or the guest ended without a status; the
+/// end of the kernel's log is in the message.
+pub(crate) fn run(root: &Path, spec: &GuestSpec) -> Result<i32> {
+    let kernel = kernel::build(root)?;
+    let accelerator = qemu::accelerator(&kernel)?;
+    qemu::boot(&kernel, accelerator, spec, &mut std::io::stdout())
+}
