@@ -18,6 +18,9 @@ use std::time::{Duration, Instant};
 
 /// A memcg has room when this share of its limit, or [`ROOM_MIN_BYTES`], is free.
 const ROOM_SHARE: u64 = 64;
+/// A throttle is lifted when this share of the limit is free: less would be
+/// used up again at once.
+const THROTTLE_ROOM_SHARE: u64 = 8;
 /// Least room.
 const ROOM_MIN_BYTES: u64 = 1 << 20;
 /// A grant must leave the machine this much (or a twentieth of its memory).
@@ -181,7 +184,7 @@ impl Scene<'_> {
         let begun = Instant::now();
         let mut well = false;
         while !well && begun.elapsed() < time && !self.interrupted(GLANCE) {
-            well = self.room()?.1 && self.brake.is_well()?;
+            well = self.room()?.0 >= self.brake.limit() / THROTTLE_ROOM_SHARE && self.brake.is_well()?;
         }
         self.limit_cpu(None)?;
         let after = self.memcg.usage()?;
