@@ -48,8 +48,7 @@ fn killed_program_is_gone_and_its_memory_is_back() {
 #[test]
 fn throttled_program_that_frees_memory_by_itself_lives() {
     let lab = Lab::new();
-    let output =
-        lab.run(&["--memory", "48M", "--on-oom", "throttle=10s,kill"], &[&fixture("relief"), "--mib", "160"]);
+    let output = lab.run(&["--memory", "48M", "--on-oom", "throttle=10s,kill"], &[&fixture("relief"), "--mib", "160"]);
     assert_unharmed(&output);
     for incident in lab.incidents() {
         assert_eq!(incident["verdict"]["steps"][0]["outcome"], "relieved", "{:#}", incident["verdict"]);
@@ -131,8 +130,7 @@ fn interrupts_end_the_command_as_a_shell_would() {
 #[test]
 fn an_interrupt_during_a_hold_releases_it() {
     let lab = Lab::new();
-    let child =
-        lab.start(&["--memory", "64M", "--on-oom", "freeze=100s"], &[&fixture("steady_leak"), "--mib", "96"]);
+    let child = lab.start(&["--memory", "64M", "--on-oom", "freeze=100s"], &[&fixture("steady_leak"), "--mib", "96"]);
     let held = || fs::read_dir(lab.out()).unwrap().flatten().any(|e| e.path().join("symbols.json").exists());
     wait_for("the hold", held);
     kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).unwrap();
@@ -173,7 +171,11 @@ fn list_and_show_cope_with_damage() {
     fs::write(broken.join("incident.json"), "{\"schema\":").unwrap();
     let list = lab.reprieve("list").output().unwrap();
     assert_eq!(list.status.code(), Some(1));
-    assert!(text(&list).contains("steady_leak") && text(&list).contains("broken-000000/incident.json"), "{}", text(&list));
+    assert!(
+        text(&list).contains("steady_leak") && text(&list).contains("broken-000000/incident.json"),
+        "{}",
+        text(&list)
+    );
     let show = lab.reprieve("show").output().unwrap();
     let page = String::from_utf8(show.stdout).unwrap();
     assert!(page.contains("VERDICT") && page.contains("leak_") && page.contains("report.html"), "{page}");

@@ -10,12 +10,8 @@ use std::process::{Command, Stdio};
 fn a_running_program_is_recorded_and_runs_on() {
     let lab = Lab::new();
     let script = "import sys\nprint('ready', flush=True)\nfor line in sys.stdin: print(int(line) * 2, flush=True)";
-    let mut python = Command::new("python3")
-        .args(["-c", script])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut python =
+        Command::new("python3").args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let pid = python.id().to_string();
     common::wait_for("python's start", || {
         std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|c| c.contains("python"))

@@ -70,7 +70,10 @@ fn lint(root: &Path) -> Result<()> {
 /// gimli's types do not cross versions: two of them would not even compile
 /// together where they meet, but would double build time where they do not.
 fn one_gimli(root: &Path) -> Result<()> {
-    let output = Command::new("cargo").args(["tree", "--workspace", "--duplicates", "--depth", "0"]).current_dir(root).output()?;
+    let output = Command::new("cargo")
+        .args(["tree", "--workspace", "--duplicates", "--depth", "0"])
+        .current_dir(root)
+        .output()?;
     let text = String::from_utf8_lossy(&output.stdout);
     if !output.status.success() {
         bail!("cargo tree failed: {}", String::from_utf8_lossy(&output.stderr));
@@ -91,7 +94,24 @@ fn tests(root: &Path) -> Result<()> {
     let fixtures = fixtures::build(root)?;
     let env = [("REPRIEVE_FIXTURES", fixtures.as_path())];
     // One test at a time: each fills memory and measures time.
-    cargo(root, &["test", "--release", "-p", "reprieve", "-p", "reprieve-symbolizer", "-p", "reprieve-flamegraph", "-p", "xtask", "--", "--test-threads=1"], &env)
+    cargo(
+        root,
+        &[
+            "test",
+            "--release",
+            "-p",
+            "reprieve",
+            "-p",
+            "reprieve-symbolizer",
+            "-p",
+            "reprieve-flamegraph",
+            "-p",
+            "xtask",
+            "--",
+            "--test-threads=1",
+        ],
+        &env,
+    )
 }
 
 fn fixture_tests(root: &Path) -> Result<()> {

@@ -62,7 +62,7 @@ pub(super) fn accelerator(kernel: &Kernel) -> Result<Accelerator> {
         env: Vec::new(),
         cwd: "/".into(),
         memory_mib: 256,
-        cpus: 2,
+        cpus: 1,
         timeout: KVM_PATIENCE,
         cgroup: Cgroup::V2,
     };
