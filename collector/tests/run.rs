@@ -85,6 +85,14 @@ fn unlimited_enough_programs_keep_their_exit_code_and_leave_no_incident() {
 }
 
 #[test]
+fn the_command_can_be_killed_like_any_other() {
+    let lab = Lab::new();
+    let ours = fs::read_to_string("/proc/self/oom_score_adj").unwrap();
+    let output = lab.run(&[], &["cat", "/proc/self/oom_score_adj"]);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), ours, "reprieve's own exemption must not be inherited");
+}
+
+#[test]
 fn mistakes_have_one_message_and_a_documented_code() {
     let lab = Lab::new();
     let cases: &[(&[&str], &[&str], i32, &str)] = &[

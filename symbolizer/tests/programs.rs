@@ -223,9 +223,12 @@ fn unwinds_its_own_thread_to_the_thread_start() {
             unsafe {
                 std::arch::asm!("lea {}, [rip]", "mov {}, rsp", "mov {}, rbp", out(reg) ip, out(reg) sp, out(reg) fp);
             };
-            // SAFETY: the unwinder asks for addresses above sp on this thread's own stack.
             let mut read = |a: u64| {
-                (a >= sp && a.is_multiple_of(8) && a < sp + (1 << 20)).then(|| unsafe { (a as *const u64).read() })
+                (a >= sp && a.is_multiple_of(8) && a < sp + (1 << 20)).then(|| {
+                    // SAFETY: the unwinder asks for addresses above sp on this
+                    // thread's own stack, which is mapped.
+                    unsafe { (a as *const u64).read() }
+                })
             };
             let stack = unwinder.unwind(&Registers { ip, sp, fp, lr: 0 }, &mut read, 256);
             assert_eq!(stack.end, StackEnd::Complete, "{stack:?}");

@@ -2,11 +2,11 @@
 
 use crate::demo::{BUILD_PACKAGES, build_release};
 use crate::deps::{self, Package};
-use crate::fixtures;
+use crate::{fixtures, vm};
 use anyhow::{Context, Result, bail};
 use std::path::Path;
 use std::process::{Command, ExitCode};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Programs that nobody here wrote, and what the tests compare with.
 const TEST_PACKAGES: &[Package] = &[
@@ -29,7 +29,14 @@ const STAGES: &[Stage] = &[
     ("build", build),
     ("tests", tests),
     ("fixtures", fixture_tests),
+    ("guest", guest),
 ];
+
+/// Tests of the collector that also run in the guest, under cgroup version 2
+/// and its brake.
+const GUEST_TESTS: &[&str] = &["run", "snapshot", "documented"];
+/// Time for them under emulation.
+const GUEST_TIME: Duration = Duration::from_secs(600);
 
 /// Runs the stages; all of them, so that one run tells everything.
 pub fn run(root: &Path, only: Option<&str>) -> Result<ExitCode> {
@@ -117,6 +124,43 @@ fn tests(root: &Path) -> Result<()> {
 fn fixture_tests(root: &Path) -> Result<()> {
     let fixtures = fixtures::build(root)?;
     cargo(root, &["test", "--release", "-p", "reprieve-fixtures"], &[("REPRIEVE_FIXTURES", fixtures.as_path())])
+}
+
+/// The same tests on a stock 6.12 kernel with cgroup version 2.
+fn guest(root: &Path) -> Result<()> {
+    let fixtures = fixtures::build(root)?;
+    let mut script = String::from("set -e");
+    for name in GUEST_TESTS {
+        script.push_str(&format!("; {} --test-threads=1", test_program(root, name)?));
+    }
+    let spec = vm::GuestSpec {
+        command: vec!["sh".to_owned(), "-c".to_owned(), script],
+        env: vec![("REPRIEVE_FIXTURES".to_owned(), fixtures.display().to_string())],
+        cwd: root.join("collector"),
+        memory_mib: 1024,
+        cpus: 1,
+        timeout: GUEST_TIME,
+        cgroup: vm::Cgroup::V2,
+    };
+    match vm::run(root, &spec)? {
+        0 => Ok(()),
+        status => bail!("the tests in the guest ended with status {status}"),
+    }
+}
+
+/// The compiled test program of the collector with this name.
+fn test_program(root: &Path, name: &str) -> Result<String> {
+    let arguments = ["test", "--release", "-p", "reprieve", "--test", name, "--no-run", "--message-format=json"];
+    let output = Command::new("cargo").args(arguments).current_dir(root).output()?;
+    if !output.status.success() {
+        bail!("test {name} did not compile: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .filter(|message| message["target"]["name"] == name && message["profile"]["test"] == true)
+        .find_map(|message| message["executable"].as_str().map(str::to_owned))
+        .with_context(|| format!("cargo named no program for test {name}"))
 }
 
 fn cargo(root: &Path, args: &[&str], env: &[(&str, &Path)]) -> Result<()> {

@@ -115,6 +115,8 @@ fn watch(mut line: UnixStream, guardian: &OwnedFd, hand_back: &HandBack) {
     // right to lock we are no worse than any other process.
     // SAFETY: mlockall takes flags only.
     unsafe { libc::mlockall(libc::MCL_CURRENT) };
+    // Without the right to, the guardian has warned already.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
     let mut deadline: Option<Instant> = None;
     loop {
         let timeout = deadline.map_or(PollTimeout::NONE, |at| {

@@ -6,7 +6,7 @@
 use crate::cgroup::{CpuGroup, Memcg};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal};
 use nix::unistd::{ForkResult, Pid};
-use std::ffi::{CString, OsString};
+use std::ffi::{CStr, CString, OsString};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -32,7 +32,13 @@ pub enum StartFailure {
 }
 
 /// Forks; the child joins the cgroups and executes.
-pub fn start(command: &[OsString], memcg: &Memcg, cpu: Option<&CpuGroup>, mask: &SigSet) -> io::Result<Started> {
+pub fn start(
+    command: &[OsString],
+    memcg: &Memcg,
+    cpu: Option<&CpuGroup>,
+    oom_score_adj: &CStr,
+    mask: &SigSet,
+) -> io::Result<Started> {
     let arguments: Vec<CString> =
         command.iter().map(|a| CString::new(a.as_bytes())).collect::<Result<_, _>>().map_err(io::Error::other)?;
     let mut groups = vec![OpenOptions::new().write(true).open(memcg.dir().join("cgroup.procs"))?];
@@ -46,7 +52,7 @@ pub fn start(command: &[OsString], memcg: &Memcg, cpu: Option<&CpuGroup>, mask: 
     // async-signal-safe functions on memory prepared above.
     match unsafe { nix::unistd::fork() }? {
         ForkResult::Child => {
-            let failed = in_child(&groups, &pointers, mask);
+            let failed = in_child(&groups, &pointers, oom_score_adj, mask);
             // SAFETY: writes eight bytes of a live local to an open pipe, then
             // ends the child without running anything of the guardian's.
             unsafe {
@@ -63,12 +69,18 @@ pub fn start(command: &[OsString], memcg: &Memcg, cpu: Option<&CpuGroup>, mask: 
 }
 
 /// Never returns when all goes well; else the step and errno.
-fn in_child(groups: &[File], arguments: &[*const libc::c_char], mask: &SigSet) -> [i32; 2] {
+fn in_child(groups: &[File], arguments: &[*const libc::c_char], oom_score_adj: &CStr, mask: &SigSet) -> [i32; 2] {
     for group in groups {
         // SAFETY: one byte of a constant to an open descriptor; "0" is the writer itself.
         if unsafe { libc::write(group.as_raw_fd(), c"0".as_ptr().cast(), 1) } != 1 {
             return [1, nix::errno::Errno::last_raw()];
         }
+    }
+    // SAFETY: a constant path, and as many bytes as the live string has. Where
+    // it fails it could not be lowered before either.
+    unsafe {
+        let file = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+        libc::write(file, oom_score_adj.as_ptr().cast(), oom_score_adj.count_bytes());
     }
     let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
     // Rust ignores SIGPIPE; a command expects it to work.

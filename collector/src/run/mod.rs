@@ -15,7 +15,7 @@ use crate::incident::store::{Store, StoreError};
 use crate::signals::Signals;
 use crate::snapshot::Options;
 use crate::verdict::Action;
-use std::ffi::OsString;
+use std::ffi::{CString, OsString};
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -98,6 +98,9 @@ pub fn run(request: &Request) -> Result<u8, RunError> {
 struct Group {
     memcg: Memcg,
     cpu: Option<CpuGroup>,
+    /// oom_score_adj before we exempted ourselves: a child inherits ours, and
+    /// an exempt command could never be killed.
+    oom_score_adj: CString,
 }
 
 impl Group {
@@ -105,7 +108,9 @@ impl Group {
         let hierarchy = Hierarchy::memory()?;
         let name = cgroup::name_of_own_group();
         let memcg = cgroup::create_memcg(&hierarchy, &name)?;
-        let group = Group { cpu: cgroup::create_cpu_group(&name), memcg };
+        let adj = std::fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
+        let oom_score_adj = CString::new(adj.trim()).unwrap_or_default();
+        let group = Group { cpu: cgroup::create_cpu_group(&name), memcg, oom_score_adj };
         // Smaller than a page is no limit the kernel can keep.
         if limit_bytes < crate::snapshot::page_size() {
             let error = io::Error::from_raw_os_error(libc::ENOMEM);

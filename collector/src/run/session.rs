@@ -67,15 +67,22 @@ impl<'a> Session<'a> {
 
     fn guard(&mut self) -> Result<u8, RunError> {
         let mask = *self.signals.mask_before();
-        let mut started = command::start(&self.request.command, &self.group.memcg, self.group.cpu.as_ref(), &mask)
-            .map_err(|e| RunError::System("the command could not be started", e))?;
+        let mut started = command::start(
+            &self.request.command,
+            &self.group.memcg,
+            self.group.cpu.as_ref(),
+            &self.group.oom_score_adj,
+            &mask,
+        )
+        .map_err(|e| RunError::System("the command could not be started", e))?;
         let mut code = None;
         loop {
             self.wait(&started, code.is_some());
             // A signal may have been taken during a verdict.
             self.signals.take();
             self.end(started.pid);
-            if started.exec_fd().is_some_and(is_readable)
+            // A command that could not start ends at once; its word comes first.
+            if (started.exec_fd().is_some_and(is_readable) || (code.is_none() && is_readable_fd(&started)))
                 && let Err(failure) = started.exec_result()
             {
                 let _ = waitpid(started.pid, None);
