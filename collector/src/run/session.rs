@@ -81,8 +81,9 @@ impl<'a> Session<'a> {
             // A signal may have been taken during a verdict.
             self.signals.take();
             self.end(started.pid);
+            let ended = code.is_none() && is_readable_fd(&started);
             // A command that could not start ends at once; its word comes first.
-            if (started.exec_fd().is_some_and(is_readable) || (code.is_none() && is_readable_fd(&started)))
+            if (ended || started.exec_fd().is_some_and(is_readable))
                 && let Err(failure) = started.exec_result()
             {
                 let _ = waitpid(started.pid, None);
@@ -96,7 +97,7 @@ impl<'a> Session<'a> {
                 Look::KilledByKernel => self.record_kernel_kill(),
             }
             self.recorder.proceed();
-            if code.is_none() && is_readable_fd(&started) {
+            if ended {
                 code = Some(exit_code(waitpid(started.pid, None)));
                 self.tell_of_children();
             }
