@@ -209,7 +209,7 @@ fn ptrace_check() -> Check {
         let all = threads.wait(Instant::now() + Duration::from_secs(1));
         let registers = threads.threads().get(&pid).and_then(|t| t.registers);
         let why = format!("{:?}", threads.threads().get(&pid).map(|t| &t.outcome));
-        threads.resume();
+        drop(threads.resume());
         match registers {
             Some(r) if all && r.ip != 0 => Ok("a child was stopped and its registers read".to_owned()),
             _ => Err(why),

@@ -46,6 +46,20 @@ fn killed_program_is_gone_and_its_memory_is_back() {
 }
 
 #[test]
+fn throttled_program_that_frees_memory_by_itself_lives() {
+    let lab = Lab::new();
+    let output = lab.run(&["--memory", "48M", "--on-oom", "throttle=10s,kill"], &[&fixture("relief"), "--mib", "160"]);
+    for incident in lab.incidents() {
+        assert_eq!(incident["verdict"]["steps"][0]["outcome"], "relieved", "{:#}", incident["verdict"]);
+        assert_held_well(&incident);
+        // The stop lends 64 KiB, which the limit must not keep.
+        assert_eq!(incident["memcg"]["limit_bytes"], 48 << 20);
+    }
+    assert_unharmed(&output);
+    assert!(!lab.incidents().is_empty());
+}
+
+#[test]
 fn two_hundred_threads_stop_and_show_thirty_frames() {
     let lab = Lab::new();
     let output = lab.run(

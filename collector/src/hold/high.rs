@@ -5,7 +5,7 @@
 //! (`mem_cgroup_handle_over_high`, mm/memcontrol.c), which leaves time to freeze
 //! it; one huge system call can still reach `memory.max`: then the kernel wins.
 
-use super::stop::StoppedThreads;
+use super::stop::{LATE_AGAIN, StoppedThreads};
 use super::{Brake, BrakeError, HandBack, Look};
 use crate::cgroup::{CgroupError, Memcg};
 use std::fs::File;
@@ -33,6 +33,7 @@ pub struct HighBrake {
     bell: File,
     limit: u64,
     high: u64,
+    late: StoppedThreads,
     kernel_kills: u64,
     given_up: bool,
 }
@@ -49,7 +50,8 @@ impl HighBrake {
         let _ = memcg.write("memory.swap.max", "0");
         let bell = File::open(memcg.dir().join("memory.events")).map_err(BrakeError::Bell)?;
         let kernel_kills = memcg.kernel_kills()?;
-        let mut brake = HighBrake { memcg, bell, limit, high: 0, kernel_kills, given_up: false };
+        let late = StoppedThreads::default();
+        let mut brake = HighBrake { memcg, bell, limit, high: 0, late, kernel_kills, given_up: false };
         brake.set_high(limit - gap)?;
         Ok(brake)
     }
@@ -117,13 +119,14 @@ impl Brake for HighBrake {
     }
 
     fn look_again(&self) -> Duration {
-        LOOK_AGAIN
+        if self.late.is_empty() { LOOK_AGAIN } else { LATE_AGAIN }
     }
 
     fn look(&mut self) -> Result<Look, CgroupError> {
         if !self.memcg.exists() {
             return Ok(Look::Well);
         }
+        self.late.release_late();
         // Reading the polled file itself re-arms POLLPRI (kernfs).
         let mut text = [0; 512];
         let _ = std::os::unix::fs::FileExt::read_at(&self.bell, &mut text, 0);
@@ -145,18 +148,14 @@ impl Brake for HighBrake {
     fn stop(&mut self, deadline: Instant) -> Result<StoppedThreads, CgroupError> {
         self.freeze(true)?;
         self.wait_frozen(deadline.min(Instant::now() + FREEZE_WAIT));
-        let mut threads = StoppedThreads::default();
+        let mut threads = std::mem::take(&mut self.late);
         // A frozen thread takes a ptrace interrupt, unlike on version 1.
-        while threads.arm(&self.memcg.tids()?) > 0 {
-            if !threads.wait(deadline) {
-                break;
-            }
-        }
+        threads.stop_all(deadline, || self.memcg.tids())?;
         Ok(threads)
     }
 
     fn resume(&mut self, threads: StoppedThreads) -> Result<(), CgroupError> {
-        threads.resume();
+        self.late = threads.resume();
         self.freeze(false)
     }
 

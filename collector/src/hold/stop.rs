@@ -19,6 +19,9 @@ use std::time::{Duration, Instant};
 /// Time that dying threads get to be reaped when they are let go.
 const DYING_TIME: Duration = Duration::from_secs(2);
 
+/// How soon to look for threads that stop late.
+pub const LATE_AGAIN: Duration = Duration::from_millis(10);
+
 /// A thread under our control, or the reason why it is not.
 #[derive(Debug, Clone)]
 pub struct HeldThread {
@@ -74,6 +77,15 @@ impl StoppedThreads {
         new.len()
     }
 
+    /// Arms and waits until every thread that `tids` lists has stopped or
+    /// `deadline` passes. Threads born before their maker stopped are found by
+    /// listing again; stopped threads make no new ones.
+    pub fn stop_all<E>(&mut self, deadline: Instant, tids: impl Fn() -> Result<Vec<i32>, E>) -> Result<(), E> {
+        self.arm(&tids()?);
+        while self.wait(deadline) && self.arm(&tids()?) > 0 {}
+        Ok(())
+    }
+
     /// Waits until every armed thread has stopped or `deadline` passes; then
     /// fetches registers. Returns whether all stopped.
     pub fn wait(&mut self, deadline: Instant) -> bool {
@@ -96,22 +108,37 @@ impl StoppedThreads {
         }
     }
 
-    /// Lets every thread go, with the signals it was about to take.
-    pub fn resume(mut self) {
+    /// Lets every thread go, with the signals it was about to take. What comes
+    /// back are threads whose interrupt is still pending: they can be detached
+    /// only once they stop, see [`StoppedThreads::release_late`].
+    #[must_use = "a late thread that nobody detaches stays stopped"]
+    pub fn resume(mut self) -> StoppedThreads {
         self.resume_those(|_| true);
+        self
     }
 
     /// Lets the threads go for which `chosen` says so, given their TID.
     pub fn resume_those(&mut self, chosen: impl Fn(i32) -> bool) {
         let deadline = Instant::now() + DYING_TIME;
-        let tids: Vec<i32> = self.threads.keys().copied().filter(|&tid| chosen(tid)).collect();
-        for tid in tids {
-            if let Some(thread) = self.threads.remove(&tid)
-                && thread.attached
-            {
-                release(tid, thread.signal, deadline);
+        self.threads.retain(|&tid, thread| {
+            if !chosen(tid) {
+                return true;
             }
-        }
+            // One that never stopped is not waited for: it may take forever.
+            let deadline = if thread.registers.is_some() { deadline } else { Instant::now() };
+            thread.attached && !release(tid, thread.signal, deadline)
+        });
+    }
+
+    /// Detaches threads that stopped after all.
+    pub fn release_late(&mut self) {
+        self.resume_those(|_| true);
+    }
+
+    /// Whether there is nothing to let go.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.threads.is_empty()
     }
 
     /// Takes a stop of one thread if there is one; true when it needs no more
@@ -156,20 +183,21 @@ impl StoppedThreads {
     }
 }
 
-/// Detaches a thread. One that is dying can only be reaped (we are its tracer:
-/// its process does not count as ended before), one that never stopped is
-/// waited for like it; our exit detaches what is left.
-fn release(tid: i32, signal: Option<Signal>, deadline: Instant) {
+/// Detaches a thread; false when it has not stopped yet. One that is dying can
+/// only be reaped (we are its tracer: its process does not count as ended
+/// before).
+fn release(tid: i32, mut signal: Option<Signal>, deadline: Instant) -> bool {
     let pid = Pid::from_raw(tid);
     while ptrace::detach(pid, signal).is_err() {
         match look(tid) {
-            Waited::Ended => return,
-            Waited::Nothing if Instant::now() >= deadline => return,
+            Waited::Ended => return true,
+            Waited::Nothing if Instant::now() >= deadline => return false,
             Waited::Nothing => wait_for_sigchld(Duration::from_millis(2)),
-            // It stopped just now: detach again.
-            Waited::Stopped(_) => {}
+            // It stopped just now: detach again, with what it was about to take.
+            Waited::Stopped(late) => signal = signal.or(late),
         }
     }
+    true
 }
 
 /// What a traced thread has to tell.

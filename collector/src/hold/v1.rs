@@ -6,7 +6,7 @@
 //! sleep is turned into a ptrace stop at once ("arm, then release") and the
 //! limit is put back: the window is as long as that takes.
 
-use super::stop::StoppedThreads;
+use super::stop::{LATE_AGAIN, StoppedThreads};
 use super::{Brake, BrakeError, HandBack, Look};
 use crate::cgroup::{CgroupError, Memcg};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -31,6 +31,9 @@ pub struct V1Brake {
     /// Whether memory+swap is limited too (needs swap accounting).
     memsw: bool,
     limit: u64,
+    /// What the kernel has above `limit` until it lets us put it back.
+    raised: u64,
+    late: StoppedThreads,
     kernel_kills: u64,
     /// Whether the kernel decides for now.
     given_up: bool,
@@ -51,7 +54,8 @@ impl V1Brake {
         let kernel_kills = memcg.kernel_kills()?;
         // The kernel rounds the limit down to pages.
         let limit = memcg.limit()?.unwrap_or(limit);
-        Ok(V1Brake { memcg, bell, memsw, limit, kernel_kills, given_up: false })
+        let late = StoppedThreads::default();
+        Ok(V1Brake { memcg, bell, memsw, limit, raised: 0, late, kernel_kills, given_up: false })
     }
 
     /// memsw must never be below the limit, so the order depends on direction.
@@ -63,6 +67,21 @@ impl V1Brake {
         self.memcg.write("memory.limit_in_bytes", &text)?;
         if !raise && self.memsw {
             self.memcg.write("memory.memsw.limit_in_bytes", &text)?;
+        }
+        Ok(())
+    }
+
+    /// Puts the limit back. A stopping thread's SIGCHLD to us is charged to it
+    /// (`sigqueue` is an accounted cache), so usage may stand a page above the
+    /// limit and the kernel answer EBUSY: the next call tries again.
+    fn put_back(&mut self) -> Result<(), CgroupError> {
+        if self.raised == 0 {
+            return Ok(());
+        }
+        match self.set_limit(self.limit, false) {
+            Ok(()) => self.raised = 0,
+            Err(CgroupError::Write { source, .. }) if source.raw_os_error() == Some(libc::EBUSY) => {}
+            Err(error) => return Err(error),
         }
         Ok(())
     }
@@ -82,7 +101,7 @@ impl Brake for V1Brake {
     }
 
     fn look_again(&self) -> Duration {
-        LOOK_AGAIN
+        if self.late.is_empty() { LOOK_AGAIN } else { LATE_AGAIN }
     }
 
     fn look(&mut self) -> Result<Look, CgroupError> {
@@ -90,6 +109,11 @@ impl Brake for V1Brake {
         let _ = self.bell.read();
         if !self.memcg.exists() {
             return Ok(Look::Well);
+        }
+        self.late.release_late();
+        // Below the limit this costs no reclaim.
+        if self.memcg.usage()? <= self.limit {
+            self.put_back()?;
         }
         let kills = self.memcg.kernel_kills()?;
         let killed = kills > self.kernel_kills;
@@ -105,34 +129,21 @@ impl Brake for V1Brake {
     }
 
     fn stop(&mut self, deadline: Instant) -> Result<StoppedThreads, CgroupError> {
-        let mut threads = StoppedThreads::default();
+        let mut threads = std::mem::take(&mut self.late);
         threads.arm(&self.memcg.tids()?);
-        self.set_limit(self.limit + WAKE_BYTES, true)?;
-        // Threads born before their maker stopped: each round arms those of
-        // the last one, and stopped threads make no new ones.
-        loop {
-            let all = threads.wait(deadline);
-            if threads.arm(&self.memcg.tids()?) == 0 || !all {
-                break;
-            }
-        }
-        // EBUSY where a task in the kernel took the page after all; the hold
-        // stands on the stop, so a slightly higher limit is no harm.
-        if let Err(CgroupError::Write { source, .. }) = self.set_limit(self.limit, false)
-            && source.raw_os_error() != Some(libc::EBUSY)
-        {
-            return Err(CgroupError::Write {
-                path: self.memcg.dir().join("memory.limit_in_bytes"),
-                value: self.limit.to_string(),
-                source,
-            });
-        }
+        // Only a limit that is really higher than the last one wakes anybody
+        // (mem_cgroup_resize_max).
+        self.raised += WAKE_BYTES;
+        self.set_limit(self.limit + self.raised, true)?;
+        threads.stop_all(deadline, || self.memcg.tids())?;
+        self.put_back()?;
         Ok(threads)
     }
 
     fn resume(&mut self, threads: StoppedThreads) -> Result<(), CgroupError> {
-        threads.resume();
-        Ok(())
+        let put_back = self.put_back();
+        self.late = threads.resume();
+        put_back
     }
 
     fn is_well(&self) -> Result<bool, CgroupError> {
@@ -141,8 +152,9 @@ impl Brake for V1Brake {
 
     fn grant(&mut self, bytes: u64) -> Result<(), CgroupError> {
         let limit = self.limit.saturating_add(bytes);
-        self.set_limit(limit, true)?;
+        self.set_limit(limit.max(self.limit + self.raised), true)?;
         self.limit = self.memcg.limit()?.unwrap_or(limit);
+        self.raised = 0;
         Ok(())
     }
 

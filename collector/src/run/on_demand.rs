@@ -64,7 +64,7 @@ pub fn snapshot(
     let deadline = begun + at_most;
     let _ = watchdog.hold_until(deadline);
     let mut threads = StoppedThreads::default();
-    while threads.arm(&target_found.tids()) > 0 && threads.wait(deadline) {}
+    let _ = threads.stop_all(deadline, || Ok::<_, std::convert::Infallible>(target_found.tids()));
     let stop_window = begun.elapsed();
     let (threads_stopped, threads_not_stopped) = threads.counts();
     let evidence = snapshot::take(&target_found.pids(), threads.threads(), options);
@@ -73,7 +73,7 @@ pub fn snapshot(
         StopOutcome::NotStopped(why) => Some(why.clone()),
         _ => None,
     });
-    threads.resume();
+    let mut late = threads.resume();
     let held = begun.elapsed();
     let _ = watchdog.released();
     watchdog.dismiss();
@@ -106,7 +106,7 @@ pub fn snapshot(
     });
     let staging = recorder.stage(&incident)?;
     recorder.finish(&incident, staging)?;
-    recorder.drain();
+    recorder.drain(|| late.release_late());
     let dir = recorder.published.pop().ok_or_else(|| RunError::NoTarget("the snapshot could not be written".into()))?;
     let rendered = crate::incident::store::read_incident(&dir.join("incident.json"))?;
     Ok((rendered, dir))

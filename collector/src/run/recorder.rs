@@ -122,10 +122,11 @@ impl Recorder {
         }
     }
 
-    /// Publishes everything.
-    pub fn drain(&mut self) {
+    /// Publishes everything, calling `meanwhile` every few milliseconds.
+    pub fn drain(&mut self, mut meanwhile: impl FnMut()) {
         while self.is_busy() {
             self.proceed();
+            meanwhile();
             std::thread::sleep(Duration::from_millis(5));
         }
     }

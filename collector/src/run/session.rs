@@ -59,7 +59,7 @@ impl<'a> Session<'a> {
         if result.is_err() {
             self.kill_all();
         }
-        self.recorder.drain();
+        self.recorder.drain(|| {});
         let _ = self.group.memcg.remove();
         self.watchdog.dismiss();
         result
@@ -145,6 +145,10 @@ impl<'a> Session<'a> {
         let evidence = snapshot::take(&pids, threads.threads(), self.request.options);
         let snapshot_time = noticed.elapsed();
         let mut incident = self.recorder.draft(Trigger::Oom, Some(&self.group.memcg), evidence);
+        if let Some(memcg) = &mut incident.memcg {
+            // Not the few KiB that the stop may have lent.
+            memcg.limit_bytes = Some(self.brake.limit());
+        }
         // The draft was made when the evidence was complete.
         incident.time_unix_us -= noticed.elapsed().as_micros() as u64;
 
