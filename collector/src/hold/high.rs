@@ -185,6 +185,8 @@ impl Brake for HighBrake {
 
     fn hand_back(&self) -> HandBack {
         HandBack {
+            // Above high the kernel only slows tasks down, and at max it kills.
+            alarm: None,
             writes: vec![(self.memcg.dir().join("memory.high"), "max"), (self.memcg.dir().join("cgroup.freeze"), "0")],
             memcg: Some(self.memcg.dir().to_owned()),
             beside: Vec::new(),

@@ -12,6 +12,7 @@ pub use high::HighBrake;
 pub use v1::V1Brake;
 
 use crate::cgroup::{CgroupError, Memcg, Version};
+use nix::sys::eventfd::EventFd;
 use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
@@ -53,9 +54,31 @@ pub enum Look {
     KilledByKernel,
 }
 
+/// A hold that the kernel began and that lasts until somebody answers.
+#[derive(Debug)]
+pub struct Alarm {
+    /// Rings when the memcg goes out of memory.
+    pub bell: EventFd,
+    /// File that shows whether it still waits.
+    pub state: PathBuf,
+    /// Lines of that file when it does.
+    pub waits: &'static [&'static str],
+}
+
+impl Alarm {
+    /// Whether tasks wait for an answer now.
+    #[must_use]
+    pub fn waits(&self) -> bool {
+        let text = std::fs::read_to_string(&self.state).unwrap_or_default();
+        self.waits.iter().all(|wanted| text.lines().any(|line| line == *wanted))
+    }
+}
+
 /// What to write where to give the memcg back to the kernel.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub struct HandBack {
+    /// Where the kernel itself parks tasks, how to notice it.
+    pub alarm: Option<Alarm>,
     /// File and content, in order.
     pub writes: Vec<(PathBuf, &'static str)>,
     /// The memcg, to be removed when it is empty, if it is ours.

@@ -7,7 +7,7 @@
 //! limit is put back: the window is as long as that takes.
 
 use super::stop::{LATE_AGAIN, StoppedThreads};
-use super::{Brake, BrakeError, HandBack, Look};
+use super::{Alarm, Brake, BrakeError, HandBack, Look};
 use crate::cgroup::{CgroupError, Memcg};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::fs::File;
@@ -45,11 +45,7 @@ impl V1Brake {
         memcg.write("memory.limit_in_bytes", &limit.to_string())?;
         // Equal limits leave no room for swap: the limit means what it says.
         let memsw = memcg.write("memory.memsw.limit_in_bytes", &limit.to_string()).is_ok();
-        let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
-            .map_err(|errno| BrakeError::Bell(errno.into()))?;
-        let control = File::open(memcg.dir().join("memory.oom_control")).map_err(BrakeError::Bell)?;
-        let registration = format!("{} {}", bell.as_fd().as_raw_fd(), control.as_raw_fd());
-        memcg.write("cgroup.event_control", &registration)?;
+        let bell = bell(&memcg)?;
         memcg.write("memory.oom_control", "1")?;
         let kernel_kills = memcg.kernel_kills()?;
         // The kernel rounds the limit down to pages.
@@ -89,6 +85,15 @@ impl V1Brake {
     fn under_oom(&self) -> Result<bool, CgroupError> {
         Ok(self.memcg.read_keyed("memory.oom_control")?.get("under_oom") == Some(&1))
     }
+}
+
+/// An eventfd that rings when `memcg` goes out of memory.
+fn bell(memcg: &Memcg) -> Result<EventFd, BrakeError> {
+    let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+        .map_err(|errno| BrakeError::Bell(errno.into()))?;
+    let control = File::open(memcg.dir().join("memory.oom_control")).map_err(BrakeError::Bell)?;
+    memcg.write("cgroup.event_control", &format!("{} {}", bell.as_fd().as_raw_fd(), control.as_raw_fd()))?;
+    Ok(bell)
 }
 
 impl Brake for V1Brake {
@@ -169,7 +174,10 @@ impl Brake for V1Brake {
     }
 
     fn hand_back(&self) -> HandBack {
+        let state = self.memcg.dir().join("memory.oom_control");
+        let waits = &["oom_kill_disable 1", "under_oom 1"];
         HandBack {
+            alarm: bell(&self.memcg).ok().map(|bell| Alarm { bell, state, waits }),
             writes: vec![(self.memcg.dir().join("memory.oom_control"), "0")],
             memcg: Some(self.memcg.dir().to_owned()),
             beside: Vec::new(),

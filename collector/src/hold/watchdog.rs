@@ -2,11 +2,12 @@
 //!
 //! It is a fork, so it shares our pages and needs no file to start; it has a
 //! session of its own, so that ^C and the terminal do not reach it. It acts
-//! when the guardian dies (its end of the socket closes), and when a hold's
-//! deadline passes without word: then it kills the guardian first, since only
-//! a tracer, or its death, detaches what it seized.
+//! when the guardian dies (its end of the socket closes), when a hold's
+//! deadline passes without word, and when an OOM that the kernel parked finds no
+//! answer: then it kills the guardian first, since only a tracer, or its death,
+//! detaches what it seized.
 
-use super::HandBack;
+use super::{Alarm, HandBack};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{ForkResult, Pid};
@@ -28,8 +29,9 @@ pub struct Watchdog {
 }
 
 impl Watchdog {
-    /// Forks the watchdog. Must be called while the process has one thread.
-    pub fn start(hand_back: &HandBack) -> io::Result<Self> {
+    /// Forks the watchdog. Must be called while the process has one thread. An
+    /// OOM must be answered within `answer`.
+    pub fn start(hand_back: &HandBack, answer: Duration) -> io::Result<Self> {
         let (ours, theirs) = UnixStream::pair()?;
         let guardian = open_pidfd(std::process::id() as i32)?;
         // SAFETY: the process has one thread (the caller's duty, and we make
@@ -38,7 +40,7 @@ impl Watchdog {
             ForkResult::Parent { child } => Ok(Watchdog { line: ours, pid: child }),
             ForkResult::Child => {
                 drop(ours);
-                watch(theirs, &guardian, hand_back);
+                watch(theirs, &guardian, hand_back, answer);
                 // SAFETY: ends this process at once; nothing of the guardian's
                 // (buffers, destructors, reserve files) may run twice.
                 unsafe { libc::_exit(0) }
@@ -107,8 +109,28 @@ pub fn wait_pidfd(pidfd: &OwnedFd, at_most: Duration) -> bool {
     }
 }
 
+/// Until when the guardian has time, and for what.
+#[derive(Clone, Copy)]
+enum Patience {
+    /// Nothing is going on.
+    Endless,
+    /// The memcg is out of memory, and the guardian has not said a word.
+    Unanswered(Instant),
+    /// It holds, and said for how long.
+    Held(Instant),
+}
+
+impl Patience {
+    fn end(self) -> Option<Instant> {
+        match self {
+            Patience::Endless => None,
+            Patience::Unanswered(at) | Patience::Held(at) => Some(at),
+        }
+    }
+}
+
 /// Life of the watchdog.
-fn watch(mut line: UnixStream, guardian: &OwnedFd, hand_back: &HandBack) {
+fn watch(mut line: UnixStream, guardian: &OwnedFd, hand_back: &HandBack, answer: Duration) {
     let _ = nix::unistd::setsid();
     leave_terminal();
     // Fewer pages, but all of them in memory when memory is gone. Without the
@@ -117,27 +139,50 @@ fn watch(mut line: UnixStream, guardian: &OwnedFd, hand_back: &HandBack) {
     unsafe { libc::mlockall(libc::MCL_CURRENT) };
     // Without the right to, the guardian has warned already.
     let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
-    let mut deadline: Option<Instant> = None;
+    let waits = || hand_back.alarm.as_ref().is_some_and(Alarm::waits);
+    let mut patience = Patience::Endless;
     loop {
-        let timeout = deadline.map_or(PollTimeout::NONE, |at| {
-            PollTimeout::try_from(at.saturating_duration_since(Instant::now())).unwrap_or(PollTimeout::MAX)
+        let timeout = patience.end().map_or(PollTimeout::NONE, |at| {
+            // Rounded up: a poll of 0 ms would spin through the last one.
+            let left = at.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+            PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
         });
-        match poll(&mut [PollFd::new(line.as_fd(), PollFlags::POLLIN)], timeout) {
+        let mut fds = vec![PollFd::new(line.as_fd(), PollFlags::POLLIN)];
+        fds.extend(hand_back.alarm.iter().map(|a| PollFd::new(a.bell.as_fd(), PollFlags::POLLIN)));
+        match poll(&mut fds, timeout) {
             Err(Errno::EINTR) => continue,
-            Ok(0) if deadline.is_some_and(|at| Instant::now() >= at) => {
-                say("reprieve: the guardian hangs in a hold past its deadline; ended it and let the kernel decide\n");
+            Ok(0) if patience.end().is_none_or(|at| Instant::now() < at) => continue,
+            Ok(0) => {
+                if let Patience::Unanswered(_) = patience {
+                    // Endless: somebody freed memory, nothing had to be said.
+                    // Otherwise this may be an OOM of this very moment.
+                    patience = if waits() { Patience::Held(Instant::now() + GRACE) } else { Patience::Endless };
+                    continue;
+                }
+                say("reprieve: the guardian hangs past its deadline; ended it and let the kernel decide\n");
                 let _ = signal_pidfd(guardian, libc::SIGKILL);
                 break;
             }
-            Ok(0) => continue,
             _ => {}
+        }
+        let spoke = fds[0].any() == Some(true);
+        if let Some(alarm) = &hand_back.alarm
+            && alarm.bell.read().is_ok()
+            && matches!(patience, Patience::Endless)
+        {
+            patience = Patience::Unanswered(Instant::now() + answer + GRACE);
+        }
+        if !spoke {
+            continue;
         }
         let mut message = [0; 8];
         match line.read_exact(&mut message) {
             Ok(()) => match u64::from_ne_bytes(message) {
                 0 => return,
-                u64::MAX => deadline = None,
-                left => deadline = Some(Instant::now() + Duration::from_micros(left) + GRACE),
+                // Its bell may have rung while the last hold lasted.
+                u64::MAX if waits() => patience = Patience::Unanswered(Instant::now() + answer + GRACE),
+                u64::MAX => patience = Patience::Endless,
+                left => patience = Patience::Held(Instant::now() + Duration::from_micros(left) + GRACE),
             },
             Err(_) => {
                 say("reprieve: the guardian died; let the kernel decide\n");

@@ -83,7 +83,8 @@ pub fn run(request: &Request) -> Result<u8, RunError> {
     let brake = hold::arm(&group.memcg, request.limit_bytes, request.brake)?;
     let mut hand_back = brake.hand_back();
     hand_back.beside.extend(group.cpu.iter().map(|c| c.dir().to_owned()));
-    let watchdog = Watchdog::start(&hand_back).map_err(|e| RunError::System("the watchdog could not be started", e))?;
+    let watchdog = Watchdog::start(&hand_back, request.deadline)
+        .map_err(|e| RunError::System("the watchdog could not be started", e))?;
     for missing in guardian::settle() {
         eprintln!("reprieve: warning: {missing}");
     }

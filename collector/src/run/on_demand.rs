@@ -56,8 +56,8 @@ pub fn snapshot(
     // ^C must not leave the target stopped: our end detaches it, so no loop here.
     let signals = Signals::block().map_err(|e| RunError::System("signals could not be blocked", e))?;
     let store = Store::open(out)?;
-    let mut watchdog =
-        Watchdog::start(&HandBack::default()).map_err(|e| RunError::System("the watchdog could not be started", e))?;
+    let mut watchdog = Watchdog::start(&HandBack::default(), at_most)
+        .map_err(|e| RunError::System("the watchdog could not be started", e))?;
     guardian::sigbus::install().map_err(|e| RunError::System("the SIGBUS handler could not be installed", e.into()))?;
 
     let begun = Instant::now();
