@@ -11,7 +11,5 @@ pub use process::{Analyst, AnalystFailure, Phase, child_main};
 pub use render::render;
 pub use symbolize::symbolize;
 
-/// The unsymbolized incident that the guardian leaves in the staging folder.
-pub const DRAFT: &str = "draft.json";
 /// The symbols that the analyst leaves there.
 pub const SYMBOLS: &str = "symbols.json";

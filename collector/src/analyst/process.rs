@@ -1,10 +1,10 @@
 //! Running the analyst as a child with limits, and being it.
 
-use super::{DRAFT, SYMBOLS, render, symbolize};
+use super::{SYMBOLS, render, symbolize};
 use crate::guardian::sigbus;
 use crate::hold::watchdog::{open_pidfd, wait_pidfd};
 use crate::incident::model::{Incident, SymbolState, Symbols};
-use crate::incident::store::{read_incident, write_atomically};
+use crate::incident::store::{DRAFT, INCIDENT, MAX_BYTES, MAX_COUNT, Store, read_incident, write_atomically};
 use reprieve_symbolizer::DebugDirs;
 use std::fmt;
 use std::fs;
@@ -122,12 +122,15 @@ pub fn child_main(phase: Phase, staging: &Path) -> anyhow::Result<()> {
             write_atomically(staging, SYMBOLS, &serde_json::to_vec(&symbols)?)?;
         }
         Phase::Render => {
-            let mut incident = read_incident(&staging.join("incident.json"))?;
+            let mut incident = read_incident(&staging.join(INCIDENT))?;
             complete_symbols(&mut incident, staging);
             render(&incident, staging)?;
             for leftover in [DRAFT, SYMBOLS] {
                 let _ = fs::remove_file(staging.join(leftover));
             }
+            // Room for this one, made here because listing and removing would
+            // keep the guardian from its bell.
+            Store::at(staging.parent().map(Path::to_owned)).trim(MAX_COUNT - 1, MAX_BYTES);
         }
     }
     Ok(())

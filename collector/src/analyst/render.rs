@@ -3,7 +3,7 @@
 use crate::incident::model::Incident;
 use crate::incident::profile::{View, views};
 use crate::incident::report;
-use crate::incident::store::{StoreError, write_atomically};
+use crate::incident::store::{INCIDENT, StoreError, write_atomically};
 use reprieve_flamegraph::{RenderError, folded, pprof, svg};
 use std::path::Path;
 
@@ -37,8 +37,8 @@ pub fn render(incident: &Incident, dir: &Path) -> Result<(), StoreError> {
 /// Writes `incident.json` alone.
 pub fn write_incident(incident: &Incident, dir: &Path) -> Result<(), StoreError> {
     let json = serde_json::to_vec_pretty(incident)
-        .map_err(|error| StoreError::Corrupt { path: dir.join("incident.json"), reason: error.to_string() })?;
-    write_atomically(dir, "incident.json", &json)
+        .map_err(|error| StoreError::Corrupt { path: dir.join(INCIDENT), reason: error.to_string() })?;
+    write_atomically(dir, INCIDENT, &json)
 }
 
 /// `flamegraph.svg` for the first view, `NAME.svg` for the others.

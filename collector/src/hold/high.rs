@@ -145,6 +145,11 @@ impl Brake for HighBrake {
         Ok(Look::Well)
     }
 
+    fn exposed(&self) -> Duration {
+        // Above high the kernel charges and makes tasks wait afterwards.
+        Duration::ZERO
+    }
+
     fn stop(&mut self, deadline: Instant) -> Result<StoppedThreads, CgroupError> {
         self.freeze(true)?;
         self.wait_frozen(deadline.min(Instant::now() + FREEZE_WAIT));

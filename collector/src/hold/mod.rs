@@ -101,6 +101,10 @@ pub trait Brake: fmt::Debug {
     /// Answers the bell.
     fn look(&mut self) -> Result<Look, CgroupError>;
 
+    /// How long after the last OOM was noticed a system call of the memcg could
+    /// still fail for want of memory.
+    fn exposed(&self) -> Duration;
+
     /// Stops every thread, by `deadline` at the latest.
     fn stop(&mut self, deadline: Instant) -> Result<StoppedThreads, CgroupError>;
 

@@ -64,15 +64,15 @@ impl StoppedThreads {
     pub fn arm(&mut self, tids: &[i32]) -> usize {
         let new: Vec<i32> = tids.iter().copied().filter(|tid| !self.threads.contains_key(tid)).collect();
         for &tid in &new {
-            let thread = seize(tid);
-            self.threads.insert(tid, thread);
-        }
-        for tid in &new {
-            if self.threads[tid].attached
-                && let Err(errno) = ptrace::interrupt(Pid::from_raw(*tid))
+            // One after the other: a thread that still runs may be failing in a
+            // system call meanwhile.
+            let mut thread = seize(tid);
+            if thread.attached
+                && let Err(errno) = ptrace::interrupt(Pid::from_raw(tid))
             {
-                self.lost(*tid, errno);
+                thread.outcome = lost(errno);
             }
+            self.threads.insert(tid, thread);
         }
         new.len()
     }
@@ -166,14 +166,9 @@ impl StoppedThreads {
                     thread.outcome = StopOutcome::Stopped;
                 }
             }
-            Err(errno) => self.lost(tid, errno),
+            Err(errno) => self.set(tid, lost(errno)),
         }
         true
-    }
-
-    fn lost(&mut self, tid: i32, errno: Errno) {
-        let gone = errno == Errno::ESRCH;
-        self.set(tid, if gone { StopOutcome::Gone } else { StopOutcome::NotStopped(errno.to_string()) });
     }
 
     fn set(&mut self, tid: i32, outcome: StopOutcome) {
@@ -210,8 +205,8 @@ enum Waited {
 }
 
 /// Looks without blocking. The end of a thread is taken, so that its process
-/// counts as ended; but not that of our own child, whose exit code is for
-/// whoever started it.
+/// counts as ended; but not that of our own child (its first thread), whose exit
+/// code is for whoever started it.
 fn look(tid: i32) -> Waited {
     let id = || Id::Pid(Pid::from_raw(tid));
     let flags = WaitPidFlag::WEXITED | WaitPidFlag::WSTOPPED | WaitPidFlag::WNOHANG | WaitPidFlag::__WALL;
@@ -226,8 +221,7 @@ fn look(tid: i32) -> Waited {
             Waited::Stopped(Some(signal))
         }
         Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) => {
-            let parent = Stat::read(&format!("/proc/{tid}/stat")).map(|s| s.ppid);
-            if parent != Some(std::process::id() as i32) {
+            if !is_our_child(tid) {
                 let _ = waitid(id(), flags);
             }
             Waited::Ended
@@ -235,6 +229,18 @@ fn look(tid: i32) -> Waited {
         Ok(_) => Waited::Nothing,
         Err(_) => Waited::Ended,
     }
+}
+
+/// Whether this is the first thread of a process that we started.
+fn is_our_child(tid: i32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{tid}/status")).unwrap_or_default();
+    let of = |key: &str| status.lines().find_map(|l| l.strip_prefix(key)?.trim().parse::<i32>().ok());
+    of("Tgid:") == Some(tid) && of("PPid:") == Some(std::process::id() as i32)
+}
+
+/// What it means that ptrace refused a thread that we had.
+fn lost(errno: Errno) -> StopOutcome {
+    if errno == Errno::ESRCH { StopOutcome::Gone } else { StopOutcome::NotStopped(errno.to_string()) }
 }
 
 fn seize(tid: i32) -> HeldThread {

@@ -1,40 +1,75 @@
-//! The `v1` brake: `memory.oom_control` and an eventfd.
+//! The `v1` brake: `memory.oom_control`, a usage threshold and an eventfd.
 //!
 //! With `oom_kill_disable` set, a task whose page fault cannot be charged
 //! sleeps in `mem_cgroup_oom_synchronize` (mm/memcontrol-v1.c) until memory is
-//! there. System calls are not so lucky: they see ENOMEM or EFAULT. So the
-//! sleep is turned into a ptrace stop at once ("arm, then release") and the
-//! limit is put back: the window is as long as that takes.
+//! there. System calls are not so lucky: they see ENOMEM or EFAULT, and a thread
+//! whose rseq area the kernel cannot write on the way back dies of SIGSEGV
+//! (`rseq_handle_notify_resume`, kernel/rseq.c; after a fork every page is a copy
+//! to be made). So the kernel's limit, the wall, stands a cushion above ours; a
+//! threshold at ours rings, and usually all threads have stopped before anybody
+//! meets the wall. Who does is woken by a loan and enters its ptrace stop before
+//! it touches memory again ("arm, then release").
 
 use super::stop::{LATE_AGAIN, StoppedThreads};
 use super::{Alarm, Brake, BrakeError, HandBack, Look};
 use crate::cgroup::{CgroupError, Memcg};
+use crate::snapshot::page_size;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-/// Raising the limit by this wakes the parked tasks; none of it is used, since
+/// Raising the wall by this wakes tasks parked at it; none of it is used, since
 /// they stop before they retry their fault. One page would do; 64 KiB also
 /// covers architectures with 64 KiB pages.
 const WAKE_BYTES: u64 = 64 << 10;
 
-/// The bell rings only when the memcg goes under OOM; a task that parks between
-/// our last look and the end of a hold is found by looking again.
+/// The cushion below the wall: what CPUs fault in during the millisecond that
+/// noticing and stopping take, and for each CPU what the kernel charges and
+/// counts in batches before the threshold is looked at (64 pages of stock, 128 of
+/// events: mm/memcontrol-v1.c).
+const CUSHION_BYTES: u64 = 4 << 20;
+const CUSHION_PER_CPU_BYTES: u64 = 768 << 10;
+/// It is at most this share of the limit.
+const CUSHION_SHARE: u64 = 8;
+
+/// Loan for the moments until all have stopped, when somebody met the wall.
+const LOAN_BYTES: u64 = 1 << 20;
+
+/// Threads that were woken stop at once; those that are still asleep after this
+/// parked too late to be woken.
+const WAKE_ROUND: Duration = Duration::from_millis(10);
+
+/// The bell rings only on the way up; what happens between our last look and the
+/// end of a hold is found by looking again.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
+
+/// All but this share of the limit is memory of processes and tmpfs in a memcg
+/// that is full.
+const OWN_SHARE: u64 = 8;
+/// A full memcg whose charges fail for so long is out of memory.
+const STARVED_TIME: Duration = LOOK_AGAIN;
 
 /// Holds by `memory.oom_control`.
 #[derive(Debug)]
 pub struct V1Brake {
     memcg: Memcg,
+    /// Rings at the limit and at the wall.
     bell: EventFd,
     /// Whether memory+swap is limited too (needs swap accounting).
     memsw: bool,
+    /// What the user means.
     limit: u64,
-    /// What the kernel has above `limit` until it lets us put it back.
-    raised: u64,
+    /// What the kernel has been told: the limit, the cushion, loans.
+    wall: u64,
     late: StoppedThreads,
+    /// From the notice of the last OOM to the loan.
+    exposed: Duration,
     kernel_kills: u64,
+    /// Rings when reclaim finds next to nothing.
+    pressure: EventFd,
+    /// Since when it has rung in a full memcg at every look.
+    starved_since: Option<Instant>,
     /// Whether the kernel decides for now.
     given_up: bool,
 }
@@ -42,21 +77,36 @@ pub struct V1Brake {
 impl V1Brake {
     /// Limits `memcg` and disables the kernel's OOM killer in it.
     pub fn arm(memcg: Memcg, limit: u64) -> Result<Self, BrakeError> {
-        memcg.write("memory.limit_in_bytes", &limit.to_string())?;
+        // The kernel rounds down to pages.
+        let limit = limit / page_size() * page_size();
+        let wall = limit + cushion(limit);
+        memcg.write("memory.limit_in_bytes", &wall.to_string())?;
         // Equal limits leave no room for swap: the limit means what it says.
-        let memsw = memcg.write("memory.memsw.limit_in_bytes", &limit.to_string()).is_ok();
-        let bell = bell(&memcg)?;
+        let memsw = memcg.write("memory.memsw.limit_in_bytes", &wall.to_string()).is_ok();
+        let bell = bells(&memcg, limit)?;
+        let pressure = new_bell()?;
+        listen(&memcg, &pressure, "memory.pressure_level", "critical")?;
         memcg.write("memory.oom_control", "1")?;
-        let kernel_kills = memcg.kernel_kills()?;
-        // The kernel rounds the limit down to pages.
-        let limit = memcg.limit()?.unwrap_or(limit);
-        let late = StoppedThreads::default();
-        Ok(V1Brake { memcg, bell, memsw, limit, raised: 0, late, kernel_kills, given_up: false })
+        Ok(V1Brake {
+            bell,
+            memsw,
+            limit,
+            wall,
+            late: StoppedThreads::default(),
+            exposed: Duration::ZERO,
+            kernel_kills: memcg.kernel_kills()?,
+            pressure,
+            starved_since: None,
+            given_up: false,
+            memcg,
+        })
     }
 
-    /// memsw must never be below the limit, so the order depends on direction.
-    fn set_limit(&self, bytes: u64, raise: bool) -> Result<(), CgroupError> {
+    /// Tells the kernel. memsw must never be below the limit, so the order
+    /// depends on direction.
+    fn set_wall(&mut self, bytes: u64) -> Result<(), CgroupError> {
         let text = bytes.to_string();
+        let raise = bytes > self.wall;
         if raise && self.memsw {
             self.memcg.write("memory.memsw.limit_in_bytes", &text)?;
         }
@@ -64,22 +114,77 @@ impl V1Brake {
         if !raise && self.memsw {
             self.memcg.write("memory.memsw.limit_in_bytes", &text)?;
         }
+        self.wall = bytes;
         Ok(())
     }
 
-    /// Puts the limit back. A stopping thread's SIGCHLD to us is charged to it
-    /// (`sigqueue` is an accounted cache), so usage may stand a page above the
-    /// limit and the kernel answer EBUSY: the next call tries again.
-    fn put_back(&mut self) -> Result<(), CgroupError> {
-        if self.raised == 0 {
-            return Ok(());
-        }
-        match self.set_limit(self.limit, false) {
-            Ok(()) => self.raised = 0,
-            Err(CgroupError::Write { source, .. }) if source.raw_os_error() == Some(libc::EBUSY) => {}
-            Err(error) => return Err(error),
+    /// Raises the wall for the moment, which wakes all parked tasks: the kernel
+    /// does so only when it is really higher than before (mem_cgroup_resize_max).
+    fn lend(&mut self, bytes: u64) -> Result<(), CgroupError> {
+        self.set_wall(self.wall + bytes)
+    }
+
+    /// Takes back what was lent and not used. EBUSY is the answer while usage is
+    /// above: then the wall goes as low as it can, and the next call tries again.
+    fn take_back(&mut self) -> Result<(), CgroupError> {
+        let home = self.limit + cushion(self.limit);
+        for wall in [home, self.memcg.usage()?.next_multiple_of(WAKE_BYTES)] {
+            if !(home..self.wall).contains(&wall) {
+                continue;
+            }
+            match self.set_wall(wall) {
+                Err(CgroupError::Write { source, .. }) if source.raw_os_error() == Some(libc::EBUSY) => {}
+                result => result?,
+            }
         }
         Ok(())
+    }
+
+    /// Whether what the kernel cannot reclaim fills the memcg up to `level`.
+    fn is_full(&self, level: u64) -> Result<bool, CgroupError> {
+        let usage = self.memcg.usage()?;
+        if usage < level {
+            return Ok(false);
+        }
+        let stat = self.memcg.stat()?;
+        let of = |key: &str| stat.get(key).copied().unwrap_or(0);
+        let file = of("total_active_file") + of("total_inactive_file");
+        // The second keeps a memcg full of reclaimable slab, which has no
+        // counter here, from being taken for full.
+        Ok(usage.saturating_sub(file) >= level
+            && of("total_rss") + of("total_shmem") >= self.limit - self.limit / OWN_SHARE)
+    }
+
+    /// Only page faults wait; a system call that cannot charge fails with ENOMEM
+    /// and rings no bell (mem_cgroup_oom, mm/memcontrol.c). A program that only
+    /// writes to a tmpfs would fail on and on. Each such failure is a reclaim
+    /// that got nowhere, which is critical pressure (vmpressure_prio): when that
+    /// goes on in a full memcg, it is an OOM too. (failcnt does not tell: where
+    /// swap is accounted, the counter that fails has none.)
+    fn is_starved(&mut self) -> Result<bool, CgroupError> {
+        let pressed = self.pressure.read().is_ok();
+        let full = pressed && self.is_full(self.limit - self.limit / OWN_SHARE)?;
+        self.starved_since = if full { self.starved_since.or(Some(Instant::now())) } else { None };
+        Ok(self.starved_since.is_some_and(|since| since.elapsed() >= STARVED_TIME))
+    }
+
+    fn is_out_of_memory(&mut self, rang: bool, begun: Instant) -> Result<bool, CgroupError> {
+        self.exposed = Duration::ZERO;
+        let parked = self.under_oom()?;
+        if parked || rang && self.memcg.usage()? + LOAN_BYTES > self.wall {
+            // Before anything else: from here on nobody fails.
+            self.lend(LOAN_BYTES)?;
+            if parked {
+                self.exposed = begun.elapsed();
+                return Ok(true);
+            }
+        }
+        if self.is_full(self.limit)? {
+            return Ok(true);
+        }
+        let starved = self.is_starved()?;
+        self.exposed = self.starved_since.filter(|_| starved).map_or(Duration::ZERO, |since| since.elapsed());
+        Ok(starved)
     }
 
     fn under_oom(&self) -> Result<bool, CgroupError> {
@@ -87,13 +192,39 @@ impl V1Brake {
     }
 }
 
-/// An eventfd that rings when `memcg` goes out of memory.
-fn bell(memcg: &Memcg) -> Result<EventFd, BrakeError> {
-    let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
-        .map_err(|errno| BrakeError::Bell(errno.into()))?;
-    let control = File::open(memcg.dir().join("memory.oom_control")).map_err(BrakeError::Bell)?;
-    memcg.write("cgroup.event_control", &format!("{} {}", bell.as_fd().as_raw_fd(), control.as_raw_fd()))?;
+/// Distance of the wall above the limit.
+fn cushion(limit: u64) -> u64 {
+    let cpus = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
+    let share = limit / CUSHION_SHARE / page_size() * page_size();
+    (CUSHION_BYTES + cpus * CUSHION_PER_CPU_BYTES).min(share)
+}
+
+/// A bell that rings when usage passes `limit` and when a task parks.
+fn bells(memcg: &Memcg, limit: u64) -> Result<EventFd, BrakeError> {
+    let bell = new_bell()?;
+    listen(memcg, &bell, "memory.oom_control", "")?;
+    listen(memcg, &bell, "memory.usage_in_bytes", &limit.to_string())?;
     Ok(bell)
+}
+
+/// For the watchdog: tasks that wait at the wall.
+fn alarm(memcg: &Memcg) -> Result<Alarm, BrakeError> {
+    let bell = new_bell()?;
+    listen(memcg, &bell, "memory.oom_control", "")?;
+    let state = memcg.dir().join("memory.oom_control");
+    Ok(Alarm { bell, state, waits: &["oom_kill_disable 1", "under_oom 1"] })
+}
+
+fn new_bell() -> Result<EventFd, BrakeError> {
+    EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).map_err(|errno| BrakeError::Bell(errno.into()))
+}
+
+/// Makes `bell` ring for what a file tells (Documentation/admin-guide/cgroup-v1/
+/// memory.rst); it ends when the bell is closed.
+fn listen(memcg: &Memcg, bell: &EventFd, file: &str, argument: &str) -> Result<(), BrakeError> {
+    let watched = File::open(memcg.dir().join(file)).map_err(BrakeError::Bell)?;
+    let registration = format!("{} {} {argument}", bell.as_fd().as_raw_fd(), watched.as_raw_fd());
+    Ok(memcg.write("cgroup.event_control", registration.trim_end())?)
 }
 
 impl Brake for V1Brake {
@@ -110,45 +241,56 @@ impl Brake for V1Brake {
     }
 
     fn look(&mut self) -> Result<Look, CgroupError> {
+        let begun = Instant::now();
         // EAGAIN: nobody rang. The state below is what counts.
-        let _ = self.bell.read();
+        let rang = self.bell.read().is_ok();
         if !self.memcg.exists() {
             return Ok(Look::Well);
         }
         self.late.release_late();
-        // Below the limit this costs no reclaim.
-        if self.memcg.usage()? <= self.limit {
-            self.put_back()?;
-        }
+        let out_of_memory = !self.given_up && self.is_out_of_memory(rang, begun)?;
         let kills = self.memcg.kernel_kills()?;
         let killed = kills > self.kernel_kills;
         self.kernel_kills = kills;
         Ok(if killed {
             Look::KilledByKernel
-        } else if !self.given_up && self.under_oom()? {
+        } else if out_of_memory {
             Look::OutOfMemory
         } else {
-            // Somebody freed memory before we came.
+            // Somebody freed memory, or the kernel found some.
+            self.take_back()?;
             Look::Well
         })
     }
 
+    fn exposed(&self) -> Duration {
+        self.exposed
+    }
+
     fn stop(&mut self, deadline: Instant) -> Result<StoppedThreads, CgroupError> {
         let mut threads = std::mem::take(&mut self.late);
+        // Threads born before their maker stopped appear in a later listing,
+        // and one that parks late has to be woken: until all have stopped and
+        // nobody is new. Stopped threads make no new ones.
         threads.arm(&self.memcg.tids()?);
-        // Only a limit that is really higher than the last one wakes anybody
-        // (mem_cgroup_resize_max).
-        self.raised += WAKE_BYTES;
-        self.set_limit(self.limit + self.raised, true)?;
-        threads.stop_all(deadline, || self.memcg.tids())?;
-        self.put_back()?;
+        loop {
+            if self.under_oom()? {
+                self.lend(WAKE_BYTES)?;
+            }
+            let all = threads.wait(deadline.min(Instant::now() + WAKE_ROUND));
+            let new = threads.arm(&self.memcg.tids()?);
+            if all && new == 0 || Instant::now() >= deadline {
+                break;
+            }
+        }
+        self.take_back()?;
         Ok(threads)
     }
 
     fn resume(&mut self, threads: StoppedThreads) -> Result<(), CgroupError> {
-        let put_back = self.put_back();
+        let taken_back = self.take_back();
         self.late = threads.resume();
-        put_back
+        taken_back
     }
 
     fn is_well(&self) -> Result<bool, CgroupError> {
@@ -156,10 +298,13 @@ impl Brake for V1Brake {
     }
 
     fn grant(&mut self, bytes: u64) -> Result<(), CgroupError> {
-        let limit = self.limit.saturating_add(bytes);
-        self.set_limit(limit.max(self.limit + self.raised), true)?;
-        self.limit = self.memcg.limit()?.unwrap_or(limit);
-        self.raised = 0;
+        let limit = self.limit.saturating_add(bytes) / page_size() * page_size();
+        self.set_wall((limit + cushion(limit)).max(self.wall))?;
+        self.limit = limit;
+        // Without a threshold at the new limit the wall and the looks remain.
+        if let Ok(bell) = bells(&self.memcg, limit) {
+            self.bell = bell;
+        }
         Ok(())
     }
 
@@ -174,10 +319,8 @@ impl Brake for V1Brake {
     }
 
     fn hand_back(&self) -> HandBack {
-        let state = self.memcg.dir().join("memory.oom_control");
-        let waits = &["oom_kill_disable 1", "under_oom 1"];
         HandBack {
-            alarm: bell(&self.memcg).ok().map(|bell| Alarm { bell, state, waits }),
+            alarm: alarm(&self.memcg).ok(),
             writes: vec![(self.memcg.dir().join("memory.oom_control"), "0")],
             memcg: Some(self.memcg.dir().to_owned()),
             beside: Vec::new(),

@@ -97,6 +97,9 @@ pub struct HoldReport {
     /// calls of the memcg could see ENOMEM or EFAULT (brake `v1`), or in
     /// which it could still grow (brake `high`).
     pub stop_window_us: u64,
+    /// From the notice until system calls could charge memory again, in
+    /// microseconds; only brake v1 lets them fail at all.
+    pub exposed_us: u64,
     /// From the notice until the evidence was complete.
     pub snapshot_us: u64,
     /// From the notice until the symbols were there; `None` when the verdict

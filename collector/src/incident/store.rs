@@ -18,6 +18,10 @@ pub const MAX_BYTES: u64 = 1 << 30;
 /// Disk space kept in hand while guarding, enough for an incident.
 pub const RESERVE_BYTES: i64 = 4 << 20;
 
+/// The incident itself in its folder.
+pub const INCIDENT: &str = "incident.json";
+/// The unsymbolized incident that the guardian leaves in the staging folder.
+pub const DRAFT: &str = "draft.json";
 const STAGING: &str = ".tmp-";
 const RESERVE: &str = ".reserve-";
 
@@ -149,7 +153,7 @@ impl Store {
         let Ok(entries) = fs::read_dir(&self.dir) else { return Vec::new() };
         let mut ids: Vec<String> = entries
             .flatten()
-            .filter(|e| e.path().join("incident.json").is_file())
+            .filter(|e| e.path().join(INCIDENT).is_file())
             .filter_map(|e| e.file_name().into_string().ok())
             .filter(|name| !name.starts_with('.'))
             .collect();
@@ -179,7 +183,7 @@ impl Store {
             }
         };
         let dir = self.dir.join(id);
-        read_incident(&dir.join("incident.json")).map(|incident| (dir, incident))
+        read_incident(&dir.join(INCIDENT)).map(|incident| (dir, incident))
     }
 
     /// Removes the oldest incidents beyond count and size; never the newest.
@@ -212,7 +216,11 @@ impl Store {
                 if !mark_is_dead(&format!("{pid}-{ticks}")) {
                     continue;
                 }
-                let result = if entry.path().join("incident.json").is_file() {
+                let whole = entry.path().join(INCIDENT);
+                // A draft is all evidence without verdict: its writer died in
+                // the hold.
+                let _ = fs::hard_link(entry.path().join(DRAFT), &whole);
+                let result = if whole.is_file() {
                     fs::rename(entry.path(), self.dir.join(id))
                 } else {
                     fs::remove_dir_all(entry.path())

@@ -8,7 +8,7 @@ use crate::hold::HandBack;
 use crate::hold::stop::StoppedThreads;
 use crate::hold::watchdog::Watchdog;
 use crate::incident::model::{HoldReport, Incident, StopOutcome, Trigger};
-use crate::incident::store::Store;
+use crate::incident::store::{INCIDENT, Store, read_incident};
 use crate::signals::Signals;
 use crate::snapshot::process::start_ticks;
 use crate::snapshot::{self, Options};
@@ -94,6 +94,7 @@ pub fn snapshot(
     incident.hold = Some(HoldReport {
         brake: "none".to_owned(),
         stop_window_us: micros(stop_window),
+        exposed_us: 0,
         snapshot_us: micros(snapshot_time),
         symbolized_us: None,
         held_us: micros(held),
@@ -108,6 +109,6 @@ pub fn snapshot(
     recorder.finish(&incident, staging)?;
     recorder.drain(|| late.release_late());
     let dir = recorder.published.pop().ok_or_else(|| RunError::NoTarget("the snapshot could not be written".into()))?;
-    let rendered = crate::incident::store::read_incident(&dir.join("incident.json"))?;
+    let rendered = read_incident(&dir.join(INCIDENT))?;
     Ok((rendered, dir))
 }

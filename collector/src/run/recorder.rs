@@ -1,10 +1,12 @@
 //! From evidence to a published incident, without ever hindering the hold.
 
 use super::Request;
-use crate::analyst::{Analyst, AnalystFailure, DRAFT, Phase, SYMBOLS};
+use crate::analyst::{Analyst, AnalystFailure, Phase, SYMBOLS};
 use crate::cgroup::Memcg;
 use crate::incident::model::{Host, Incident, MemcgState, SCHEMA, Symbols, Trigger};
-use crate::incident::store::{DiskReserve, MAX_BYTES, MAX_COUNT, Staging, Store, StoreError, write_atomically};
+use crate::incident::store::{
+    DRAFT, DiskReserve, INCIDENT, MAX_BYTES, MAX_COUNT, Staging, Store, StoreError, write_atomically,
+};
 use crate::snapshot::Evidence;
 use crate::verdict::machine_memory;
 use std::collections::VecDeque;
@@ -88,7 +90,7 @@ impl Recorder {
     pub fn finish(&mut self, incident: &Incident, staging: Staging) -> Result<(), StoreError> {
         let json = serde_json::to_vec(incident)
             .map_err(|e| StoreError::Corrupt { path: staging.path().to_owned(), reason: e.to_string() })?;
-        write_atomically(staging.path(), "incident.json", &json)?;
+        write_atomically(staging.path(), INCIDENT, &json)?;
         self.waiting.push_back(staging);
         self.proceed();
         Ok(())
@@ -129,6 +131,8 @@ impl Recorder {
             meanwhile();
             std::thread::sleep(Duration::from_millis(5));
         }
+        // Where no analyst could do it.
+        self.store.trim(MAX_COUNT, MAX_BYTES);
     }
 
     fn publish(&mut self, staging: Staging, failure: Option<&AnalystFailure>) {
@@ -137,13 +141,12 @@ impl Recorder {
         }
         match staging.publish() {
             Ok(dir) => {
-                let file = if failure.is_none() { "report.html" } else { "incident.json" };
+                let file = if failure.is_none() { "report.html" } else { INCIDENT };
                 eprintln!("reprieve: report  {}", dir.join(file).display());
                 self.published.push(dir);
             }
             Err(error) => eprintln!("reprieve: the incident is lost: {error}"),
         }
-        self.store.trim(MAX_COUNT, MAX_BYTES);
     }
 }
 

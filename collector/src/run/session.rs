@@ -192,6 +192,7 @@ impl<'a> Session<'a> {
         incident.hold = Some(HoldReport {
             brake: self.brake.name().to_owned(),
             stop_window_us: micros(stop_window),
+            exposed_us: micros(self.brake.exposed()),
             snapshot_us: micros(snapshot_time),
             symbolized_us,
             held_us: micros(held),

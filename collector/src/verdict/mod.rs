@@ -147,7 +147,7 @@ impl Scene<'_> {
 
     /// Bytes below the limit, and whether they are enough to run on.
     fn room(&self) -> Result<(u64, bool), CgroupError> {
-        let limit = self.memcg.limit()?.unwrap_or(u64::MAX).max(self.brake.limit());
+        let limit = self.brake.limit();
         let free = limit.saturating_sub(self.memcg.usage()?);
         Ok((free, free >= (limit / ROOM_SHARE).max(ROOM_MIN_BYTES)))
     }
@@ -239,7 +239,7 @@ impl Scene<'_> {
     /// Stays stopped until there is room: a person raised the limit or ended
     /// something.
     fn freeze(&mut self, time: Duration) -> Result<Effect, CgroupError> {
-        let limit_before = self.memcg.limit()?.unwrap_or(u64::MAX);
+        let mut limit_before = self.memcg.limit()?.unwrap_or(u64::MAX);
         let begun = Instant::now();
         eprintln!(
             "reprieve: {} is frozen for at most {time:?}; make room by writing a higher limit to {}",
@@ -251,7 +251,8 @@ impl Scene<'_> {
             let limit = self.memcg.limit()?.unwrap_or(u64::MAX);
             if limit > limit_before {
                 // Adopt what the person wrote, so that later steps build on it.
-                self.brake.grant(limit - self.brake.limit().min(limit))?;
+                self.brake.grant(limit - limit_before)?;
+                limit_before = self.memcg.limit()?.unwrap_or(u64::MAX);
             }
             room = self.room()?.1;
         }

@@ -1,0 +1,80 @@
+//! Two hundred held OOMs over all victims: nobody is harmed, nothing is lost.
+
+mod common;
+
+use common::{Lab, assert_unharmed, fixture, text};
+use std::collections::BTreeMap;
+
+/// Holds that the test insists on.
+const HOLDS: usize = 200;
+
+/// Every victim that grows past its limit until it gets more.
+const VICTIMS: &[&[&str]] = &[
+    &["steady_leak"],
+    &["stripped"],
+    &["many_threads", "--threads", "50"],
+    &["map_populate"],
+    &["thp"],
+    &["inlined_chain"],
+    &["cxx_names"],
+    &["rust_leak"],
+    &["rust_names"],
+    &["deleted_binary"],
+    &["tmpfs_writer"],
+    &["prefork", "--children", "4"],
+    &["syscall_storm"],
+    &["exiting"],
+];
+
+/// Ladders that let a victim live.
+const LADDERS: &[&str] = &["grant=16M", "throttle=100ms,grant=16M", "reclaim,grant=24M"];
+
+/// Victims whose system calls may not fail: version 1 has no room for a
+/// throttled program, and one that forks dies of it (see the README).
+const NEVER_THROTTLED: &[&str] = &["prefork", "syscall_storm", "exiting"];
+
+#[test]
+fn two_hundred_held_ooms_harm_nobody() {
+    let mut holds: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut rounds = 0;
+    while holds.values().sum::<usize>() < HOLDS {
+        assert!(rounds < 20, "the victims meet their limit too seldom: {holds:?}");
+        for victim in VICTIMS {
+            let mut ladder = LADDERS[rounds % LADDERS.len()];
+            if NEVER_THROTTLED.contains(&victim[0]) {
+                ladder = LADDERS[0];
+            }
+            let lab = Lab::new();
+            let program = fixture(victim[0]);
+            let mut command = vec![program.as_str(), "--mib", "96"];
+            command.extend(&victim[1..]);
+            let output = lab.run(&["--memory", "40M", "--on-oom", ladder], &command);
+            assert_unharmed(&output);
+            *holds.entry(victim[0]).or_default() += assert_all_recorded(&lab, &text(&output), victim[0]);
+        }
+        // Gets well by itself.
+        let lab = Lab::new();
+        let output = lab.run(&["--memory", "40M", "--on-oom", "throttle=20s"], &[&fixture("relief"), "--mib", "96"]);
+        assert_unharmed(&output);
+        *holds.entry("relief").or_default() += assert_all_recorded(&lab, &text(&output), "relief");
+        rounds += 1;
+    }
+    println!("{} holds: {holds:?}", holds.values().sum::<usize>());
+}
+
+/// Asserts that each hold left an incident and kept to its deadline; returns
+/// how many there were.
+fn assert_all_recorded(lab: &Lab, told: &str, victim: &str) -> usize {
+    let incidents = lab.incidents();
+    let held = told.lines().filter(|line| line.starts_with("reprieve: out of memory at")).count();
+    assert_eq!(held, incidents.len(), "{victim}: {told}");
+    assert!(held > 0, "{victim} did not run out of memory: {told}");
+    for incident in &incidents {
+        let hold = &incident["hold"];
+        assert!(hold["held_us"].as_u64().unwrap() <= hold["deadline_us"].as_u64().unwrap(), "{victim}: {hold}");
+        assert_eq!(hold["threads_not_stopped"], 0, "{victim}: {hold}");
+        assert_eq!(incident["verdict"]["relieved"], true, "{victim}: {:#}", incident["verdict"]);
+        assert!(!common::threads(incident).is_empty(), "{victim}");
+    }
+    held
+}
