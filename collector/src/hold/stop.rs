@@ -243,13 +243,19 @@ fn lost(errno: Errno) -> StopOutcome {
     if errno == Errno::ESRCH { StopOutcome::Gone } else { StopOutcome::NotStopped(errno.to_string()) }
 }
 
+/// State letter of a thread; `None` when it is gone.
+fn state(tid: i32) -> Option<char> {
+    Stat::read(&format!("/proc/{tid}/stat")).map(|stat| stat.state)
+}
+
 fn seize(tid: i32) -> HeldThread {
-    let state_before = Stat::read(&format!("/proc/{tid}/stat")).map_or('?', |s| s.state);
+    let state_before = state(tid).unwrap_or('?');
     let (outcome, attached) = match ptrace::seize(Pid::from_raw(tid), ptrace::Options::empty()) {
         Ok(()) => (StopOutcome::NotStopped("interrupt is pending".to_owned()), true),
         Err(Errno::ESRCH) => (StopOutcome::Gone, false),
-        // A zombie cannot be traced: EPERM though nothing is forbidden.
-        Err(Errno::EPERM) if matches!(state_before, 'Z' | 'X' | '?') => (StopOutcome::Gone, false),
+        // A zombie cannot be traced: EPERM though nothing is forbidden. It may
+        // have become one just now.
+        Err(Errno::EPERM) if state(tid).is_none_or(|s| matches!(s, 'Z' | 'X')) => (StopOutcome::Gone, false),
         Err(errno) => (StopOutcome::NotStopped(format!("PTRACE_SEIZE: {errno}")), false),
     };
     HeldThread { outcome, state_before, registers: None, signal: None, attached }
