@@ -1,5 +1,6 @@
 //! `cargo xtask`: what the project does with itself.
 
+mod bench;
 mod demo;
 mod deps;
 mod fixtures;
@@ -31,6 +32,11 @@ enum Task {
         #[arg(last = true)]
         command: Vec<String>,
     },
+    /// Measure against peers and print ratios.
+    Bench {
+        #[command(subcommand)]
+        bench: bench::Bench,
+    },
     /// Run all checks and tests.
     Test {
         /// Only the stages whose name contains this.
@@ -48,6 +54,7 @@ fn main() -> Result<ExitCode> {
     let root = root();
     match Cli::parse().task {
         Task::Demo { memory, command } => demo::run(&root, &memory, &command),
+        Task::Bench { bench } => bench::run(&root, &bench),
         Task::Test { only } => test::run(&root, only.as_deref()),
         Task::Vm { command } => vm::cli(&root, command),
     }

@@ -1,0 +1,42 @@
+//! `cargo xtask bench`: ratios against peers, measured in one run.
+
+mod hold;
+
+use anyhow::Result;
+use clap::Subcommand;
+use std::path::Path;
+use std::process::ExitCode;
+
+/// What is measured.
+#[derive(Debug, Subcommand)]
+pub enum Bench {
+    /// Stopping a program out of memory and recording its stacks, against
+    /// eu-stack and gdb; and the guardian's memory meanwhile.
+    Hold {
+        /// Rounds, of which the median counts.
+        #[arg(long, default_value_t = 7)]
+        rounds: usize,
+    },
+}
+
+/// Runs a benchmark.
+pub fn run(root: &Path, bench: &Bench) -> Result<ExitCode> {
+    match bench {
+        Bench::Hold { rounds } => hold::run(root, *rounds),
+    }
+}
+
+/// The middle one of an odd number of values.
+fn median<T: Copy + PartialOrd>(mut values: Vec<T>) -> Option<T> {
+    values.sort_by(|a, b| a.partial_cmp(b).unwrap_or(std::cmp::Ordering::Equal));
+    values.get(values.len() / 2).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_median_is_in_the_middle() {
+        assert_eq!(super::median(vec![3.0, 1.0, 2.0]), Some(2.0));
+        assert_eq!(super::median::<u64>(vec![]), None);
+    }
+}
