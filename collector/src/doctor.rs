@@ -6,7 +6,7 @@ use crate::hold::{self, BrakeChoice, Look};
 use crate::incident::store::Store;
 use crate::signals::Signals;
 use crate::snapshot::TargetMemory;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, Pid, fork};
@@ -133,7 +133,7 @@ fn hold_a_child(memcg: &Memcg) -> Result<String, String> {
     let begun = Instant::now();
     let held = (|| {
         while begun.elapsed() < TRIAL_TIME {
-            let mut bell = [PollFd::new(brake.bell(), PollFlags::POLLIN | PollFlags::POLLPRI)];
+            let mut bell = [brake.bell()];
             let _ = poll(&mut bell, PollTimeout::from(100u8));
             match brake.look().map_err(|e| e.to_string())? {
                 Look::OutOfMemory => {

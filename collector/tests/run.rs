@@ -6,7 +6,8 @@ use common::{Lab, assert_held_well, assert_unharmed, fixture, groups, text, thre
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs;
-use std::process::Command;
+use std::io::Write;
+use std::process::{Command, Stdio};
 
 #[test]
 fn granted_program_finishes_unharmed_and_is_explained() {
@@ -60,6 +61,47 @@ fn throttled_program_that_frees_memory_by_itself_lives() {
 }
 
 #[test]
+fn when_nothing_helps_the_kernel_decides_and_its_victim_is_named() {
+    let lab = Lab::new();
+    let output = lab.run(&["--memory", "64M", "--on-oom", "reclaim"], &[&fixture("steady_leak"), "--mib", "96"]);
+    assert_eq!(output.status.code(), Some(137), "{}", text(&output));
+    let incidents = lab.incidents();
+    let triggers: Vec<_> = incidents.iter().map(|i| i["trigger"].as_str().unwrap()).collect();
+    assert_eq!(triggers, ["oom", "killed_by_kernel"], "{}", text(&output));
+    assert_eq!(incidents[0]["verdict"]["relieved"], false);
+    let victim = &incidents[1]["kernel_victims"][0];
+    assert_eq!(victim["comm"], "steady_leak", "{}", incidents[1]);
+    assert!(victim["rss_bytes"].as_u64().unwrap() > 48 << 20, "{victim}");
+}
+
+#[test]
+fn a_person_on_the_terminal_decides() {
+    let lab = Lab::new();
+    let shown = lab.out().join("typescript");
+    let out = lab.out().display();
+    let command = format!(
+        "{} run --out {out} --memory 64M --on-oom ask=60s,kill -- {} --mib 96",
+        env!("CARGO_BIN_EXE_reprieve"),
+        fixture("steady_leak")
+    );
+    let mut terminal = Command::new("script");
+    terminal.args(["--quiet", "--flush", "--return", "--command", &command]).arg(&shown);
+    let mut terminal = terminal.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let screen = || fs::read_to_string(&shown).unwrap_or_default();
+    let mut keys = terminal.stdin.take().unwrap();
+    wait_for("the question", || screen().contains("What now?"));
+    keys.write_all(b"explode\n").unwrap();
+    wait_for("help", || screen().contains("known are"));
+    keys.write_all(b"grant=64M\n").unwrap();
+    let status = terminal.wait().unwrap();
+    assert!(status.success(), "{}", screen());
+    let incident = lab.incident();
+    let step = &incident["verdict"]["steps"][0];
+    assert_eq!(step["outcome"], "relieved", "{step}");
+    assert!(step["effect"].as_str().unwrap().starts_with("the operator chose grant=64M: "), "{step}");
+}
+
+#[test]
 fn two_hundred_threads_stop_and_show_thirty_frames() {
     let lab = Lab::new();
     let output = lab.run(
@@ -85,6 +127,26 @@ fn unlimited_enough_programs_keep_their_exit_code_and_leave_no_incident() {
     assert!(lab.incidents().is_empty());
     let left: Vec<_> = fs::read_dir(lab.out()).unwrap().flatten().collect();
     assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn a_guardian_with_nothing_to_do_sleeps() {
+    let lab = Lab::new();
+    let mut child = lab.start(&["--memory", "64M"], &["sleep", "1000"]);
+    wait_for("the start", || groups().iter().any(|g| has_processes(g)));
+    let cpu_ticks = || {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
+        // utime and stime (proc_pid_stat(5)), counted behind the name.
+        let fields: Vec<u64> = stat.rsplit(')').next().unwrap().split(' ').map(|f| f.parse().unwrap_or(0)).collect();
+        fields[12] + fields[13]
+    };
+    let (before, begun) = (cpu_ticks(), std::time::Instant::now());
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    // 100 ticks a second.
+    let share = (cpu_ticks() - before) as f64 / 100.0 / begun.elapsed().as_secs_f64();
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).unwrap();
+    child.wait().unwrap();
+    assert!(share < 0.2, "it used {:.0} % of a CPU", share * 100.0);
 }
 
 #[test]

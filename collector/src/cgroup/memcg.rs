@@ -5,6 +5,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+/// From here on version 1 means unlimited (`PAGE_COUNTER_MAX` pages,
+/// include/linux/page_counter.h, whatever the page size).
+const UNLIMITED: u64 = i64::MAX as u64 & !0xffff;
+
 /// A memory cgroup.
 ///
 /// Holds only its path; the kernel may remove or change it at any time, so
@@ -116,8 +120,7 @@ impl Memcg {
         match self.version {
             Version::V1 => {
                 let limit = self.read_number("memory.limit_in_bytes")?;
-                // PAGE_COUNTER_MAX pages: the v1 way to say unlimited.
-                Ok(limit.filter(|&bytes| bytes < i64::MAX as u64 & !0xffff))
+                Ok(limit.filter(|&bytes| bytes < UNLIMITED))
             }
             Version::V2 => self.read_number("memory.max"),
         }
@@ -172,14 +175,13 @@ impl Memcg {
 
     fn members(&self, file: &str) -> Result<Vec<i32>, CgroupError> {
         let mut members = Vec::new();
-        for (depth, dir) in self.subtree().into_iter().enumerate() {
-            let path = dir.join(file);
-            match fs::read_to_string(&path) {
+        for (depth, memcg) in self.subtree().into_iter().enumerate() {
+            match memcg.read(file) {
                 // 0 is a process outside our PID namespace: not addressable.
                 Ok(text) => members.extend(text.lines().filter_map(|l| l.parse().ok()).filter(|&id: &i32| id != 0)),
                 // A descendant may vanish between the listing and the read.
                 Err(_) if depth > 0 => {}
-                Err(source) => return Err(CgroupError::Read { path, source }),
+                Err(error) => return Err(error),
             }
         }
         members.sort_unstable();
@@ -187,26 +189,69 @@ impl Memcg {
         Ok(members)
     }
 
-    /// The memcg's folder and those of all its descendants, parents first.
+    /// Processes of the memcg itself.
+    pub fn own_pids(&self) -> Result<Vec<i32>, CgroupError> {
+        Ok(self.read("cgroup.procs")?.lines().filter_map(|l| l.parse().ok()).filter(|&id| id != 0).collect())
+    }
+
+    /// Bytes that the memcg may keep when memory is short: the more of
+    /// `memory.min` and `memory.low`, on version 1 the soft limit.
     #[must_use]
-    pub fn subtree(&self) -> Vec<PathBuf> {
-        let mut dirs = vec![self.dir.clone()];
+    pub fn reservation(&self) -> u64 {
+        let of = |file| self.read_number(file).ok().flatten().unwrap_or(0);
+        match self.version {
+            // Unlimited is how version 1 says that none was set.
+            Version::V1 => Some(of("memory.soft_limit_in_bytes")).filter(|&b| b < UNLIMITED).unwrap_or(0),
+            Version::V2 => of("memory.min").max(of("memory.low")),
+        }
+    }
+
+    /// Whether it lives and dies as one (`memory.oom.group`, v2).
+    #[must_use]
+    pub fn is_one_job(&self) -> bool {
+        self.read_number("memory.oom.group").is_ok_and(|flag| flag == Some(1))
+    }
+
+    /// The memcg and all its descendants, parents first.
+    #[must_use]
+    pub fn subtree(&self) -> Vec<Memcg> {
+        let mut memcgs = vec![self.clone()];
         let mut next = 0;
-        while next < dirs.len() {
-            if let Ok(entries) = fs::read_dir(&dirs[next]) {
-                dirs.extend(entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path()));
-            }
+        while next < memcgs.len() {
+            let entries = fs::read_dir(&memcgs[next].dir).into_iter().flatten().flatten();
+            let folders = entries.filter(|e| e.file_type().is_ok_and(|t| t.is_dir()));
+            let children: Vec<_> = folders.map(|e| memcgs[next].child(&e.file_name().to_string_lossy())).collect();
+            memcgs.extend(children);
             next += 1;
         }
-        dirs
+        memcgs
+    }
+
+    fn child(&self, name: &str) -> Memcg {
+        let path = format!("{}/{name}", self.path.trim_end_matches('/'));
+        Memcg { version: self.version, dir: self.dir.join(name), path }
+    }
+
+    /// Sends SIGKILL to everybody in the memcg and its descendants. Where
+    /// `cgroup.kill` is (v2, since 5.14) nobody escapes by forking; elsewhere
+    /// those who are born meanwhile live on.
+    pub fn kill(&self) -> Result<(), CgroupError> {
+        if self.dir.join("cgroup.kill").exists() {
+            return self.write("cgroup.kill", "1");
+        }
+        for pid in self.pids()? {
+            // ESRCH: it has just ended.
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+        }
+        Ok(())
     }
 
     /// Removes the memcg and its empty descendants.
     pub fn remove(&self) -> Result<(), CgroupError> {
-        for dir in self.subtree().into_iter().rev() {
-            match fs::remove_dir(&dir) {
+        for memcg in self.subtree().into_iter().rev() {
+            match fs::remove_dir(&memcg.dir) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(CgroupError::Write { path: dir, value: "(remove)".to_owned(), source: error });
+                    return Err(CgroupError::Write { path: memcg.dir, value: "(remove)".to_owned(), source: error });
                 }
                 _ => {}
             }

@@ -8,8 +8,9 @@
 use super::stop::{LATE_AGAIN, StoppedThreads};
 use super::{Brake, BrakeError, HandBack, Look};
 use crate::cgroup::{CgroupError, Memcg};
+use nix::poll::{PollFd, PollFlags, poll};
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 /// Least distance of high below max.
@@ -95,11 +96,11 @@ impl HighBrake {
             if left.is_zero() {
                 return;
             }
-            let mut fds = [nix::poll::PollFd::new(events.as_fd(), nix::poll::PollFlags::POLLPRI)];
+            let mut fds = [PollFd::new(events.as_fd(), PollFlags::POLLPRI)];
             // Reading through this file re-arms its poll; the text was read above.
             let _ = std::io::Read::read(&mut &events, &mut [0; 64]);
             let wait = left.min(Duration::from_millis(20)).as_millis() as u16;
-            let _ = nix::poll::poll(&mut fds, wait.max(1));
+            let _ = poll(&mut fds, wait.max(1));
         }
     }
 }
@@ -114,8 +115,9 @@ impl Brake for HighBrake {
         "high"
     }
 
-    fn bell(&self) -> BorrowedFd<'_> {
-        self.bell.as_fd()
+    fn bell(&self) -> PollFd<'_> {
+        // To kernfs every file is readable at all times; POLLPRI is the change.
+        PollFd::new(self.bell.as_fd(), PollFlags::POLLPRI)
     }
 
     fn look_again(&self) -> Duration {
@@ -200,6 +202,10 @@ impl Brake for HighBrake {
 
     fn limit(&self) -> u64 {
         self.limit
+    }
+
+    fn level(&self) -> u64 {
+        self.high.min(self.limit)
     }
 }
 

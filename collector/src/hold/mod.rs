@@ -12,9 +12,9 @@ pub use high::HighBrake;
 pub use v1::V1Brake;
 
 use crate::cgroup::{CgroupError, Memcg, Version};
+use nix::poll::PollFd;
 use nix::sys::eventfd::EventFd;
 use std::fmt;
-use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
@@ -92,8 +92,8 @@ pub trait Brake: fmt::Debug {
     /// `v1` or `high`.
     fn name(&self) -> &'static str;
 
-    /// Becomes ready (POLLIN or POLLPRI) when [`Brake::look`] may have news.
-    fn bell(&self) -> BorrowedFd<'_>;
+    /// Becomes ready when [`Brake::look`] may have news; the look silences it.
+    fn bell(&self) -> PollFd<'_>;
 
     /// Longest to wait for the bell before looking anyway.
     fn look_again(&self) -> Duration;
@@ -128,6 +128,9 @@ pub trait Brake: fmt::Debug {
 
     /// The limit in bytes now.
     fn limit(&self) -> u64;
+
+    /// The usage in bytes at which it holds: the limit, or a little less.
+    fn level(&self) -> u64;
 }
 
 /// Why no brake could be armed.

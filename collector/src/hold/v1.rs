@@ -14,9 +14,10 @@ use super::stop::{LATE_AGAIN, StoppedThreads};
 use super::{Alarm, Brake, BrakeError, HandBack, Look};
 use crate::cgroup::{CgroupError, Memcg};
 use crate::snapshot::page_size;
+use nix::poll::{PollFd, PollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::time::{Duration, Instant};
 
 /// Raising the wall by this wakes tasks parked at it; none of it is used, since
@@ -232,8 +233,8 @@ impl Brake for V1Brake {
         "v1"
     }
 
-    fn bell(&self) -> BorrowedFd<'_> {
-        self.bell.as_fd()
+    fn bell(&self) -> PollFd<'_> {
+        PollFd::new(self.bell.as_fd(), PollFlags::POLLIN)
     }
 
     fn look_again(&self) -> Duration {
@@ -328,6 +329,10 @@ impl Brake for V1Brake {
     }
 
     fn limit(&self) -> u64 {
+        self.limit
+    }
+
+    fn level(&self) -> u64 {
         self.limit
     }
 }

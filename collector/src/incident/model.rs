@@ -30,6 +30,9 @@ pub struct Incident {
     pub hold: Option<HoldReport>,
     /// Every process seen.
     pub processes: Vec<Process>,
+    /// Whom the kernel's OOM killer killed, when it did.
+    #[serde(default)]
+    pub kernel_victims: Vec<KernelVictim>,
     /// ELF images mapped executable in any process; `Mapping::module` and
     /// `ResolvedAddress::module` index into it.
     pub modules: Vec<Module>,
@@ -47,7 +50,8 @@ pub struct Incident {
 pub enum Trigger {
     /// The memcg reached its limit and was held.
     Oom,
-    /// The kernel's OOM killer acted before a hold was possible.
+    /// The kernel's OOM killer acted: before a hold was possible, or because no
+    /// action had helped.
     KilledByKernel,
     /// `reprieve snapshot`.
     Snapshot,
@@ -86,6 +90,17 @@ pub struct MemcgState {
     pub stat: std::collections::BTreeMap<String, u64>,
     /// Counters: `memory.events` (v2) or failcnt and oom_control (v1).
     pub events: std::collections::BTreeMap<String, u64>,
+}
+
+/// A process that the kernel's OOM killer killed, from the kernel log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelVictim {
+    /// PID in the initial PID namespace.
+    pub pid: i32,
+    /// Its name.
+    pub comm: String,
+    /// Resident when it was killed, shared pages counted in full.
+    pub rss_bytes: u64,
 }
 
 /// How the memcg was held and for how long.

@@ -2,7 +2,7 @@
 
 use super::model::{HoldReport, Incident, SymbolState, Trigger};
 use super::profile;
-use super::units::{bytes, micros, time};
+use super::units::{bytes, count, micros, time};
 use reprieve_flamegraph::top;
 use std::fmt::Write;
 use std::path::Path;
@@ -19,12 +19,20 @@ const PROCESSES: usize = 8;
 pub fn headline(incident: &Incident) -> String {
     let what = match incident.trigger {
         Trigger::Oom => "ran out of memory and was held",
-        Trigger::KilledByKernel => "ran out of memory and the kernel killed first",
+        Trigger::KilledByKernel => "ran out of memory and was killed by the kernel",
         Trigger::Snapshot => "was recorded on request",
     };
     let biggest = incident.processes.iter().max_by_key(|p| p.memory.pss_bytes);
-    let who = biggest.map_or("a cgroup".to_owned(), |p| format!("{} [{}]", p.comm, p.pid));
+    let named = |comm: &str, pid: i32| format!("{comm} [{pid}]");
+    let who = match (incident.kernel_victims.first(), biggest, incident.trigger) {
+        (Some(victim), ..) => named(&victim.comm, victim.pid),
+        (None, Some(process), Trigger::Oom | Trigger::Snapshot) => named(&process.comm, process.pid),
+        (None, _, Trigger::KilledByKernel) => "a process".to_owned(),
+        (None, None, _) => "a cgroup".to_owned(),
+    };
     let usage = incident.memcg.as_ref().map_or(String::new(), |m| match m.limit_bytes {
+        // What is charged after a kill tells nothing.
+        Some(limit) if incident.trigger == Trigger::KilledByKernel => format!(" at a limit of {}", bytes(limit)),
         Some(limit) => format!(": {} of {} charged", bytes(m.usage_bytes), bytes(limit)),
         None => format!(": {} charged, no limit", bytes(m.usage_bytes)),
     });
@@ -44,9 +52,9 @@ pub fn hold_line(hold: &HoldReport) -> String {
         n => format!(", {n} could not be stopped"),
     };
     format!(
-        "brake {}: {} threads stopped within {}{not}; evidence after {}, let go after {}",
+        "brake {}: {} stopped within {}{not}; evidence after {}, let go after {}",
         hold.brake,
-        hold.threads_stopped,
+        count(hold.threads_stopped.into(), "thread"),
         micros(hold.stop_window_us),
         micros(hold.snapshot_us),
         micros(hold.held_us),
@@ -56,7 +64,7 @@ pub fn hold_line(hold: &HoldReport) -> String {
 /// How many frames have no name, and why; empty when all have.
 #[must_use]
 pub fn misses(incident: &Incident) -> Vec<String> {
-    let mut reasons: std::collections::BTreeMap<&str, usize> = std::collections::BTreeMap::new();
+    let mut reasons: std::collections::BTreeMap<&str, u64> = std::collections::BTreeMap::new();
     for address in &incident.symbols.addresses {
         if let Some(miss) = &address.miss {
             *reasons.entry(miss).or_default() += 1;
@@ -68,13 +76,14 @@ pub fn misses(incident: &Incident) -> Vec<String> {
         .flat_map(|p| &p.threads)
         .flat_map(|t| &t.frame_modules)
         .filter(|m| m.is_none())
-        .count();
+        .count() as u64;
     let mut lines: Vec<String> =
-        reasons.into_iter().map(|(why, n)| format!("{n} addresses have no name: {why}")).collect();
+        reasons.into_iter().map(|(why, n)| format!("no name for {}: {why}", count(n, "address"))).collect();
     if unmapped > 0 {
-        lines.push(format!("{unmapped} frames lie in no mapped file (generated code, or a wrong stack)"));
+        lines.push(format!("{} in no mapped file (generated code, or a wrong stack)", count(unmapped, "frame")));
     }
     match &incident.symbols.state {
+        _ if incident.processes.iter().all(|p| p.threads.is_empty()) => {}
         SymbolState::AfterVerdict(why) => lines.push(format!("symbols were found only after the verdict: {why}")),
         SymbolState::Failed(why) => lines.push(format!("there are no symbols: {why}")),
         SymbolState::Pending | SymbolState::BeforeVerdict => {}
@@ -103,6 +112,13 @@ pub fn page(incident: &Incident, dir: &Path, width: usize) -> String {
         line("");
         line(&format!("HOLD  {}", hold_line(hold)));
     }
+    if !incident.kernel_victims.is_empty() {
+        line("");
+        line("KILLED BY THE KERNEL");
+        for victim in &incident.kernel_victims {
+            line(&format!("  {} [{}], {} resident", victim.comm, victim.pid, bytes(victim.rss_bytes)));
+        }
+    }
     line("");
     line("PROCESSES");
     line("      PID       RSS      ANON     SHMEM  THREADS  NAME");
@@ -126,12 +142,14 @@ pub fn page(incident: &Incident, dir: &Path, width: usize) -> String {
     line("THREADS BY STACK  (who was running when memory ran out)");
     let threads = profile::threads(incident);
     for stack in top::stacks(&threads, 0, STACKS) {
-        line(&format!("  {} thread(s), {:.0} %  {}", stack.value, stack.share * 100.0, stack.labels.join(" ")));
+        let threads = count(stack.value.unsigned_abs(), "thread");
+        line(&format!("  {threads}, {:.0} %  {}", stack.share * 100.0, stack.labels.join(" ")));
         for frame in stack.frames.iter().take(FRAMES) {
             line(&format!("      {frame}"));
         }
-        if stack.frames.len() > FRAMES {
-            line(&format!("      … {} more frames", stack.frames.len() - FRAMES));
+        let more = stack.frames.len().saturating_sub(FRAMES) as u64;
+        if more > 0 {
+            line(&format!("      … {} more", count(more, "frame")));
         }
     }
     let unknown: Vec<String> = misses(incident).into_iter().chain(incident.gaps.iter().cloned()).collect();

@@ -28,6 +28,17 @@ pub fn micros(us: u64) -> String {
     }
 }
 
+/// `1 thread`, `2 threads`, `3 addresses`.
+#[must_use]
+pub fn count(number: u64, noun: &str) -> String {
+    let ending = match number {
+        1 => return format!("1 {noun}"),
+        _ if noun.ends_with('s') => "es",
+        _ => "s",
+    };
+    format!("{number} {noun}{ending}")
+}
+
 /// UTC time as `2026-11-23 17:48:01 UTC`.
 #[must_use]
 pub fn time(unix_us: u64) -> String {
@@ -35,11 +46,12 @@ pub fn time(unix_us: u64) -> String {
     format!("{y:04}-{mo:02}-{d:02} {h:02}:{mi:02}:{s:02} UTC")
 }
 
-/// UTC time as `20261123T174801Z`, which sorts.
+/// UTC time as `20261123T174801.042Z`, which sorts.
 #[must_use]
 pub fn compact_time(unix_us: u64) -> String {
     let (y, mo, d, h, mi, s) = civil(unix_us / 1_000_000);
-    format!("{y:04}{mo:02}{d:02}T{h:02}{mi:02}{s:02}Z")
+    let ms = unix_us / 1000 % 1000;
+    format!("{y:04}{mo:02}{d:02}T{h:02}{mi:02}{s:02}.{ms:03}Z")
 }
 
 /// Year, month, day, hour, minute, second (UTC).
@@ -67,6 +79,7 @@ mod tests {
         assert_eq!(micros(700), "700 µs");
         assert_eq!(micros(1_234_567), "1.2 s");
         assert_eq!(time(1_795_456_081_000_000), "2026-11-23 17:48:01 UTC");
-        assert_eq!(compact_time(0), "19700101T000000Z");
+        assert_eq!(compact_time(0), "19700101T000000.000Z");
+        assert_eq!(compact_time(1_000_042_000), "19700101T001640.042Z");
     }
 }

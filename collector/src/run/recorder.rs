@@ -61,6 +61,7 @@ impl Recorder {
             memcg: memcg.map(state_of),
             hold: None,
             processes: evidence.processes,
+            kernel_victims: Vec::new(),
             modules: evidence.modules,
             symbols: Symbols::default(),
             verdict: None,

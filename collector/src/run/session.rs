@@ -10,9 +10,10 @@ use crate::incident::model::{HoldReport, SymbolState, Symbols, Trigger};
 use crate::incident::{show, units};
 use crate::signals::Signals;
 use crate::snapshot;
+use crate::snapshot::kernel_log::KernelLog;
 use crate::verdict::{self, Scene};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::kill;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 use std::collections::BTreeMap;
@@ -35,6 +36,9 @@ pub struct Session<'a> {
     watchdog: Watchdog,
     signals: Signals,
     recorder: Recorder,
+    kernel_log: std::io::Result<KernelLog>,
+    /// Incident after which the kernel was left to decide.
+    left_to_kernel: Option<String>,
     signals_answered: u32,
     ending_since: Option<Instant>,
 }
@@ -49,7 +53,18 @@ impl<'a> Session<'a> {
         signals: Signals,
         recorder: Recorder,
     ) -> Self {
-        Session { request, group, brake, watchdog, signals, recorder, signals_answered: 0, ending_since: None }
+        Session {
+            request,
+            group,
+            brake,
+            watchdog,
+            signals,
+            recorder,
+            kernel_log: KernelLog::open(),
+            left_to_kernel: None,
+            signals_answered: 0,
+            ending_since: None,
+        }
     }
 
     /// Until the command and all its children are gone.
@@ -118,10 +133,7 @@ impl<'a> Session<'a> {
         if ended || self.recorder.is_busy() {
             timeout = timeout.min(Duration::from_millis(20));
         }
-        let mut fds = vec![
-            PollFd::new(self.signals.fd(), PollFlags::POLLIN),
-            PollFd::new(self.brake.bell(), PollFlags::POLLIN | PollFlags::POLLPRI),
-        ];
+        let mut fds = vec![PollFd::new(self.signals.fd(), PollFlags::POLLIN), self.brake.bell()];
         fds.extend(started.exec_fd().map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
         if !ended {
             fds.push(PollFd::new(std::os::fd::AsFd::as_fd(&started.pidfd), PollFlags::POLLIN));
@@ -141,6 +153,11 @@ impl<'a> Session<'a> {
         let threads = self.brake.stop(deadline.min(noticed + STOP_TIME))?;
         let stop_window = noticed.elapsed();
         let (threads_stopped, threads_not_stopped) = threads.counts();
+        if threads_stopped == 0 && threads_not_stopped == 0 {
+            // All who were there are dying, of a kill just before.
+            let _ = self.watchdog.released();
+            return Ok(self.brake.resume(threads)?);
+        }
         let pids = self.group.memcg.pids()?;
         let evidence = snapshot::take(&pids, threads.threads(), self.request.options);
         let snapshot_time = noticed.elapsed();
@@ -203,12 +220,15 @@ impl<'a> Session<'a> {
             guardian_peak_bytes: own_status_bytes("VmHWM"),
             guardian_hold_heap_bytes: heap::peak_since(heap_before) as u64,
         });
+        let not = if threads_not_stopped > 0 { format!(", {threads_not_stopped} not stopped,") } else { String::new() };
         eprintln!(
-            "reprieve: out of memory at {}; {threads_stopped} threads held {}. {}",
+            "reprieve: out of memory at {}; {}{not} held {}. {}",
             units::bytes(incident.memcg.as_ref().map_or(0, |m| m.usage_bytes)),
+            units::count(threads_stopped.into(), "thread"),
             units::micros(micros(held)),
             verdict.summary
         );
+        self.left_to_kernel = (!verdict.relieved).then(|| incident.id.clone());
         incident.verdict = Some(verdict);
         if let Some(staging) = staging
             && let Err(error) = self.recorder.finish(&incident, staging)
@@ -222,8 +242,26 @@ impl<'a> Session<'a> {
     fn record_kernel_kill(&mut self) {
         let pids = self.group.memcg.pids().unwrap_or_default();
         let mut evidence = snapshot::take(&pids, &BTreeMap::new(), self.request.options);
-        evidence.gaps.push("the kernel's OOM killer acted; whom it killed is in the kernel log (dmesg)".to_owned());
-        let incident = self.recorder.draft(Trigger::KilledByKernel, Some(&self.group.memcg), evidence);
+        evidence.gaps.push(match &self.left_to_kernel {
+            Some(id) => format!("no action helped, so the kernel decided: the stacks are in {id}"),
+            None => "the kernel's OOM killer was first: there are no stacks of whom it killed".to_owned(),
+        });
+        let victims = match &mut self.kernel_log {
+            Ok(log) => log.victims(self.group.memcg.dir()),
+            Err(error) => {
+                evidence.gaps.push(format!("whom it killed is not known: /dev/kmsg: {error}"));
+                Vec::new()
+            }
+        };
+        if self.kernel_log.is_ok() && victims.is_empty() {
+            evidence.gaps.push("the kernel log does not say whom it killed".to_owned());
+        }
+        let mut incident = self.recorder.draft(Trigger::KilledByKernel, Some(&self.group.memcg), evidence);
+        incident.kernel_victims = victims;
+        if let Some(memcg) = &mut incident.memcg {
+            // Not the wall above it.
+            memcg.limit_bytes = Some(self.brake.limit());
+        }
         eprintln!("reprieve: {}", show::headline(&incident));
         let done = self.recorder.stage(&incident).and_then(|staging| self.recorder.finish(&incident, staging));
         if let Err(error) = done {
@@ -256,9 +294,8 @@ impl<'a> Session<'a> {
     }
 
     fn kill_all(&self) {
-        for pid in self.group.memcg.pids().unwrap_or_default() {
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-        }
+        // Done again until nobody is left.
+        let _ = self.group.memcg.kill();
     }
 
     fn tell_of_children(&self) {

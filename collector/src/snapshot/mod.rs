@@ -3,6 +3,7 @@
 //! Nothing here faults in a page of a target or waits for one. Whatever
 //! cannot be read becomes a sentence in `gaps`; a snapshot never fails whole.
 
+pub mod kernel_log;
 mod memory;
 mod modules;
 mod pagemap;
@@ -15,6 +16,7 @@ pub use pagemap::page_size;
 
 use crate::hold::stop::HeldThread;
 use crate::incident::model::{Module, Process};
+use crate::incident::units;
 use modules::ModuleTable;
 use reprieve_symbolizer::Unwinder;
 use std::collections::BTreeMap;
@@ -91,6 +93,8 @@ fn take_process(
         }
     };
     let modules = table.load(pid, &maps, &mut |at, out| memory.read(at, out), &mut process.gaps);
+    // A vDSO that nobody has called yet is not there, and not missed.
+    let absent_before = memory.absent_pages();
     let mut unwinder = Unwinder::new();
     for module in &modules {
         let name = &table.modules[module.index as usize].path;
@@ -100,9 +104,9 @@ fn take_process(
         let thread = threads::read_thread(pid, tid, held.get(&tid), &mut unwinder, &modules, &mut memory);
         process.threads.push(thread);
     }
-    let absent = memory.absent_pages();
+    let absent = memory.absent_pages() - absent_before;
     if absent > 0 {
-        process.gaps.push(format!("{absent} pages that stacks needed were not in memory"));
+        process.gaps.push(format!("{} that stacks needed were not in memory", units::count(absent, "page")));
     }
     Some(process)
 }

@@ -11,6 +11,7 @@ use crate::hold::Brake;
 use crate::hold::stop::StoppedThreads;
 use crate::hold::watchdog::Watchdog;
 use crate::incident::model::{Candidate, Process, Step, StepOutcome, Verdict};
+use crate::incident::units;
 use crate::signals::Signals;
 use crate::snapshot::process::Stat;
 use nix::poll::{PollFd, PollFlags, poll};
@@ -145,11 +146,11 @@ impl Scene<'_> {
         Ok(())
     }
 
-    /// Bytes below the limit, and whether they are enough to run on.
+    /// Bytes below where the brake holds, and whether they are enough to run on.
     fn room(&self) -> Result<(u64, bool), CgroupError> {
-        let limit = self.brake.limit();
-        let free = limit.saturating_sub(self.memcg.usage()?);
-        Ok((free, free >= (limit / ROOM_SHARE).max(ROOM_MIN_BYTES)))
+        let level = self.brake.level();
+        let free = level.saturating_sub(self.memcg.usage()?);
+        Ok((free, free >= (level / ROOM_SHARE).max(ROOM_MIN_BYTES)))
     }
 
     fn reclaim(&mut self) -> Result<Effect, CgroupError> {
@@ -163,7 +164,7 @@ impl Scene<'_> {
         let freed = before.saturating_sub(self.memcg.usage()?);
         let (room, enough) = self.room()?;
         let reason = "reclaim costs the program nothing but cache";
-        let mut effect = format!("freed {}, {} free below the limit", mib(freed), mib(room));
+        let mut effect = format!("freed {}, {} free below the limit", units::bytes(freed), units::bytes(room));
         if let Err(error) = asked
             && freed == 0
         {
@@ -184,15 +185,15 @@ impl Scene<'_> {
         let begun = Instant::now();
         let mut well = false;
         while !well && begun.elapsed() < time && !self.interrupted(GLANCE) {
-            well = self.room()?.0 >= self.brake.limit() / THROTTLE_ROOM_SHARE && self.brake.is_well()?;
+            well = self.room()?.0 >= self.brake.level() / THROTTLE_ROOM_SHARE && self.brake.is_well()?;
         }
         self.limit_cpu(None)?;
         let after = self.memcg.usage()?;
         let took = begun.elapsed().as_secs_f64();
         let effect = if well {
-            format!("usage fell by {} in {took:.1} s", mib(before.saturating_sub(after)))
+            format!("usage fell by {} in {took:.1} s", units::bytes(before.saturating_sub(after)))
         } else {
-            format!("usage did not fall enough in {took:.1} s ({} free)", mib(self.room()?.0))
+            format!("usage did not fall enough in {took:.1} s ({} free)", units::bytes(self.room()?.0))
         };
         Ok(Effect::new(if well { StepOutcome::Relieved } else { StepOutcome::NotEnough }, reason, effect))
     }
@@ -217,9 +218,9 @@ impl Scene<'_> {
     fn grant(&mut self, bytes: u64, watch: Duration) -> Result<Effect, CgroupError> {
         let (total, available) = machine_memory();
         let keep = MACHINE_KEEPS_BYTES.max(total / 20);
-        let reason = format!("{} of the machine's {} are available", mib(available), mib(total));
+        let reason = format!("{} of the machine's {} are available", units::bytes(available), units::bytes(total));
         if available < bytes.saturating_add(keep) {
-            let effect = format!("refused: the machine would have less than {} left", mib(keep));
+            let effect = format!("refused: the machine would have less than {} left", units::bytes(keep));
             return Ok(Effect::new(StepOutcome::Failed, reason, effect));
         }
         let before = progress(self.processes);
@@ -232,7 +233,7 @@ impl Scene<'_> {
             ran_on = progress(self.processes) != before || self.memcg.usage()? > usage_before;
         }
         let ran = if ran_on { "the program ran on" } else { "the program did nothing yet" };
-        let effect = format!("the limit is now {}; {ran}", mib(self.brake.limit()));
+        let effect = format!("the limit is now {}; {ran}", units::bytes(self.brake.limit()));
         Ok(Effect::new(StepOutcome::Relieved, reason, effect))
     }
 
@@ -240,6 +241,7 @@ impl Scene<'_> {
     /// something.
     fn freeze(&mut self, time: Duration) -> Result<Effect, CgroupError> {
         let mut limit_before = self.memcg.limit()?.unwrap_or(u64::MAX);
+        let kills_before = self.memcg.kernel_kills()?;
         let begun = Instant::now();
         eprintln!(
             "reprieve: {} is frozen for at most {time:?}; make room by writing a higher limit to {}",
@@ -260,7 +262,9 @@ impl Scene<'_> {
         let reason = "stopped until a person makes room";
         Ok(if room {
             self.let_go()?;
-            Effect::new(StepOutcome::Relieved, reason, format!("after {took:.1} s there was room"))
+            let killed = self.memcg.kernel_kills()? > kills_before;
+            let why = if killed { ", since the kernel's OOM killer had acted" } else { "" };
+            Effect::new(StepOutcome::Relieved, reason, format!("after {took:.1} s there was room{why}"))
         } else {
             Effect::new(StepOutcome::NotEnough, reason, format!("nobody made room in {took:.1} s"))
         })
@@ -278,17 +282,19 @@ impl Scene<'_> {
     }
 
     fn kill(&mut self, deadline: Instant) -> Result<Effect, CgroupError> {
-        let candidates = kill::rank(self.processes);
+        let homes = kill::Homes::below(self.memcg);
+        let candidates = kill::rank(self.processes, &homes);
         let mut told = Vec::new();
         let mut outcome = StepOutcome::NotEnough;
         let reason = match candidates.first() {
             Some(first) => format!(
-                "{} [{}] is first of {} candidates: priority {}, {} that a kill frees",
+                "{} [{}] is first of {}: priority {}, {} that a kill frees, {} of it reserved",
                 first.comm,
                 first.pid,
-                candidates.len(),
+                units::count(candidates.len() as u64, "candidate"),
                 first.priority,
-                mib(first.size_bytes)
+                units::bytes(first.size_bytes),
+                units::bytes(first.reservation_bytes)
             ),
             None => "no process may be killed".to_owned(),
         };
@@ -296,9 +302,16 @@ impl Scene<'_> {
             let Some(process) = self.processes.iter().find(|p| p.pid == candidate.pid) else { continue };
             let left = deadline.saturating_duration_since(Instant::now());
             let before = self.memcg.usage()?;
-            let name = format!("{} [{}]", candidate.comm, candidate.pid);
-            match self.kill_process(process, left) {
-                Ok(()) => told.push(format!("killed {name}, {} came back", mib(self.freed_since(before)?))),
+            let mut name = format!("{} [{}]", candidate.comm, candidate.pid);
+            let killed = match homes.job_of(process.pid, self.processes) {
+                Some(job) => {
+                    name.push_str(&format!(" and all of {} (memory.oom.group)", job.path()));
+                    self.kill_job(job, deadline)
+                }
+                None => self.kill_process(process, left),
+            };
+            match killed {
+                Ok(()) => told.push(format!("killed {name}, {} came back", units::bytes(self.freed_since(before)?))),
                 Err(error) => told.push(format!("{name}: {error}")),
             }
             if self.room()?.1 && self.brake.is_well()? {
@@ -314,14 +327,32 @@ impl Scene<'_> {
     }
 
     fn kill_process(&mut self, process: &Process, at_most: Duration) -> std::io::Result<()> {
-        // A thread that we trace is not reaped before we let it go; dying, it
-        // does not run on.
-        let tids: Vec<i32> = process.threads.iter().map(|t| t.tid).collect();
         kill::send(process.pid, process.start_ticks)?;
+        self.let_go_of(process);
+        kill::wait(process.pid, process.start_ticks, at_most)
+    }
+
+    fn kill_job(&mut self, job: &Memcg, deadline: Instant) -> std::io::Result<()> {
+        let members = job.pids().map_err(std::io::Error::other)?;
+        job.kill().map_err(std::io::Error::other)?;
+        for process in self.processes.iter().filter(|p| members.contains(&p.pid)) {
+            // Those of the job that are gone already are what we want.
+            let _ = kill::send(process.pid, process.start_ticks);
+            self.let_go_of(process);
+        }
+        for process in self.processes.iter().filter(|p| members.contains(&p.pid)) {
+            kill::wait(process.pid, process.start_ticks, deadline.saturating_duration_since(Instant::now()))?;
+        }
+        Ok(())
+    }
+
+    /// A thread that we trace is not reaped before we let it go; dying, it does
+    /// not run on.
+    fn let_go_of(&mut self, process: &Process) {
+        let tids: Vec<i32> = process.threads.iter().map(|t| t.tid).collect();
         if let Some(threads) = &mut self.threads {
             threads.resume_those(|tid| tids.contains(&tid));
         }
-        kill::wait(process.pid, process.start_ticks, at_most)
     }
 
     /// Uncharging trails the exit by a moment (per-CPU batches, delayed work).
@@ -369,9 +400,4 @@ pub fn machine_memory() -> (u64, u64) {
             * 1024
     };
     (of("MemTotal"), of("MemAvailable"))
-}
-
-/// Bytes for a sentence.
-fn mib(bytes: u64) -> String {
-    format!("{:.1} MiB", bytes as f64 / (1 << 20) as f64)
 }

@@ -1,0 +1,130 @@
+//! Whom the kernel killed, as its log says.
+
+use crate::incident::model::KernelVictim;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// The longest record that /dev/kmsg gives (`CONSOLE_EXT_LOG_MAX`, kernel/printk).
+const RECORD_BYTES: usize = 8192;
+/// The kernel counts a kill a moment before it logs it (`__oom_kill_process`,
+/// mm/oom_kill.c).
+const LOG_TRAILS: Duration = Duration::from_millis(200);
+
+/// The kernel log from now on.
+#[derive(Debug)]
+pub struct KernelLog {
+    file: File,
+}
+
+impl KernelLog {
+    /// Opens /dev/kmsg at its end.
+    ///
+    /// # Errors
+    ///
+    /// Without CAP_SYSLOG where `kernel.dmesg_restrict` is set, and in
+    /// containers without the device.
+    pub fn open() -> io::Result<Self> {
+        let mut file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open("/dev/kmsg")?;
+        file.seek(SeekFrom::End(0))?;
+        Ok(KernelLog { file })
+    }
+
+    /// Processes killed for the memcg in folder `dir` since the last call; waits
+    /// a moment for the first. PIDs are those of the initial PID namespace.
+    pub fn victims(&mut self, dir: &Path) -> Vec<KernelVictim> {
+        let begun = Instant::now();
+        let mut log = Parser::default();
+        loop {
+            for record in self.records() {
+                log.take(&record);
+            }
+            let victims = log.victims_in(&dir.file_name().unwrap_or_default().to_string_lossy());
+            if !victims.is_empty() || begun.elapsed() > LOG_TRAILS {
+                return victims;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// What was logged since the last read.
+    fn records(&mut self) -> Vec<String> {
+        let mut records = Vec::new();
+        let mut buffer = [0; RECORD_BYTES];
+        loop {
+            match self.file.read(&mut buffer) {
+                Ok(length) => records.push(String::from_utf8_lossy(&buffer[..length]).into_owned()),
+                // Records were overwritten before we read them: the next is there.
+                Err(error) if error.raw_os_error() == Some(libc::EPIPE) => {}
+                Err(_) => return records,
+            }
+        }
+    }
+}
+
+/// The two lines of a kill (`dump_oom_victim` and `__oom_kill_process`,
+/// mm/oom_kill.c). The first names the memcg, but is left out when there are
+/// many; the second has the sizes.
+#[derive(Debug, Default)]
+struct Parser {
+    /// PID to memcg.
+    memcgs: BTreeMap<i32, String>,
+    killed: Vec<KernelVictim>,
+}
+
+impl Parser {
+    fn take(&mut self, record: &str) {
+        // Prefix, semicolon, message, then lines of a dictionary.
+        let message = record.split_once(';').map_or(record, |(_, message)| message);
+        let message = message.lines().next().unwrap_or_default();
+        if let Some(place) = message.strip_prefix("oom-kill:") {
+            let of = |key: &str, end: &str| Some(place.split_once(key)?.1.split_once(end)?.0.to_owned());
+            let pid = place.rsplit_once(",pid=").and_then(|(_, rest)| rest.split(',').next()?.parse().ok());
+            if let (Some(pid), Some(memcg)) = (pid, of(",oom_memcg=", ",task_memcg=")) {
+                self.memcgs.insert(pid, memcg);
+            }
+        } else if let Some((_, victim)) = message.split_once(": Killed process ") {
+            self.killed.extend(victim_of(victim));
+        }
+    }
+
+    fn victims_in(&self, name: &str) -> Vec<KernelVictim> {
+        let here = |pid| self.memcgs.get(&pid).is_some_and(|path| path.split('/').any(|part| part == name));
+        self.killed.iter().filter(|v| here(v.pid)).cloned().collect()
+    }
+}
+
+/// From `123 (comm) total-vm:1kB, anon-rss:2kB, file-rss:3kB, shmem-rss:4kB, …`.
+fn victim_of(text: &str) -> Option<KernelVictim> {
+    let (pid, rest) = text.split_once(" (")?;
+    let (comm, sizes) = rest.rsplit_once(") total-vm:")?;
+    let kib = |key: &str| sizes.split_once(key)?.1.split_once("kB")?.0.parse::<u64>().ok();
+    let rss = kib("anon-rss:")? + kib("file-rss:")? + kib("shmem-rss:")?;
+    Some(KernelVictim { pid: pid.parse().ok()?, comm: comm.to_owned(), rss_bytes: rss * 1024 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn victims_of_our_memcg_are_found() {
+        let mut log = Parser::default();
+        for record in [
+            "4,1,2,-;oom-kill:constraint=CONSTRAINT_MEMCG,nodemask=(null),cpuset=/,mems_allowed=0,\
+             oom_memcg=/a/reprieve-1-2,task_memcg=/a/reprieve-1-2/b,task=x,pid=9,y,pid=77,uid=0\n SUBSYSTEM=x",
+            "3,2,2,-;Memory cgroup out of memory: Killed process 77 (x) (,pid=9,y) total-vm:9000kB, anon-rss:2000kB, \
+             file-rss:40kB, shmem-rss:8kB, UID:0 pgtables:60kB oom_score_adj:0\n",
+            "3,3,2,-;Out of memory: Killed process 78 (other) total-vm:9kB, anon-rss:2kB, file-rss:4kB, shmem-rss:0kB, UID:0",
+            "4,4,2,-;something else; oom",
+        ] {
+            log.take(record);
+        }
+        let expected = KernelVictim { pid: 77, comm: "x) (,pid=9,y".to_owned(), rss_bytes: 2048 * 1024 };
+        assert_eq!(log.victims_in("reprieve-1-2"), [expected]);
+        assert_eq!(log.victims_in("reprieve-1-3"), []);
+    }
+}
