@@ -234,6 +234,30 @@ fn full_and_forbidden_folders_are_told_before_the_start() {
 }
 
 #[test]
+fn a_disk_that_fills_up_meanwhile_still_takes_the_incident() {
+    let mount = tempfile::tempdir().unwrap();
+    let status = Command::new("mount").args(["-t", "tmpfs", "-o", "size=8m", "tmpfs"]).arg(mount.path()).status();
+    assert!(status.unwrap().success(), "mounting a tmpfs needs root");
+    let script = format!("cat /dev/zero > {}/fill; exec {} --mib 96", mount.path().display(), fixture("steady_leak"));
+    let output = Command::new(env!("CARGO_BIN_EXE_reprieve"))
+        .args(["run", "--memory", "64M", "--on-oom", "kill", "--out"])
+        .arg(mount.path())
+        .args(["--", "sh", "-c", &script])
+        .output()
+        .unwrap();
+    let json: Vec<_> = fs::read_dir(mount.path())
+        .unwrap()
+        .flatten()
+        .filter_map(|entry| fs::read(entry.path().join("incident.json")).ok())
+        .collect();
+    Command::new("umount").arg(mount.path()).status().unwrap();
+    assert_eq!(output.status.code(), Some(137), "{}", text(&output));
+    assert_eq!(json.len(), 1, "{}", text(&output));
+    let incident: serde_json::Value = serde_json::from_slice(&json[0]).unwrap();
+    assert_eq!(incident["verdict"]["relieved"], true);
+}
+
+#[test]
 fn list_and_show_cope_with_damage() {
     let lab = Lab::new();
     let show = lab.reprieve("show").output().unwrap();

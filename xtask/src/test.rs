@@ -107,6 +107,7 @@ fn tests(root: &Path) -> Result<()> {
         &[
             "test",
             "--release",
+            "--no-fail-fast",
             "-p",
             "reprieve",
             "-p",

@@ -47,7 +47,10 @@ pub fn threads(incident: &Incident) -> Profile {
     let mut profile = start(incident, SampleType::new("threads", "count"));
     let symbols: HashMap<ModuleAddress, &ResolvedAddress> =
         incident.symbols.addresses.iter().map(|a| (a.at, a)).collect();
-    for process in &incident.processes {
+    // The biggest first: of equal stacks, theirs are shown first.
+    let mut processes: Vec<&Process> = incident.processes.iter().collect();
+    processes.sort_by_key(|p| std::cmp::Reverse(p.memory.pss_bytes));
+    for process in processes {
         let root = profile.frame(Frame::label(&process.comm));
         for thread in &process.threads {
             let mut stack = vec![root];

@@ -91,85 +91,129 @@ pub fn misses(incident: &Incident) -> Vec<String> {
     lines
 }
 
-/// The whole page, no line wider than `width`.
+/// The whole page, no line wider than `width` but for the report's path.
 #[must_use]
 pub fn page(incident: &Incident, dir: &Path, width: usize) -> String {
-    let mut out = String::new();
-    let mut line = |text: &str| {
-        let _ = writeln!(out, "{}", fit(text, width));
-    };
-    line(&headline(incident));
-    line(&format!("{}  kernel {}  {}", time(incident.time_unix_us), incident.host.kernel, incident.host.name));
+    let mut page = Page { text: String::new(), width };
+    page.prose("", &headline(incident));
+    page.row(&format!("{}  kernel {}  {}", time(incident.time_unix_us), incident.host.kernel, incident.host.name));
     if let Some(verdict) = &incident.verdict {
-        line("");
-        line(&format!("VERDICT  {}", verdict.summary));
+        page.prose("\nVERDICT  ", &verdict.summary);
         for step in &verdict.steps {
-            line(&format!("  {}: {}", step.action, step.effect));
-            line(&format!("    because {}", step.reason));
+            page.prose("  ", &format!("{}: {}", step.action, step.effect));
+            page.prose("    because ", &step.reason);
         }
     }
     if let Some(hold) = &incident.hold {
-        line("");
-        line(&format!("HOLD  {}", hold_line(hold)));
+        page.prose("\nHOLD  ", &hold_line(hold));
     }
     if !incident.kernel_victims.is_empty() {
-        line("");
-        line("KILLED BY THE KERNEL");
+        page.row("\nKILLED BY THE KERNEL");
         for victim in &incident.kernel_victims {
-            line(&format!("  {} [{}], {} resident", victim.comm, victim.pid, bytes(victim.rss_bytes)));
+            page.row(&format!("  {} [{}], {} resident", victim.comm, victim.pid, bytes(victim.rss_bytes)));
         }
     }
-    line("");
-    line("PROCESSES");
-    line("      PID       RSS      ANON     SHMEM  THREADS  NAME");
-    let mut processes: Vec<_> = incident.processes.iter().collect();
-    processes.sort_by_key(|p| std::cmp::Reverse(p.memory.pss_bytes));
-    for p in processes.iter().take(PROCESSES) {
-        line(&format!(
-            "  {:>7} {:>9} {:>9} {:>9} {:>8}  {}",
-            p.pid,
-            bytes(p.memory.rss_bytes),
-            bytes(p.memory.pss_anon_bytes),
-            bytes(p.memory.pss_shmem_bytes),
-            p.threads.len(),
-            p.comm
-        ));
-    }
-    if processes.len() > PROCESSES {
-        line(&format!("  and {} more", processes.len() - PROCESSES));
-    }
-    line("");
-    line("THREADS BY STACK  (who was running when memory ran out)");
-    let threads = profile::threads(incident);
-    for stack in top::stacks(&threads, 0, STACKS) {
-        let threads = count(stack.value.unsigned_abs(), "thread");
-        line(&format!("  {threads}, {:.0} %  {}", stack.share * 100.0, stack.labels.join(" ")));
-        for frame in stack.frames.iter().take(FRAMES) {
-            line(&format!("      {frame}"));
-        }
-        let more = stack.frames.len().saturating_sub(FRAMES) as u64;
-        if more > 0 {
-            line(&format!("      … {} more", count(more, "frame")));
-        }
-    }
+    page.processes(incident);
+    page.stacks(incident);
     let unknown: Vec<String> = misses(incident).into_iter().chain(incident.gaps.iter().cloned()).collect();
     if !unknown.is_empty() {
-        line("");
-        line("NOT KNOWN");
+        page.row("\nNOT KNOWN");
         for gap in &unknown {
-            line(&format!("  {gap}"));
+            page.prose("  ", gap);
         }
     }
     // A path must be whole to be of use.
-    let _ = writeln!(out, "\nreport  {}", dir.join("report.html").display());
-    out
+    let _ = writeln!(page.text, "\nreport  {}", dir.join("report.html").display());
+    page.text
 }
 
-/// One line per incident for `list`.
+/// Text for a terminal as it grows.
+struct Page {
+    text: String,
+    width: usize,
+}
+
+impl Page {
+    /// Words, wrapped behind a lead that may begin with a line feed.
+    fn prose(&mut self, lead: &str, words: &str) {
+        let words: String = words.chars().map(printable).collect();
+        let indent = " ".repeat(lead.trim_start_matches('\n').len());
+        let options = textwrap::Options::new(self.width)
+            .initial_indent(&indent)
+            .subsequent_indent(&indent)
+            // Names of cgroups and files must stay whole.
+            .word_splitter(textwrap::WordSplitter::NoHyphenation);
+        let wrapped = textwrap::fill(&words, options);
+        let _ = writeln!(self.text, "{lead}{}", &wrapped[indent.len().min(wrapped.len())..]);
+    }
+
+    /// A row of a table or a frame: one line, cut where names are least telling.
+    fn row(&mut self, row: &str) {
+        if let Some(row) = row.strip_prefix('\n') {
+            self.text.push('\n');
+            return self.row(row);
+        }
+        let _ = writeln!(self.text, "{}", fit(row, self.width));
+    }
+
+    fn processes(&mut self, incident: &Incident) {
+        if incident.processes.is_empty() {
+            return;
+        }
+        self.row("\nPROCESSES");
+        self.row("      PID       RSS      ANON     SHMEM  THREADS  NAME");
+        let mut processes: Vec<_> = incident.processes.iter().collect();
+        processes.sort_by_key(|p| std::cmp::Reverse(p.memory.pss_bytes));
+        for p in processes.iter().take(PROCESSES) {
+            self.row(&format!(
+                "  {:>7} {:>9} {:>9} {:>9} {:>8}  {}",
+                p.pid,
+                bytes(p.memory.rss_bytes),
+                bytes(p.memory.pss_anon_bytes),
+                bytes(p.memory.pss_shmem_bytes),
+                p.threads.len(),
+                p.comm
+            ));
+        }
+        if processes.len() > PROCESSES {
+            self.row(&format!("  and {} more", processes.len() - PROCESSES));
+        }
+    }
+
+    fn stacks(&mut self, incident: &Incident) {
+        let threads = profile::threads(incident);
+        let stacks = top::stacks(&threads, 0, STACKS);
+        if stacks.is_empty() {
+            return;
+        }
+        self.row("\nTHREADS BY STACK  (who was running when memory ran out)");
+        for stack in stacks {
+            let threads = count(stack.value.unsigned_abs(), "thread");
+            self.row(&format!("  {threads}, {:.0} %  {}", stack.share * 100.0, stack.labels.join(" ")));
+            for frame in stack.frames.iter().take(FRAMES) {
+                self.row(&format!("      {frame}"));
+            }
+            let more = stack.frames.len().saturating_sub(FRAMES) as u64;
+            if more > 0 {
+                self.row(&format!("      … {} more", count(more, "frame")));
+            }
+        }
+    }
+}
+
+/// One line per incident for `list`: the ID names time and program.
 #[must_use]
 pub fn list_line(incident: &Incident, width: usize) -> String {
-    let verdict = incident.verdict.as_ref().map_or("", |v| v.summary.as_str());
-    fit(&format!("{}  {}  {verdict}", incident.id, headline(incident)), width)
+    let what = match &incident.verdict {
+        Some(verdict) => verdict.summary.clone(),
+        None => headline(incident),
+    };
+    let line: Vec<char> = format!("{}  {what}", incident.id).chars().map(printable).collect();
+    if line.len() <= width {
+        line.into_iter().collect()
+    } else {
+        line[..width - 1].iter().chain(['…'].iter()).collect()
+    }
 }
 
 /// The same for a script.
@@ -187,10 +231,15 @@ pub fn list_json(incident: &Incident, dir: &Path) -> serde_json::Value {
     })
 }
 
-/// Cuts in the middle, where names are least telling, and drops control
-/// characters, which a hostile name could hold.
+/// Control characters, which a hostile name could hold, must not reach a
+/// terminal.
+fn printable(c: char) -> char {
+    if c.is_control() { '?' } else { c }
+}
+
+/// Cuts in the middle, where names are least telling.
 fn fit(text: &str, width: usize) -> String {
-    let chars: Vec<char> = text.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
+    let chars: Vec<char> = text.chars().map(printable).collect();
     if chars.len() <= width || width < 8 {
         return chars.into_iter().collect();
     }

@@ -186,11 +186,12 @@ impl Store {
         read_incident(&dir.join(INCIDENT)).map(|incident| (dir, incident))
     }
 
-    /// Removes the oldest incidents beyond count and size; never the newest.
+    /// Removes the oldest incidents beyond count and size; never the newest, and
+    /// no folder that somebody gave a name of their own.
     pub fn trim(&self, max_count: usize, max_bytes: u64) {
         let mut kept = 0;
         let mut bytes = 0;
-        for (index, id) in self.ids().iter().rev().enumerate() {
+        for (index, id) in self.ids().iter().filter(|id| is_own_name(id)).rev().enumerate() {
             let dir = self.dir.join(id);
             kept += 1;
             bytes += size_of_dir(&dir);
@@ -230,6 +231,18 @@ impl Store {
             }
         }
     }
+}
+
+/// Whether a name looks like one of [`Store::new_id`].
+fn is_own_name(name: &str) -> bool {
+    let mut parts = name.split('-');
+    let time = parts.next().unwrap_or_default();
+    let random = parts.next_back().unwrap_or_default();
+    time.len() == super::units::compact_time(0).len()
+        && time.ends_with('Z')
+        && time.bytes().all(|b| b.is_ascii_digit() || b"T.Z".contains(&b))
+        && random.len() == 6
+        && random.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
 /// Reads and checks an `incident.json`.
@@ -324,4 +337,76 @@ fn mark_is_dead(mark: &str) -> bool {
     let Some((pid, ticks)) = mark.split_once('-') else { return false };
     let (Ok(pid), Ok(ticks)) = (pid.parse::<i32>(), ticks.parse::<u64>()) else { return false };
     start_ticks(pid) != Some(ticks)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn store() -> (tempfile::TempDir, Store) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(Some(dir.path().to_owned())).unwrap();
+        (dir, store)
+    }
+
+    fn publish(store: &Store, second: u64, bytes: usize) -> String {
+        let id = store.new_id(second * 1_000_000, "a program");
+        let staging = store.stage(&id).unwrap();
+        write_atomically(staging.path(), INCIDENT, &vec![b' '; bytes]).unwrap();
+        staging.publish().unwrap();
+        id
+    }
+
+    #[test]
+    fn the_oldest_go_first_the_newest_and_foreign_names_stay() {
+        let (dir, store) = store();
+        let kept = dir.path().join("keep-this-one");
+        fs::create_dir(&kept).unwrap();
+        fs::write(kept.join(INCIDENT), "{}").unwrap();
+        let ids: Vec<String> = (1..=5).map(|second| publish(&store, second, 1000)).collect();
+        let left = || store.ids().into_iter().filter(|id| is_own_name(id)).collect::<Vec<_>>();
+        assert_eq!(left(), ids);
+        store.trim(3, u64::MAX);
+        assert_eq!(left(), ids[2..]);
+        store.trim(100, 2500);
+        assert_eq!(left(), ids[3..]);
+        store.trim(0, 0);
+        assert_eq!(left(), ids[4..]);
+        assert!(kept.join(INCIDENT).exists());
+    }
+
+    #[test]
+    fn what_the_dead_left_is_published_or_removed() {
+        let (dir, store) = store();
+        // No process starts at tick 1 but the first of the machine.
+        let dead = "999999999-1";
+        let staged = |id: &str| dir.path().join(format!("{STAGING}{dead}-{id}"));
+        for (id, file) in [("whole", INCIDENT), ("in-the-hold", DRAFT), ("empty", "symbols.json")] {
+            fs::create_dir(staged(id)).unwrap();
+            fs::write(staged(id).join(file), id).unwrap();
+        }
+        let reserve = dir.path().join(format!("{RESERVE}{dead}"));
+        fs::write(&reserve, "").unwrap();
+        let mine = store.stage("mine").unwrap();
+        store.salvage();
+        assert_eq!(store.ids(), ["in-the-hold", "whole"]);
+        assert_eq!(fs::read(dir.path().join("in-the-hold").join(INCIDENT)).unwrap(), b"in-the-hold");
+        assert!(!staged("empty").exists() && !reserve.exists());
+        assert!(mine.path().exists(), "its writer lives");
+    }
+
+    #[test]
+    fn an_id_can_be_cut_at_either_end_but_not_guessed() {
+        let (_dir, store) = store();
+        let (a, b) = (publish(&store, 1, 1), publish(&store, 2, 1));
+        let found = |wanted: &str| match store.load(Some(wanted)) {
+            // What was found is no JSON; which file it was is in the message.
+            Err(StoreError::Corrupt { path, .. }) => path.parent().unwrap().file_name().unwrap().to_owned(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(found(&a[..17]), *a);
+        assert_eq!(found(&b[b.len() - 6..]), *b);
+        assert!(matches!(store.load(Some("1970")), Err(StoreError::Ambiguous { .. })));
+        assert!(matches!(store.load(Some("2020")), Err(StoreError::NotFound { .. })));
+    }
 }

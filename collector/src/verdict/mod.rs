@@ -288,13 +288,16 @@ impl Scene<'_> {
         let mut outcome = StepOutcome::NotEnough;
         let reason = match candidates.first() {
             Some(first) => format!(
-                "{} [{}] is first of {}: priority {}, {} that a kill frees, {} of it reserved",
+                "{} [{}] is first of {}: priority {}, {} that a kill frees{}",
                 first.comm,
                 first.pid,
                 units::count(candidates.len() as u64, "candidate"),
                 first.priority,
                 units::bytes(first.size_bytes),
-                units::bytes(first.reservation_bytes)
+                match first.reservation_bytes {
+                    0 => String::new(),
+                    bytes => format!(", {} of it reserved", units::bytes(bytes)),
+                }
             ),
             None => "no process may be killed".to_owned(),
         };
