@@ -238,7 +238,7 @@ fn take_snapshot(args: SnapshotArgs) -> Result<ExitCode, Failure> {
 fn list(args: ListArgs) -> Result<ExitCode, Failure> {
     let store = Store::at(args.out);
     let mut code = ExitCode::SUCCESS;
-    for id in store.ids() {
+    for id in store.ids()? {
         match store.load(Some(&id)) {
             Ok((dir, incident)) if args.json => print(&format!("{}\n", show::list_json(&incident, &dir))),
             Ok((_, incident)) => print(&format!("{}\n", show::list_line(&incident, width()))),

@@ -178,6 +178,39 @@ fn mistakes_have_one_message_and_a_documented_code() {
 }
 
 #[test]
+fn without_rights_or_controllers_it_says_what_to_do() {
+    let lab = Lab::new();
+    // Another user cannot enter the checkout, so the program goes with them.
+    let program = lab.out().join("reprieve");
+    fs::copy(env!("CARGO_BIN_EXE_reprieve"), &program).unwrap();
+    for path in [lab.out(), &program] {
+        fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    }
+    let nobody = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"];
+    let hide = "grep ' - cgroup' /proc/self/mountinfo | cut -d' ' -f5 | while read at; do mount -t tmpfs none $at; done
+        exec \"$@\"";
+    let hidden = ["unshare", "--mount", "sh", "-c", hide, "sh"];
+    let out = lab.out().join("incidents");
+    let run = |wrapper: &[&str], arguments: &[&str]| {
+        let mut command = Command::new(wrapper[0]);
+        command.args(&wrapper[1..]).arg(&program).args(arguments).env("XDG_STATE_HOME", &out).output().unwrap()
+    };
+    for (wrapper, arguments, code, words) in [
+        (&nobody[..], &["run", "--", "true"][..], 125, "run as root or in a delegated cgroup"),
+        (&nobody, &["snapshot", "1"], 4, "run as root or with CAP_SYS_PTRACE"),
+        (&nobody, &["list", "--out", "/root"], 1, "/root: Permission denied"),
+        (&nobody, &["doctor"], 4, "remedy: run as root"),
+        (&hidden, &["run", "--", "true"], 125, "cgroup_disable=memory"),
+        (&hidden, &["doctor"], 4, "cgroup_disable=memory"),
+    ] {
+        let output = run(wrapper, arguments);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {}", text(&output));
+        assert!(text(&output).contains(words), "{arguments:?}: {}", text(&output));
+    }
+    assert!(groups().is_empty(), "{:?}", groups());
+}
+
+#[test]
 fn a_limit_too_small_to_start_ends_with_a_word() {
     let lab = Lab::new();
     // Whether the exec itself fails or the program is held and killed right

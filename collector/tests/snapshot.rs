@@ -39,9 +39,15 @@ fn a_running_program_is_recorded_and_runs_on() {
 #[test]
 fn unknown_targets_are_told() {
     let lab = Lab::new();
-    for target in ["2147483647", "/no/such/cgroup"] {
+    let mut ended = Command::new("true").spawn().unwrap();
+    let zombie = ended.id().to_string();
+    common::wait_for("the end", || {
+        std::fs::read_to_string(format!("/proc/{zombie}/stat")).is_ok_and(|stat| stat.contains(") Z "))
+    });
+    for target in ["2147483647", "/no/such/cgroup", &zombie] {
         let output = lab.reprieve("snapshot").arg(target).output().unwrap();
         assert_eq!(output.status.code(), Some(3), "{}", text(&output));
     }
+    ended.wait().unwrap();
     assert!(lab.incidents().is_empty());
 }

@@ -49,17 +49,20 @@ impl Hierarchy {
         let read =
             |path: &str| fs::read_to_string(path).map_err(|source| CgroupError::Read { path: path.into(), source });
         Ok(Self::parse(controller, &read("/proc/self/mountinfo")?, &read("/proc/self/cgroup")?, |mount| {
-            fs::read_to_string(mount.join("cgroup.controllers")).unwrap_or_default()
+            // Something else may be mounted over it.
+            let is_visible = mount.join("cgroup.procs").exists();
+            is_visible.then(|| fs::read_to_string(mount.join("cgroup.controllers")).unwrap_or_default())
         }))
     }
 
     /// The logic of [`Hierarchy::find`] on given texts: mountinfo as in
-    /// proc_pid_mountinfo(5), cgroup membership as in cgroups(7).
+    /// proc_pid_mountinfo(5), cgroup membership as in cgroups(7). `look` gives
+    /// version 2's list of controllers, `None` where no cgroup is to be seen.
     fn parse(
         controller: &str,
         mountinfo: &str,
         membership: &str,
-        v2_controllers: impl Fn(&Path) -> String,
+        look: impl Fn(&Path) -> Option<String>,
     ) -> Option<Self> {
         let mut found: Option<(Version, PathBuf, String)> = None;
         for line in mountinfo.lines() {
@@ -72,14 +75,13 @@ impl Hierarchy {
                 continue;
             };
             let mount = PathBuf::from(unescape(mount));
+            let Some(v2_controllers) = look(&mount) else { continue };
             match right.first() {
                 Some(&"cgroup") if right.get(2).is_some_and(|o| o.split(',').any(|o| o == controller)) => {
                     found = Some((Version::V1, mount, unescape(root)));
                     break;
                 }
-                Some(&"cgroup2")
-                    if found.is_none() && v2_controllers(&mount).split_whitespace().any(|c| c == controller) =>
-                {
+                Some(&"cgroup2") if found.is_none() && v2_controllers.split_whitespace().any(|c| c == controller) => {
                     found = Some((Version::V2, mount, unescape(root)));
                 }
                 _ => {}
@@ -125,7 +127,7 @@ mod tests {
 
     #[test]
     fn unified() {
-        let h = Hierarchy::parse("memory", V2, "0::/user.slice/x.scope\n", |_| "cpu memory".into()).unwrap();
+        let h = Hierarchy::parse("memory", V2, "0::/user.slice/x.scope\n", |_| Some("cpu memory".into())).unwrap();
         assert_eq!(h.version, Version::V2);
         assert_eq!(h.mount, Path::new("/sys/fs/cgroup"));
         assert_eq!(h.own, "/user.slice/x.scope");
@@ -134,21 +136,26 @@ mod tests {
     #[test]
     fn hybrid_takes_the_bound_version() {
         let membership = "5:memory:/a/b\n3:cpu,cpuacct:/\n0::/\n";
-        let h = Hierarchy::parse("memory", HYBRID, membership, |_| "pids".into()).unwrap();
+        let h = Hierarchy::parse("memory", HYBRID, membership, |_| Some("pids".into())).unwrap();
         assert_eq!((h.version, h.own.as_str()), (Version::V1, "/a/b"));
-        let cpu = Hierarchy::parse("cpu", HYBRID, membership, |_| String::new()).unwrap();
+        let cpu = Hierarchy::parse("cpu", HYBRID, membership, |_| Some(String::new())).unwrap();
         assert_eq!(cpu.mount, Path::new("/sys/fs/cgroup/cpu,cpuacct"));
     }
 
     #[test]
     fn absent_controller() {
-        assert_eq!(Hierarchy::parse("memory", V2, "0::/\n", |_| "cpu io".into()), None);
+        assert_eq!(Hierarchy::parse("memory", V2, "0::/\n", |_| Some("cpu io".into())), None);
+    }
+
+    #[test]
+    fn a_hidden_mount_is_none() {
+        assert_eq!(Hierarchy::parse("memory", HYBRID, "5:memory:/\n", |_| None), None);
     }
 
     #[test]
     fn container_sees_a_subtree() {
         let mounts = "1 2 0:3 /docker/abc /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
-        let h = Hierarchy::parse("memory", mounts, "0::/docker/abc/init\n", |_| "memory".into()).unwrap();
+        let h = Hierarchy::parse("memory", mounts, "0::/docker/abc/init\n", |_| Some("memory".into())).unwrap();
         assert_eq!(h.own, "/init");
     }
 }

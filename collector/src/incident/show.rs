@@ -83,7 +83,8 @@ pub fn misses(incident: &Incident) -> Vec<String> {
         lines.push(format!("{} in no mapped file (generated code, or a wrong stack)", count(unmapped, "frame")));
     }
     match &incident.symbols.state {
-        _ if incident.processes.iter().all(|p| p.threads.is_empty()) => {}
+        // Without a verdict there was nothing to be late for.
+        SymbolState::AfterVerdict(_) if incident.verdict.is_none() => {}
         SymbolState::AfterVerdict(why) => lines.push(format!("symbols were found only after the verdict: {why}")),
         SymbolState::Failed(why) => lines.push(format!("there are no symbols: {why}")),
         SymbolState::Pending | SymbolState::BeforeVerdict => {}

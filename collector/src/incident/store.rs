@@ -147,10 +147,13 @@ impl Store {
         Ok(Staging { path, id: id.to_owned(), published: false })
     }
 
-    /// IDs, oldest first.
-    #[must_use]
-    pub fn ids(&self) -> Vec<String> {
-        let Ok(entries) = fs::read_dir(&self.dir) else { return Vec::new() };
+    /// IDs, oldest first; a store that was never made has none.
+    pub fn ids(&self) -> Result<Vec<String>, StoreError> {
+        let entries = match fs::read_dir(&self.dir) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(source) => return Err(StoreError::File { path: self.dir.clone(), source }),
+        };
         let mut ids: Vec<String> = entries
             .flatten()
             .filter(|e| e.path().join(INCIDENT).is_file())
@@ -158,13 +161,13 @@ impl Store {
             .filter(|name| !name.starts_with('.'))
             .collect();
         ids.sort_unstable();
-        ids
+        Ok(ids)
     }
 
     /// The incident with this ID or unique beginning of one; the newest
     /// without. Returns its folder too.
     pub fn load(&self, wanted: Option<&str>) -> Result<(PathBuf, Incident), StoreError> {
-        let ids = self.ids();
+        let ids = self.ids()?;
         let not_found =
             || StoreError::NotFound { wanted: wanted.unwrap_or("(newest)").to_owned(), path: self.dir.clone() };
         let id = match wanted {
@@ -191,7 +194,9 @@ impl Store {
     pub fn trim(&self, max_count: usize, max_bytes: u64) {
         let mut kept = 0;
         let mut bytes = 0;
-        for (index, id) in self.ids().iter().filter(|id| is_own_name(id)).rev().enumerate() {
+        // What cannot be read cannot be trimmed either.
+        let ids = self.ids().unwrap_or_default();
+        for (index, id) in ids.iter().filter(|id| is_own_name(id)).rev().enumerate() {
             let dir = self.dir.join(id);
             kept += 1;
             bytes += size_of_dir(&dir);
@@ -364,7 +369,7 @@ mod tests {
         fs::create_dir(&kept).unwrap();
         fs::write(kept.join(INCIDENT), "{}").unwrap();
         let ids: Vec<String> = (1..=5).map(|second| publish(&store, second, 1000)).collect();
-        let left = || store.ids().into_iter().filter(|id| is_own_name(id)).collect::<Vec<_>>();
+        let left = || store.ids().unwrap().into_iter().filter(|id| is_own_name(id)).collect::<Vec<_>>();
         assert_eq!(left(), ids);
         store.trim(3, u64::MAX);
         assert_eq!(left(), ids[2..]);
@@ -389,7 +394,7 @@ mod tests {
         fs::write(&reserve, "").unwrap();
         let mine = store.stage("mine").unwrap();
         store.salvage();
-        assert_eq!(store.ids(), ["in-the-hold", "whole"]);
+        assert_eq!(store.ids().unwrap(), ["in-the-hold", "whole"]);
         assert_eq!(fs::read(dir.path().join("in-the-hold").join(INCIDENT)).unwrap(), b"in-the-hold");
         assert!(!staged("empty").exists() && !reserve.exists());
         assert!(mine.path().exists(), "its writer lives");

@@ -78,6 +78,11 @@ pub fn snapshot(
     let _ = watchdog.released();
     watchdog.dismiss();
     drop(signals);
+    if threads_stopped + threads_not_stopped == 0 {
+        return Err(RunError::NoTarget(format!(
+            "{target} has no living process (a zombie has ended already): there is nothing to record"
+        )));
+    }
     if let (0, Some(why)) = (threads_stopped, refused) {
         return Err(RunError::NotAllowed(format!(
             "{target} could not be stopped: {why}; run as root or with CAP_SYS_PTRACE, and not under another tracer"
@@ -88,7 +93,11 @@ pub fn snapshot(
         Target::Cgroup(memcg) => Some(memcg),
         Target::Process(_) => None,
     };
-    let mut recorder = Recorder::with_subject(store, None, target.rsplit('/').next().unwrap_or(target).to_owned());
+    let subject = match &target_found {
+        Target::Process(_) => evidence.processes.first().map_or(target, |p| &p.comm).to_owned(),
+        Target::Cgroup(_) => target.rsplit('/').next().unwrap_or(target).to_owned(),
+    };
+    let mut recorder = Recorder::with_subject(store, None, subject);
     let mut incident = recorder.draft(Trigger::Snapshot, memcg, evidence);
     let micros = |d: Duration| d.as_micros() as u64;
     incident.hold = Some(HoldReport {
