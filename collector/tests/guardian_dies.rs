@@ -8,13 +8,13 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::time::{Duration, Instant};
 
-/// Moments tried.
+/// Moments tried; the guest, which is slow, does fewer.
 const ROUNDS: u64 = 50;
 
 #[test]
-fn fifty_sudden_deaths_leave_nobody_held() {
+fn sudden_deaths_leave_nobody_held() {
     let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
-    for round in 0..ROUNDS {
+    for round in 0..common::rounds(ROUNDS) {
         let lab = Lab::new();
         let mut guardian = lab.start(
             &["--memory", "32M", "--deadline", "1s", "--on-oom", "freeze=2s"],
@@ -65,5 +65,5 @@ fn a_guardian_that_hangs_is_ended_at_its_deadline() {
 /// Whether a group has tasks. A victim without an answer ends only when the
 /// kernel kills it.
 fn anybody_left() -> bool {
-    groups().iter().any(|group| std::fs::read_to_string(group.join("tasks")).is_ok_and(|tasks| !tasks.is_empty()))
+    groups().iter().any(|group| std::fs::read_to_string(group.join("cgroup.procs")).is_ok_and(|pids| !pids.is_empty()))
 }

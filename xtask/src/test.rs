@@ -35,7 +35,9 @@ const STAGES: &[Stage] = &[
 
 /// Tests of the collector that run in the guest, under cgroup version 2 and its
 /// brake; `v2` only there, the host ignores it.
-const GUEST_TESTS: &[&str] = &["v2", "run", "snapshot", "documented"];
+const GUEST_TESTS: &[&str] = &["v2", "run", "snapshot", "documented", "guardian_dies", "unharmed"];
+/// Share of the host's rounds that tests which repeat do there, under emulation.
+const GUEST_ROUNDS_PERCENT: &str = "20";
 /// Time for them under emulation.
 const GUEST_TIME: Duration = Duration::from_secs(600);
 
@@ -137,7 +139,10 @@ fn guest(root: &Path) -> Result<()> {
     }
     let spec = vm::GuestSpec {
         command: vec!["sh".to_owned(), "-c".to_owned(), script],
-        env: vec![("REPRIEVE_FIXTURES".to_owned(), fixtures.display().to_string())],
+        env: vec![
+            ("REPRIEVE_FIXTURES".to_owned(), fixtures.display().to_string()),
+            ("REPRIEVE_ROUNDS_PERCENT".to_owned(), GUEST_ROUNDS_PERCENT.to_owned()),
+        ],
         cwd: root.join("collector"),
         memory_mib: 1024,
         cpus: 1,

@@ -6,7 +6,7 @@
 //! it; one huge system call can still reach `memory.max`: then the kernel wins.
 
 use super::stop::{LATE_AGAIN, StoppedThreads};
-use super::{Brake, BrakeError, HandBack, Look};
+use super::{Alarm, Brake, BrakeError, HandBack, Look};
 use crate::cgroup::{CgroupError, Memcg};
 use nix::poll::{PollFd, PollFlags, poll};
 use std::fs::File;
@@ -72,15 +72,6 @@ impl HighBrake {
         self.set_high(self.limit - gap(threads).min(self.limit / 2))
     }
 
-    /// Whether what cannot be reclaimed fills the memcg up to high.
-    fn is_full(&self) -> Result<bool, CgroupError> {
-        let usage = self.memcg.usage()?;
-        let stat = self.memcg.stat()?;
-        let of = |key: &str| stat.get(key).copied().unwrap_or(0);
-        let reclaimable = of("active_file") + of("inactive_file") + of("slab_reclaimable");
-        Ok(usage.saturating_sub(reclaimable) + FULL_SLACK_BYTES >= self.high)
-    }
-
     fn freeze(&self, frozen: bool) -> Result<(), CgroupError> {
         self.memcg.write("cgroup.freeze", if frozen { "1" } else { "0" })
     }
@@ -103,6 +94,28 @@ impl HighBrake {
             let _ = poll(&mut fds, wait.max(1));
         }
     }
+}
+
+/// Whether what cannot be reclaimed fills the memcg up to high.
+fn is_full(memcg: &Memcg, high: u64) -> Result<bool, CgroupError> {
+    let usage = memcg.usage()?;
+    if usage + FULL_SLACK_BYTES < high {
+        return Ok(false);
+    }
+    let stat = memcg.stat()?;
+    let of = |key: &str| stat.get(key).copied().unwrap_or(0);
+    let reclaimable = of("active_file") + of("inactive_file") + of("slab_reclaimable");
+    Ok(usage.saturating_sub(reclaimable) + FULL_SLACK_BYTES >= high)
+}
+
+/// For the watchdog: tasks that crawl above high.
+fn alarm(memcg: &Memcg) -> Option<Alarm> {
+    let waits = |memcg: &Memcg| {
+        let high = memcg.read_number("memory.high").ok().flatten();
+        high.is_some_and(|high| is_full(memcg, high).unwrap_or(false))
+    };
+    let bell = File::open(memcg.dir().join("memory.events")).ok()?;
+    Some(Alarm { bell: bell.into(), events: PollFlags::POLLPRI, memcg: memcg.clone(), waits })
 }
 
 /// Distance of high below max for a number of threads.
@@ -140,7 +153,7 @@ impl Brake for HighBrake {
         if self.given_up {
             return Ok(Look::Well);
         }
-        if self.memcg.usage()? + FULL_SLACK_BYTES >= self.high && self.is_full()? {
+        if is_full(&self.memcg, self.high)? {
             return Ok(Look::OutOfMemory);
         }
         self.adapt_gap()?;
@@ -167,7 +180,7 @@ impl Brake for HighBrake {
     }
 
     fn is_well(&self) -> Result<bool, CgroupError> {
-        Ok(self.memcg.pids()?.is_empty() || !self.is_full()?)
+        Ok(self.memcg.pids()?.is_empty() || !is_full(&self.memcg, self.high)?)
     }
 
     fn grant(&mut self, bytes: u64) -> Result<(), CgroupError> {
@@ -192,8 +205,7 @@ impl Brake for HighBrake {
 
     fn hand_back(&self) -> HandBack {
         HandBack {
-            // Above high the kernel only slows tasks down, and at max it kills.
-            alarm: None,
+            alarm: alarm(&self.memcg),
             writes: vec![(self.memcg.dir().join("memory.high"), "max"), (self.memcg.dir().join("cgroup.freeze"), "0")],
             memcg: Some(self.memcg.dir().to_owned()),
             beside: Vec::new(),

@@ -12,9 +12,9 @@ pub use high::HighBrake;
 pub use v1::V1Brake;
 
 use crate::cgroup::{CgroupError, Memcg, Version};
-use nix::poll::PollFd;
-use nix::sys::eventfd::EventFd;
+use nix::poll::{PollFd, PollFlags};
 use std::fmt;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
@@ -54,30 +54,48 @@ pub enum Look {
     KilledByKernel,
 }
 
-/// A hold that the kernel began and that lasts until somebody answers.
+/// How to notice, without the guardian, tasks that wait or crawl at the limit.
 #[derive(Debug)]
 pub struct Alarm {
-    /// Rings when the memcg goes out of memory.
-    pub bell: EventFd,
-    /// File that shows whether it still waits.
-    pub state: PathBuf,
-    /// Lines of that file when it does.
-    pub waits: &'static [&'static str],
+    /// Rings when the memcg may have come to its limit.
+    pub bell: OwnedFd,
+    /// How it rings.
+    pub events: PollFlags,
+    /// The memcg.
+    pub memcg: Memcg,
+    /// Whether it is at its limit now.
+    pub waits: fn(&Memcg) -> bool,
 }
 
 impl Alarm {
     /// Whether tasks wait for an answer now.
     #[must_use]
     pub fn waits(&self) -> bool {
-        let text = std::fs::read_to_string(&self.state).unwrap_or_default();
-        self.waits.iter().all(|wanted| text.lines().any(|line| line == *wanted))
+        (self.waits)(&self.memcg)
+    }
+
+    /// What to poll for.
+    #[must_use]
+    pub fn bell(&self) -> PollFd<'_> {
+        PollFd::new(self.bell.as_fd(), self.events)
+    }
+
+    /// Makes it ready for the next ring; whether it had rung cannot be told for
+    /// all.
+    pub fn silence(&self) {
+        let mut bytes = [0; 512];
+        // A file of a cgroup is silenced by reading it anew, an eventfd has no
+        // offset.
+        if nix::sys::uio::pread(&self.bell, &mut bytes, 0).is_err() {
+            let _ = nix::unistd::read(&self.bell, &mut bytes);
+        }
     }
 }
 
 /// What to write where to give the memcg back to the kernel.
 #[derive(Debug, Default)]
 pub struct HandBack {
-    /// Where the kernel itself parks tasks, how to notice it.
+    /// How to notice that the guardian should have answered.
     pub alarm: Option<Alarm>,
     /// File and content, in order.
     pub writes: Vec<(PathBuf, &'static str)>,

@@ -3,8 +3,7 @@
 //! It is a fork, so it shares our pages and needs no file to start; it has a
 //! session of its own, so that ^C and the terminal do not reach it. It acts
 //! when the guardian dies (its end of the socket closes), when a hold's
-//! deadline passes without word, and when an OOM that the kernel parked finds no
-//! answer: then it kills the guardian first, since only a tracer, or its death,
+//! deadline passes without word, and when an OOM finds no answer: then it kills the guardian first, since only a tracer, or its death,
 //! detaches what it seized.
 
 use super::{Alarm, HandBack};
@@ -148,7 +147,7 @@ fn watch(mut line: UnixStream, guardian: &OwnedFd, hand_back: &HandBack, answer:
             PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
         });
         let mut fds = vec![PollFd::new(line.as_fd(), PollFlags::POLLIN)];
-        fds.extend(hand_back.alarm.iter().map(|a| PollFd::new(a.bell.as_fd(), PollFlags::POLLIN)));
+        fds.extend(hand_back.alarm.iter().map(Alarm::bell));
         match poll(&mut fds, timeout) {
             Err(Errno::EINTR) => continue,
             Ok(0) if patience.end().is_none_or(|at| Instant::now() < at) => continue,
@@ -166,11 +165,12 @@ fn watch(mut line: UnixStream, guardian: &OwnedFd, hand_back: &HandBack, answer:
             _ => {}
         }
         let spoke = fds[0].any() == Some(true);
-        if let Some(alarm) = &hand_back.alarm
-            && alarm.bell.read().is_ok()
-            && matches!(patience, Patience::Endless)
-        {
-            patience = Patience::Unanswered(Instant::now() + answer + GRACE);
+        let rang = fds.get(1).and_then(PollFd::any) == Some(true);
+        if let Some(alarm) = hand_back.alarm.as_ref().filter(|_| rang) {
+            alarm.silence();
+            if matches!(patience, Patience::Endless) {
+                patience = Patience::Unanswered(Instant::now() + answer + GRACE);
+            }
         }
         if !spoke {
             continue;

@@ -15,6 +15,13 @@ pub fn fixture(name: &str) -> String {
     path.display().to_string()
 }
 
+/// How often a test that repeats does so: `usual`, or a share of it where
+/// REPRIEVE_ROUNDS_PERCENT says so.
+pub fn rounds(usual: u64) -> u64 {
+    let percent = std::env::var("REPRIEVE_ROUNDS_PERCENT").map_or(100, |p| p.parse().expect("a number of percent"));
+    (usual * percent / 100).max(1)
+}
+
 /// A folder for incidents and ways to run reprieve into it.
 pub struct Lab {
     dir: tempfile::TempDir,
