@@ -40,6 +40,10 @@ pub fn build_release(root: &Path) -> Result<PathBuf> {
     if !status.success() {
         bail!("cargo build failed; its words are above");
     }
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-    Ok(target.join("release/reprieve"))
+    Ok(target(root).join("release/reprieve"))
+}
+
+/// Cargo's target directory.
+pub fn target(root: &Path) -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from)
 }

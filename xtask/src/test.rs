@@ -1,10 +1,10 @@
 //! `cargo xtask test`: every check, stage by stage.
 
-use crate::demo::{BUILD_PACKAGES, build_release};
+use crate::demo::{BUILD_PACKAGES, build_release, target};
 use crate::deps::{self, Package};
 use crate::{fixtures, vm};
 use anyhow::{Context, Result, bail};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
@@ -102,7 +102,8 @@ fn build(root: &Path) -> Result<()> {
 /// Unit tests and the tests with real memory cgroups.
 fn tests(root: &Path) -> Result<()> {
     let fixtures = fixtures::build(root)?;
-    let env = [("REPRIEVE_FIXTURES", fixtures.as_path())];
+    let library = build_heap_library(root)?;
+    let env = [("REPRIEVE_FIXTURES", fixtures.as_path()), ("REPRIEVE_HEAP_LIBRARY", library.as_path())];
     // One test at a time: each fills memory and measures time.
     cargo(
         root,
@@ -117,12 +118,22 @@ fn tests(root: &Path) -> Result<()> {
             "-p",
             "reprieve-flamegraph",
             "-p",
+            "reprieve-heap",
+            "-p",
+            "reprieve-heap-table",
+            "-p",
             "xtask",
             "--",
             "--test-threads=1",
         ],
         &env,
     )
+}
+
+/// `libreprieve_heap.so` as programs get it.
+fn build_heap_library(root: &Path) -> Result<PathBuf> {
+    cargo(root, &["build", "--profile", "preload", "-p", "reprieve-heap"], &[])?;
+    Ok(target(root).join("preload/libreprieve_heap.so"))
 }
 
 fn fixture_tests(root: &Path) -> Result<()> {

@@ -1,0 +1,279 @@
+//! The process's part of the table: found at the start, one of its own after a
+//! fork.
+
+use crate::{real, unwind};
+use libc::{c_char, c_void};
+use reprieve_heap_table::layout::home;
+use reprieve_heap_table::{Region, Settings, Words, Writer, filter_place};
+use std::cell::Cell;
+use std::ffi::CStr;
+use std::ptr;
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicUsize, Ordering};
+
+/// Where the table is: `FD:DEVICE:INODE:PATH`. The descriptor is inherited; a
+/// program that closed it finds the file by the path, where it may.
+const VARIABLE: &[u8] = b"REPRIEVE_HEAP=";
+
+/// The region and our part of it; never changed once it is set.
+pub struct Attached {
+    region: Region<'static>,
+    settings: Settings,
+    writer: Writer<'static>,
+}
+
+impl Attached {
+    /// Our part.
+    pub fn writer(&self) -> Writer<'static> {
+        self.writer
+    }
+
+    /// What to sample.
+    pub fn settings(&self) -> Settings {
+        self.settings
+    }
+}
+
+/// Ours. A new one after a fork; the old one stays, since somebody may be using
+/// it (a few words for each generation of forks).
+static ATTACHED: AtomicPtr<Attached> = AtomicPtr::new(ptr::null_mut());
+/// The filter of ours, for a look without a call.
+static FILTER: AtomicPtr<AtomicU8> = AtomicPtr::new(ptr::null_mut());
+/// Least size of a recorded mapping.
+static MAPPING: AtomicUsize = AtomicUsize::new(usize::MAX);
+/// Whether there is nothing to attach to.
+static OFF: AtomicBool = AtomicBool::new(false);
+/// A page that a fork wipes (MADV_WIPEONFORK, madvise(2)): zero in a child that
+/// was forked behind the back of the C library.
+static FORK_MARK: AtomicPtr<AtomicBool> = AtomicPtr::new(ptr::null_mut());
+/// Places for [`Attached`], one for each generation of forks.
+static PLACES: Places = Places([const { std::cell::UnsafeCell::new(std::mem::MaybeUninit::uninit()) }; GENERATIONS]);
+static PLACES_USED: AtomicUsize = AtomicUsize::new(0);
+/// Forks of forks that are followed.
+const GENERATIONS: usize = 64;
+
+struct Places([std::cell::UnsafeCell<std::mem::MaybeUninit<Attached>>; GENERATIONS]);
+// SAFETY: each place is written once, by whoever drew its number, before it is
+// published.
+unsafe impl Sync for Places {}
+
+thread_local! {
+    /// Home that the fork in progress made for the child.
+    static FOR_CHILD: Cell<Option<Writer<'static>>> = const { Cell::new(None) };
+}
+
+/// Runs before main. The C library gives the environment to constructors.
+#[used]
+#[unsafe(link_section = ".init_array")]
+static START: extern "C" fn(i32, *const *const c_char, *const *const c_char) = start;
+
+extern "C" fn start(_: i32, _: *const *const c_char, environment: *const *const c_char) {
+    if attach(environment).is_none() {
+        OFF.store(true, Ordering::Release);
+    }
+}
+
+/// Ours, if there is one.
+#[inline]
+pub fn attached() -> Option<&'static Attached> {
+    let attached = ATTACHED.load(Ordering::Acquire);
+    // SAFETY: what is published lives for ever and is not changed.
+    let attached = unsafe { attached.as_ref() }?;
+    let mark = FORK_MARK.load(Ordering::Acquire);
+    // SAFETY: the page is mapped for ever.
+    if !mark.is_null() && !unsafe { (*mark).load(Ordering::Relaxed) } {
+        return forked_behind_our_back(attached);
+    }
+    Some(attached)
+}
+
+/// Whether there never will be one.
+pub fn is_off() -> bool {
+    OFF.load(Ordering::Acquire)
+}
+
+/// Whether an address may have a sample; mostly it has none.
+#[inline]
+pub fn may_be_sampled(key: u64) -> bool {
+    let filter = FILTER.load(Ordering::Relaxed);
+    if filter.is_null() {
+        return false;
+    }
+    // SAFETY: the filter has FILTER_BYTES counters, and a place is less.
+    unsafe { (*filter.add(filter_place(key) & (home::FILTER_BYTES - 1))).load(Ordering::Relaxed) != 0 }
+}
+
+/// Whether a mapping of this size is recorded.
+pub fn is_big_mapping(bytes: usize) -> bool {
+    bytes >= MAPPING.load(Ordering::Relaxed)
+}
+
+fn attach(environment: *const *const c_char) -> Option<()> {
+    let value = variable(environment)?;
+    let memory = open(value)?;
+    // SAFETY: the mapping just made, never unmapped, used through atomics only.
+    let words = unsafe { Words::at(memory.0.cast(), memory.1) };
+    let region = Region::open(words).ok()?;
+    let writer = Writer::claim(region, own_pid(), pid_namespace(), None)?;
+    make_fork_mark();
+    publish(region, writer)?;
+    // SAFETY: the handlers live as long as the process.
+    unsafe { libc::pthread_atfork(Some(before_fork), Some(after_fork_in_parent), Some(after_fork_in_child)) };
+    Some(())
+}
+
+/// The value of our variable.
+fn variable(mut environment: *const *const c_char) -> Option<&'static CStr> {
+    if environment.is_null() {
+        return None;
+    }
+    loop {
+        // SAFETY: an array of C strings that ends with null (environ(7)); they
+        // stay where they are at least until main.
+        let entry = unsafe { *environment };
+        if entry.is_null() {
+            return None;
+        }
+        // SAFETY: as above.
+        let text = unsafe { CStr::from_ptr(entry) };
+        if text.to_bytes().starts_with(VARIABLE) {
+            // SAFETY: the beginning of the string is not its end.
+            return Some(unsafe { CStr::from_ptr(entry.add(VARIABLE.len())) });
+        }
+        // SAFETY: not yet the end of the array.
+        environment = unsafe { environment.add(1) };
+    }
+}
+
+/// Maps the file; address and size.
+fn open(value: &CStr) -> Option<(*mut c_void, usize)> {
+    let text = value.to_str().ok()?;
+    let mut fields = text.splitn(4, ':');
+    let inherited: i32 = fields.next()?.parse().ok()?;
+    let identity: (u64, u64) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+    let path = &text[text.len() - fields.next()?.len()..];
+    // The path is the end of the string, so it ends with its zero.
+    let path = path.as_ptr().cast::<c_char>();
+    let size_of = |fd: i32| {
+        // SAFETY: all-zero is a valid stat; fstat fills it or fails.
+        let stat = unsafe {
+            let mut stat: libc::stat = std::mem::zeroed();
+            if libc::fstat(fd, &raw mut stat) != 0 {
+                return None;
+            }
+            stat
+        };
+        // The number may be another file's by now.
+        ((stat.st_dev, stat.st_ino) == identity).then_some(stat.st_size as usize)
+    };
+    let mut opened = -1;
+    let (fd, bytes) = match size_of(inherited) {
+        Some(bytes) => (inherited, bytes),
+        None => {
+            // SAFETY: a C string.
+            opened = unsafe { libc::open(path, libc::O_RDWR | libc::O_CLOEXEC) };
+            (opened, size_of(opened)?)
+        }
+    };
+    let map = real::mmap()?;
+    // SAFETY: a new mapping at an address of the kernel's choice.
+    let base = unsafe { map(ptr::null_mut(), bytes, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED, fd, 0) };
+    if opened >= 0 {
+        // SAFETY: ours; the mapping stays.
+        unsafe { libc::close(opened) };
+    }
+    (base != libc::MAP_FAILED).then_some((base, bytes))
+}
+
+fn publish(region: Region<'static>, writer: Writer<'static>) -> Option<&'static Attached> {
+    let place = PLACES.0.get(PLACES_USED.fetch_add(1, Ordering::Relaxed))?;
+    let settings = region.settings();
+    // SAFETY: nobody else drew this number, and nobody reads it yet.
+    let attached = unsafe { (*place.get()).write(Attached { region, settings, writer }) };
+    MAPPING.store(usize::try_from(settings.mapping).unwrap_or(usize::MAX), Ordering::Relaxed);
+    ATTACHED.store(attached, Ordering::Release);
+    let filter = writer.filter_base()?;
+    FILTER.store(ptr::from_ref(filter).cast_mut(), Ordering::Release);
+    Some(attached)
+}
+
+fn make_fork_mark() {
+    let Some(map) = real::mmap() else { return };
+    // SAFETY: a new private page; wiping it in a child is what it is for.
+    unsafe {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        let page = map(ptr::null_mut(), 4096, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0);
+        if page == libc::MAP_FAILED || libc::madvise(page, 4096, libc::MADV_WIPEONFORK) != 0 {
+            return;
+        }
+        (*page.cast::<AtomicBool>()).store(true, Ordering::Relaxed);
+        FORK_MARK.store(page.cast(), Ordering::Release);
+    }
+}
+
+fn set_fork_mark() {
+    let mark = FORK_MARK.load(Ordering::Acquire);
+    if !mark.is_null() {
+        // SAFETY: the page is mapped for ever.
+        unsafe { (*mark).store(true, Ordering::Relaxed) };
+    }
+}
+
+/// While the memory is still one: what is live here will be live in the child.
+extern "C" fn before_fork() {
+    let Some(attached) = attached() else { return };
+    let child = Writer::claim(attached.region, 0, pid_namespace(), Some(attached.writer));
+    FOR_CHILD.with(|place| place.set(child));
+}
+
+extern "C" fn after_fork_in_parent() {
+    FOR_CHILD.with(|place| place.set(None));
+}
+
+extern "C" fn after_fork_in_child() {
+    set_fork_mark();
+    unwind::forget_other_threads();
+    let Some(attached) = attached() else { return };
+    match FOR_CHILD.with(Cell::take) {
+        Some(writer) => {
+            writer.set_pid(own_pid(), pid_namespace());
+            if publish(attached.region, writer).is_none() {
+                stop();
+            }
+        }
+        // No room: nothing of ours may be written to the parent's.
+        None => stop(),
+    }
+}
+
+/// A child that no handler was run for: it begins anew, without what it has
+/// inherited.
+#[cold]
+fn forked_behind_our_back(parent: &Attached) -> Option<&'static Attached> {
+    set_fork_mark();
+    let new = Writer::claim(parent.region, own_pid(), pid_namespace(), None).and_then(|w| publish(parent.region, w));
+    if new.is_none() {
+        stop();
+    }
+    new
+}
+
+fn stop() {
+    FILTER.store(ptr::null_mut(), Ordering::Release);
+    ATTACHED.store(ptr::null_mut(), Ordering::Release);
+    OFF.store(true, Ordering::Release);
+}
+
+fn own_pid() -> u64 {
+    // SAFETY: getpid(2) has no arguments and cannot fail.
+    unsafe { libc::getpid() as u64 }
+}
+
+/// Inode of our PID namespace; 0 where /proc is not there.
+fn pid_namespace() -> u64 {
+    // SAFETY: all-zero is a valid stat; the path is a C string.
+    unsafe {
+        let mut stat: libc::stat = std::mem::zeroed();
+        libc::stat(c"/proc/self/ns/pid".as_ptr(), &raw mut stat);
+        stat.st_ino
+    }
+}

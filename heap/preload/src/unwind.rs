@@ -1,0 +1,349 @@
+//! The stack of an allocation, unwound by CFI within the process.
+//!
+//! Frame pointers are broken in most C libraries, so `.eh_frame` is used; what it
+//! says of a program counter becomes a plan of one word that is kept in the
+//! process's home. The stack is read through process_vm_readv(2), a piece at a
+//! time: whatever a broken frame leads to, a read that fails is an error and not
+//! a fault.
+
+use crate::real;
+use gimli::{
+    BaseAddresses, CfaRule, EhFrame, EhFrameHdr, EndianSlice, NativeEndian, Register, RegisterRule, UnwindContext,
+    UnwindContextStorage, UnwindSection, UnwindTableRow, X86_64,
+};
+use libc::c_void;
+use reprieve_heap_table::{MAX_FRAMES, Writer};
+use std::cell::UnsafeCell;
+use std::mem::MaybeUninit;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Words read at once: most stacks are shorter than two pieces.
+const WINDOW_WORDS: usize = 512;
+/// A frame that is bigger than this is taken for a mistake.
+const FRAME_MAX: u64 = 64 << 20;
+/// Samples taken at the same instant by different threads; more are dropped.
+const SCRATCHES: usize = 8;
+
+/// Return addresses, innermost first.
+pub struct Stack<'s> {
+    pub frames: &'s [u64],
+    /// Whether they end before the thread's start.
+    pub cut: bool,
+}
+
+/// Room to work in: a thread's own stack may be small.
+struct Scratch {
+    taken: AtomicBool,
+    work: UnsafeCell<Work>,
+}
+// SAFETY: `work` is used by whoever set `taken`.
+unsafe impl Sync for Scratch {}
+
+struct Work {
+    frames: [u64; MAX_FRAMES],
+    window: [u64; WINDOW_WORDS],
+    window_start: u64,
+    window_words: usize,
+    context: MaybeUninit<UnwindContext<usize, Fixed>>,
+}
+
+static SCRATCH: [Scratch; SCRATCHES] = [const {
+    Scratch {
+        taken: AtomicBool::new(false),
+        work: UnsafeCell::new(Work {
+            frames: [0; MAX_FRAMES],
+            window: [0; WINDOW_WORDS],
+            window_start: 0,
+            window_words: 0,
+            context: MaybeUninit::uninit(),
+        }),
+    }
+}; SCRATCHES];
+
+/// gimli's working memory without allocation.
+struct Fixed;
+impl UnwindContextStorage<usize> for Fixed {
+    type Rules = [(Register, RegisterRule<usize>); 32];
+    type Stack = [UnwindTableRow<usize, Self>; 4];
+}
+
+/// The registers that plans need.
+#[derive(Clone, Copy)]
+struct Registers {
+    ip: u64,
+    sp: u64,
+    bp: u64,
+}
+
+/// How to get from a frame to its caller, in one word: kind (4 bits), bp's place
+/// (16), the CFA's offset (32), and a check (12).
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Plan {
+    /// CFA is a register plus an offset; bp is saved at the CFA plus eight times
+    /// this, or not at all.
+    Offset { from_bp: bool, offset: i32, bp: Option<i16> },
+    /// CFA is read from bp plus an offset: a frame that aligned its stack.
+    Indirect { offset: i32, bp: Option<i16> },
+    /// The kernel's signal frame.
+    Signal,
+    /// The outermost.
+    End,
+    /// Nobody knows; perhaps the frame pointer.
+    Unknown,
+}
+
+/// Calls `use_it` with the stack of the caller, our own frames left out.
+#[inline(never)]
+pub fn with_stack(writer: Writer<'_>, use_it: impl FnOnce(Stack<'_>)) {
+    let Some(scratch) = SCRATCH.iter().find(|s| !s.taken.swap(true, Ordering::Acquire)) else {
+        // Too many at once: the stack is not known, the bytes are.
+        return use_it(Stack { frames: &[], cut: true });
+    };
+    // SAFETY: `taken` was ours to set.
+    let work = unsafe { &mut *scratch.work.get() };
+    work.window_words = 0;
+    let (length, cut) = walk(writer, work);
+    use_it(Stack { frames: &work.frames[..length], cut });
+    scratch.taken.store(false, Ordering::Release);
+}
+
+/// In a child that was forked: the threads that took a scratch are not there.
+pub fn forget_other_threads() {
+    for scratch in &SCRATCH {
+        scratch.taken.store(false, Ordering::Release);
+    }
+}
+
+#[inline(always)]
+fn here() -> Registers {
+    let (ip, sp, bp): (u64, u64, u64);
+    // SAFETY: reads three registers.
+    unsafe {
+        std::arch::asm!(
+            "lea {ip}, [rip]", "mov {sp}, rsp", "mov {bp}, rbp",
+            ip = out(reg) ip, sp = out(reg) sp, bp = out(reg) bp, options(nomem, nostack, preserves_flags),
+        );
+    }
+    Registers { ip, sp, bp }
+}
+
+/// Fills `work.frames`; returns how many, and whether the end was not reached.
+fn walk(writer: Writer<'_>, work: &mut Work) -> (usize, bool) {
+    let mut at = here();
+    let own = find_object(at.ip).map_or(0..0, |o| o.start..o.end);
+    let mut length = 0;
+    // Our own frames are few.
+    for _ in 0..MAX_FRAMES + 16 {
+        if !own.contains(&at.ip) {
+            if length == MAX_FRAMES {
+                return (length, true);
+            }
+            work.frames[length] = at.ip;
+            length += 1;
+        }
+        match step(writer, work, at) {
+            Some(Some(caller)) => at = caller,
+            Some(None) => return (length, false),
+            None => return (length, true),
+        }
+    }
+    (length, true)
+}
+
+/// The caller's registers; `Some(None)` at the end, `None` when it is not known.
+fn step(writer: Writer<'_>, work: &mut Work, at: Registers) -> Option<Option<Registers>> {
+    // A return address may be the first byte of the next function.
+    let plan = plan_of(writer, work, at.ip - 1);
+    let (cfa, bp) = match plan {
+        Plan::End => return Some(None),
+        Plan::Offset { from_bp, offset, bp } => {
+            (if from_bp { at.bp } else { at.sp }.wrapping_add_signed(offset.into()), bp)
+        }
+        Plan::Indirect { offset, bp } => (work.read(at.bp.wrapping_add_signed(offset.into()))?, bp),
+        Plan::Signal => {
+            // struct ucontext, x86-64: uc_mcontext.gregs begin at 40, in the order
+            // of <sys/ucontext.h>.
+            let register = |work: &mut Work, index: u64| work.read(at.sp + 40 + index * 8);
+            let (bp, sp, ip) = (register(work, 10)?, register(work, 15)?, register(work, 16)?);
+            // It stands at an instruction, not behind a call.
+            return Some(Some(Registers { ip: ip.wrapping_add(1), sp, bp }));
+        }
+        Plan::Unknown => {
+            // Generated code keeps frame pointers more often than not.
+            (at.bp.checked_add(16)?, Some(-2))
+        }
+    };
+    // Stacks grow down: a caller's frame lies above.
+    if cfa <= at.sp || cfa - at.sp > FRAME_MAX {
+        return None;
+    }
+    let ip = work.read(cfa - 8)?;
+    let bp = match bp {
+        Some(place) => work.read(cfa.wrapping_add_signed(i64::from(place) * 8))?,
+        None => at.bp,
+    };
+    Some((ip != 0).then_some(Registers { ip, sp: cfa, bp }))
+}
+
+impl Work {
+    /// A word of the stack, if it is there.
+    fn read(&mut self, at: u64) -> Option<u64> {
+        if !at.is_multiple_of(8) {
+            return None;
+        }
+        let index = at.wrapping_sub(self.window_start) / 8;
+        if at >= self.window_start && index < self.window_words as u64 {
+            return Some(self.window[index as usize]);
+        }
+        let local = libc::iovec { iov_base: self.window.as_mut_ptr().cast(), iov_len: WINDOW_WORDS * 8 };
+        let remote = libc::iovec { iov_base: at as *mut c_void, iov_len: WINDOW_WORDS * 8 };
+        // SAFETY: the local buffer is ours and of that size; what cannot be read of
+        // the other is an error.
+        let got = unsafe { libc::process_vm_readv(libc::getpid(), &raw const local, 1, &raw const remote, 1, 0) };
+        self.window_start = at;
+        self.window_words = usize::try_from(got).unwrap_or(0) / 8;
+        (self.window_words > 0).then(|| self.window[0])
+    }
+}
+
+fn plan_of(writer: Writer<'_>, work: &mut Work, ip: u64) -> Plan {
+    let hash = ip.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let check = (hash >> 20 & 0xfff) as u16;
+    let kept = writer.plan((hash >> 40) as usize);
+    if let Some((key, plan)) = kept {
+        let value = plan.load(Ordering::Acquire);
+        // Two threads may write one place at once: the check tells whose it is.
+        if key.load(Ordering::Acquire) == ip
+            && let Some(plan) = Plan::unpack(value, check)
+        {
+            return plan;
+        }
+    }
+    let plan = find_plan(work, ip).unwrap_or(Plan::Unknown);
+    if let Some((key, place)) = kept {
+        key.store(0, Ordering::Release);
+        place.store(plan.pack(check), Ordering::Release);
+        key.store(ip, Ordering::Release);
+    }
+    plan
+}
+
+impl Plan {
+    fn pack(self, check: u16) -> u64 {
+        let (kind, offset, bp) = match self {
+            Plan::Offset { from_bp: false, offset, bp } => (1, offset, bp),
+            Plan::Offset { from_bp: true, offset, bp } => (2, offset, bp),
+            Plan::Indirect { offset, bp } => (3, offset, bp),
+            Plan::Signal => (4, 0, None),
+            Plan::End => (5, 0, None),
+            Plan::Unknown => (6, 0, None),
+        };
+        let bp = bp.unwrap_or(0) as u16;
+        kind | u64::from(bp) << 4 | u64::from(offset as u32) << 20 | u64::from(check) << 52
+    }
+
+    fn unpack(word: u64, check: u16) -> Option<Self> {
+        if word >> 52 != u64::from(check) {
+            return None;
+        }
+        let offset = (word >> 20) as u32 as i32;
+        // Nothing is saved at the CFA itself.
+        let bp = Some((word >> 4) as u16 as i16).filter(|&place| place != 0);
+        Some(match word & 0xf {
+            1 => Plan::Offset { from_bp: false, offset, bp },
+            2 => Plan::Offset { from_bp: true, offset, bp },
+            3 => Plan::Indirect { offset, bp },
+            4 => Plan::Signal,
+            5 => Plan::End,
+            6 => Plan::Unknown,
+            _ => return None,
+        })
+    }
+}
+
+/// struct dl_find_object (dlfcn.h of glibc 2.35 and later, x86-64).
+#[repr(C)]
+struct DlFindObject {
+    flags: u64,
+    map_start: *mut c_void,
+    map_end: *mut c_void,
+    link_map: *mut c_void,
+    eh_frame_hdr: *mut c_void,
+    reserved: [u64; 7],
+}
+
+struct Object {
+    start: u64,
+    end: u64,
+    eh_frame_hdr: u64,
+}
+
+/// The object that holds an address. _dl_find_object takes no lock and may be
+/// called in a signal handler.
+fn find_object(ip: u64) -> Option<Object> {
+    let find = real::find_object()?;
+    let mut found = MaybeUninit::<DlFindObject>::zeroed();
+    // SAFETY: the structure is as the C library wants it; 0 is success.
+    let found = unsafe {
+        if find(ip as *mut c_void, found.as_mut_ptr().cast()) != 0 {
+            return None;
+        }
+        found.assume_init()
+    };
+    Some(Object { start: found.map_start as u64, end: found.map_end as u64, eh_frame_hdr: found.eh_frame_hdr as u64 })
+}
+
+/// What CFI says of an address; `None` without any.
+fn find_plan(work: &mut Work, ip: u64) -> Option<Plan> {
+    let object = find_object(ip)?;
+    if object.eh_frame_hdr == 0 {
+        return None;
+    }
+    // SAFETY: the object is mapped from here to its end, and stays so while a
+    // frame of ours returns into it.
+    let slice = |from: u64| unsafe {
+        EndianSlice::new(std::slice::from_raw_parts(from as *const u8, (object.end - from) as usize), NativeEndian)
+    };
+    let bases = BaseAddresses::default().set_eh_frame_hdr(object.eh_frame_hdr);
+    let header = EhFrameHdr::from(slice(object.eh_frame_hdr)).parse(&bases, 8).ok()?;
+    let gimli::Pointer::Direct(eh_frame) = header.eh_frame_ptr() else { return None };
+    if !(object.start..object.end).contains(&eh_frame) {
+        return None;
+    }
+    let bases = bases.set_eh_frame(eh_frame);
+    let section = EhFrame::from(slice(eh_frame));
+    let fde = header.table()?.fde_for_address(&section, &bases, ip, EhFrame::cie_from_offset).ok()?;
+    if fde.is_signal_trampoline() {
+        return Some(Plan::Signal);
+    }
+    let context = work.context.write(UnwindContext::new_in());
+    let row = fde.unwind_info_for_address(&section, &bases, context, ip).ok()?;
+    if let Some(RegisterRule::Undefined) = row.register(X86_64::RA) {
+        return Some(Plan::End);
+    }
+    let Some(RegisterRule::Offset(-8)) = row.register(X86_64::RA) else { return None };
+    let bp = match row.register(X86_64::RBP) {
+        Some(RegisterRule::Offset(offset)) if offset % 8 == 0 && offset != 0 => Some(i16::try_from(offset / 8).ok()?),
+        None | Some(RegisterRule::SameValue | RegisterRule::Undefined) => None,
+        _ => return None,
+    };
+    match row.cfa() {
+        CfaRule::RegisterAndOffset { register, offset } => {
+            let offset = i32::try_from(*offset).ok()?;
+            match *register {
+                X86_64::RSP => Some(Plan::Offset { from_bp: false, offset, bp }),
+                X86_64::RBP => Some(Plan::Offset { from_bp: true, offset, bp }),
+                _ => None,
+            }
+        }
+        // `DW_OP_breg6 offset; DW_OP_deref`: a frame that aligned its stack
+        // keeps the old pointer there.
+        CfaRule::Expression(expression) => match expression.get(&section).ok()?.0.slice() {
+            [0x76, offset @ 0..=0x7f, 0x06] => {
+                let offset = i32::from((*offset << 1) as i8 >> 1);
+                Some(Plan::Indirect { offset, bp })
+            }
+            _ => None,
+        },
+    }
+}

@@ -1,0 +1,163 @@
+//! The library in real programs: what the table says, and that they work.
+
+use reprieve_heap_table::{ProcessTable, Region, Settings, Words, read};
+use std::fs::File;
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+/// A region in a memory file, as a guardian has it.
+struct Table {
+    file: File,
+    region: Region<'static>,
+}
+
+impl Table {
+    fn new(period: u64, seed: u64) -> Self {
+        let bytes = 512 * reprieve_heap_table::layout::SLAB_BYTES;
+        // SAFETY: a C string; the result is checked by what follows.
+        let file = unsafe { File::from_raw_fd(libc::memfd_create(c"reprieve-heap".as_ptr(), 0)) };
+        file.set_len(bytes as u64).unwrap();
+        // SAFETY: a new shared mapping of our own file; it stays to the end.
+        let words = unsafe {
+            let flags = libc::PROT_READ | libc::PROT_WRITE;
+            let base = libc::mmap(std::ptr::null_mut(), bytes, flags, libc::MAP_SHARED, file.as_raw_fd(), 0);
+            assert_ne!(base, libc::MAP_FAILED);
+            Words::at(base.cast(), bytes)
+        };
+        let region = Region::format(words, Settings { period, mapping: 64 << 10, seed }).unwrap();
+        region.set_ready(512);
+        Table { file, region }
+    }
+
+    /// A command with the library.
+    fn command(&self, program: &str) -> Command {
+        let library = std::env::var("REPRIEVE_HEAP_LIBRARY").expect("not set; run `cargo xtask test`");
+        let meta = self.file.metadata().unwrap();
+        let fd = self.file.as_raw_fd();
+        let path = format!("/proc/{}/fd/{fd}", std::process::id());
+        let mut command = Command::new(program);
+        command.env("LD_PRELOAD", library).env("REPRIEVE_HEAP", format!("{fd}:{}:{}:{path}", meta.dev(), meta.ino()));
+        command
+    }
+
+    fn tables(&self) -> Vec<ProcessTable> {
+        read(self.region)
+    }
+}
+
+fn ok(output: &Output) -> String {
+    assert!(output.status.success(), "{output:?}");
+    assert!(output.stderr.is_empty(), "{output:?}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Estimated live bytes.
+fn live(table: &ProcessTable, period: u64) -> f64 {
+    let weight = |asked: u64| 1.0 / (1.0 - (-(asked.max(1) as f64) / period as f64).exp());
+    table.live.iter().map(|s| s.usable as f64 * weight(s.asked)).sum()
+}
+
+fn c_program(dir: &tempfile::TempDir, name: &str, text: &str) -> PathBuf {
+    let (source, program) = (dir.path().join(format!("{name}.c")), dir.path().join(name));
+    std::fs::write(&source, text).unwrap();
+    let compiler = ["-O2", "-g", "-pthread", "-fomit-frame-pointer", "-o"];
+    let status = Command::new("cc").args(compiler).arg(&program).arg(&source).status().unwrap();
+    assert!(status.success());
+    program
+}
+
+const SITES: &str = r#"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <malloc.h>
+static void *keep[1 << 20];
+__attribute__((noinline)) void *leak_small(void) { char *p = malloc(200); p[0] = 1; return p; }
+__attribute__((noinline)) void *leak_big(void) { char *p = malloc(20000); p[0] = 1; return p; }
+__attribute__((noinline)) void *churn(void) { char *p = malloc(300); p[0] = 1; return p; }
+__attribute__((noinline)) void *mapped(void) {
+	char *p = mmap(0, 1 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	memset(p, 1, 1 << 20); return p;
+}
+int main(void) {
+	long n = 0, live = 0;
+	for (int i = 0; i < 200000; i++) {
+		live += malloc_usable_size(keep[n++] = leak_small());
+		if (i % 100 == 0) live += malloc_usable_size(keep[n++] = leak_big());
+		free(churn());
+		if (i % 20000 == 0) { keep[n++] = mapped(); live += 1 << 20; }
+	}
+	printf("%ld\n", live);
+	return 0;
+}
+"#;
+
+#[test]
+fn live_bytes_are_estimated_and_stacks_reach_main() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = c_program(&dir, "sites", SITES);
+    let period = 64 << 10;
+    let mut sum = 0.0;
+    let rounds = 10;
+    for seed in 1..=rounds {
+        let table = Table::new(period, seed);
+        let truth: f64 = ok(&table.command(program.to_str().unwrap()).output().unwrap()).trim().parse().unwrap();
+        let tables = table.tables();
+        assert_eq!(tables.len(), 1);
+        let process = &tables[0];
+        assert_eq!(process.lost_samples, 0);
+        let estimate = live(process, period);
+        // One sigma: the root of the number of samples behind it.
+        let sigma = truth / (truth / period as f64).sqrt();
+        assert!((estimate - truth).abs() < 4.0 * sigma, "{estimate} for {truth} ± {sigma}");
+        sum += estimate / truth;
+        let cut = process.live.iter().filter(|s| process.stacks[&s.stack].cut).count();
+        assert!(cut * 100 <= process.live.len(), "{cut} of {} stacks are cut", process.live.len());
+        // mapped memory, each piece of which is bigger than the period.
+        assert_eq!(process.live.iter().filter(|s| s.mapping && s.usable == 1 << 20).count(), 10);
+    }
+    let mean = sum / rounds as f64;
+    assert!((mean - 1.0).abs() < 0.03, "{mean}");
+}
+
+#[test]
+fn forks_and_execs_have_tables_of_their_own() {
+    let table = Table::new(16 << 10, 3);
+    let script =
+        "x=$(head -c 3000000 /dev/zero | tr '\\0' a); (y=$x$x; echo ${#y}); python3 -c 'print(sum(range(10)))'";
+    assert_eq!(ok(&table.command("bash").args(["-c", script]).output().unwrap()), "6000000\n45\n");
+    let tables = table.tables();
+    assert!(tables.len() >= 5, "{} tables", tables.len());
+    let child = tables.iter().find(|t| t.live.iter().any(|s| s.inherited)).expect("a child with inherited memory");
+    assert!(tables.iter().any(|t| t.home == child.parent));
+    let mut pids: Vec<_> = tables.iter().map(|t| (t.pid, t.sequence)).collect();
+    pids.sort_unstable();
+    pids.dedup();
+    assert_eq!(pids.len(), tables.len());
+}
+
+#[test]
+fn ordinary_programs_work_as_without_it() {
+    let cases: &[&[&str]] = &[
+        &["ls", "-la", "/usr/bin"],
+        &["sort", "/etc/passwd"],
+        &["python3", "-c", "import json,re; print(len(json.dumps([{'a': i} for i in range(100000)])))"],
+        &["bash", "-c", "for i in 1 2 3 4 5 6 7 8 9; do echo $(echo $i | cat); done"],
+        &["perl", "-e", "my %h; $h{$_} = $_ x 3 for 1..100000; print scalar(keys %h), \"\\n\""],
+    ];
+    for case in cases {
+        let plain = ok(&Command::new(case[0]).args(&case[1..]).output().unwrap());
+        let table = Table::new(4 << 10, 1);
+        let sampled = ok(&table.command(case[0]).args(&case[1..]).output().unwrap());
+        assert_eq!(plain, sampled, "{case:?}");
+        let tables = table.tables();
+        assert!(
+            tables.iter().any(|t| t.taken > 5),
+            "{case:?}: {:?}",
+            tables.iter().map(|t| t.taken).collect::<Vec<_>>()
+        );
+    }
+}
