@@ -98,6 +98,13 @@ struct RunArgs {
     /// Record command lines, which can hold secrets.
     #[arg(long)]
     with_cmdline: bool,
+    /// Sample one allocation in so many bytes, to tell who owns the heap
+    /// [default: 512K, or 64K where --memory is at most 256M].
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, conflicts_with = "no_heap")]
+    heap_period: Option<u64>,
+    /// Do not load libreprieve_heap.so into the command.
+    #[arg(long)]
+    no_heap: bool,
     /// The command and its arguments.
     #[arg(last = true, required = true, value_name = "CMD")]
     command: Vec<OsString>,
@@ -203,6 +210,7 @@ fn run_command(args: RunArgs) -> Result<ExitCode, Failure> {
         out: args.out,
         brake: args.brake,
         options: snapshot::Options { with_cmdline: args.with_cmdline },
+        heap_period: (!args.no_heap).then(|| args.heap_period.unwrap_or_else(|| heap_period(args.memory))),
     };
     match run::run(&request) {
         Ok(code) => Ok(ExitCode::from(code)),
@@ -215,6 +223,12 @@ fn run_command(args: RunArgs) -> Result<ExitCode, Failure> {
             Err(Failure { code, error: error.into() })
         }
     }
+}
+
+/// The smaller the limit the fewer samples there would be, and the cheaper they
+/// are.
+fn heap_period(limit_bytes: u64) -> u64 {
+    if limit_bytes <= 256 << 20 { 64 << 10 } else { 512 << 10 }
 }
 
 fn take_snapshot(args: SnapshotArgs) -> Result<ExitCode, Failure> {

@@ -17,3 +17,4 @@ pub mod signals;
 pub mod size;
 pub mod snapshot;
 pub mod verdict;
+pub mod witness;

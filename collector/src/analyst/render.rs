@@ -22,13 +22,18 @@ pub fn render(incident: &Incident, dir: &Path) -> Result<(), StoreError> {
         }
         graphs.push((view, String::from_utf8_lossy(&image).into_owned()));
     }
-    if let Some((threads, _)) = graphs.first() {
+    for (view, _) in &graphs {
+        let (folded_name, pprof_name) = match view.name {
+            "threads" => ("stacks.folded", "profile.pb.gz"),
+            "heap" => ("heap.folded", "heap.pb.gz"),
+            _ => continue,
+        };
         let mut text = Vec::new();
-        folded::write(&threads.profile, 0, &mut text).map_err(|e| into_store_error(dir, &e))?;
-        write_atomically(dir, "stacks.folded", &text)?;
+        folded::write(&view.profile, 0, &mut text).map_err(|e| into_store_error(dir, &e))?;
+        write_atomically(dir, folded_name, &text)?;
         let mut gzip = Vec::new();
-        pprof::write(&threads.profile, &mut gzip).map_err(|e| into_store_error(dir, &e))?;
-        write_atomically(dir, "profile.pb.gz", &gzip)?;
+        pprof::write(&view.profile, &mut gzip).map_err(|e| into_store_error(dir, &e))?;
+        write_atomically(dir, pprof_name, &gzip)?;
     }
     write_atomically(dir, "report.html", report::html(incident, &graphs).as_bytes())?;
     write_incident(incident, dir)
@@ -41,7 +46,7 @@ pub fn write_incident(incident: &Incident, dir: &Path) -> Result<(), StoreError>
     write_atomically(dir, INCIDENT, &json)
 }
 
-/// `flamegraph.svg` for the first view, `NAME.svg` for the others.
+/// `flamegraph.svg` for the threads, `NAME.svg` for the others.
 fn svg_name(view: &View) -> String {
     if view.name == "threads" { "flamegraph.svg".to_owned() } else { format!("{}.svg", view.name) }
 }

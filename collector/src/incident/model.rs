@@ -174,8 +174,65 @@ pub struct Process {
     pub mapping_count: u32,
     /// Its threads.
     pub threads: Vec<Thread>,
+    /// Its heap by stack, where a witness saw it.
+    #[serde(default)]
+    pub heap: Option<Heap>,
     /// What could not be read of it, each a sentence.
     pub gaps: Vec<String>,
+}
+
+/// Heap of a process by the stacks that allocated it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Heap {
+    /// Who saw it: `preload`.
+    pub witness: String,
+    /// Mean bytes between samples.
+    pub period_bytes: u64,
+    /// Samples that found no room in the table.
+    pub lost_samples: u64,
+    /// Their estimated bytes.
+    pub lost_bytes: u64,
+    /// What was not freed, all together.
+    pub inuse: Estimate,
+    /// Distinct return addresses of the stacks.
+    pub frames: Vec<HeapFrame>,
+    /// Stacks, those that own most first.
+    pub stacks: Vec<HeapStack>,
+}
+
+/// An estimate from samples.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Estimate {
+    /// Usable bytes; of mappings those in memory.
+    pub bytes: u64,
+    /// Blocks and mappings.
+    pub objects: u64,
+    /// Samples behind it.
+    pub samples: u64,
+    /// Standard deviation of `bytes`.
+    pub sigma_bytes: u64,
+}
+
+/// A return address in a heap's stacks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeapFrame {
+    /// As it was on the stack.
+    pub address: u64,
+    /// What to look up; `None` outside any module.
+    pub at: Option<ModuleAddress>,
+}
+
+/// What one stack allocated.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HeapStack {
+    /// Indices in [`Heap::frames`], innermost first.
+    pub frames: Vec<u32>,
+    /// Whether frames are missing at the outer end.
+    pub cut: bool,
+    /// What it owns.
+    pub inuse: Estimate,
+    /// What it ever allocated.
+    pub alloc: Estimate,
 }
 
 /// Memory of a process by kind, in bytes (`/proc/PID/smaps`).

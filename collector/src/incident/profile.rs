@@ -23,7 +23,17 @@ pub struct View {
 /// All views that the incident has evidence for.
 #[must_use]
 pub fn views(incident: &Incident) -> Vec<View> {
-    vec![
+    let mut views = Vec::new();
+    if incident.processes.iter().any(|p| p.heap.is_some()) {
+        views.push(View {
+            name: "heap",
+            title: "Live heap by stack",
+            explanation: "Who allocated what was not freed when memory ran out. Width is estimated bytes, from \
+                allocations sampled as they were made.",
+            profile: heap(incident),
+        });
+    }
+    views.extend([
         View {
             name: "threads",
             title: "Threads by stack",
@@ -38,15 +48,15 @@ pub fn views(incident: &Incident) -> Vec<View> {
                 their users), by mapping. Width is bytes.",
             profile: memory(incident),
         },
-    ]
+    ]);
+    views
 }
 
 /// Threads by stack.
 #[must_use]
 pub fn threads(incident: &Incident) -> Profile {
     let mut profile = start(incident, SampleType::new("threads", "count"));
-    let symbols: HashMap<ModuleAddress, &ResolvedAddress> =
-        incident.symbols.addresses.iter().map(|a| (a.at, a)).collect();
+    let symbols = symbols_of(incident);
     // The biggest first: of equal stacks, theirs are shown first.
     let mut processes: Vec<&Process> = incident.processes.iter().collect();
     processes.sort_by_key(|p| std::cmp::Reverse(p.memory.pss_bytes));
@@ -92,35 +102,96 @@ fn thread_frames(
 ) -> Vec<Frame> {
     let mut frames = Vec::new();
     for (raw, at) in thread.stack.frames.iter().zip(&thread.frame_modules) {
-        let Some(at) = at else {
-            frames.push(Frame {
-                name: "[no module]".to_owned(),
-                address: Some(raw.address.0),
-                kind: FrameKind::Unknown,
-                ..Frame::default()
-            });
-            continue;
-        };
-        let base = Frame { address: Some(at.svma), mapping: Some(at.module as usize), ..Frame::default() };
         let kind = if raw.found == FoundBy::FramePointer { FrameKind::Guessed } else { FrameKind::Function };
-        match symbols.get(at).filter(|a| !a.frames.is_empty()) {
-            Some(resolved) => frames.extend(resolved.frames.iter().map(|f| Frame {
+        frames.extend(named_frames(incident, symbols, raw.address.0, *at, kind));
+    }
+    frames.reverse();
+    frames
+}
+
+/// The frames of one address, innermost first: more than one where functions
+/// were inlined.
+fn named_frames(
+    incident: &Incident,
+    symbols: &HashMap<ModuleAddress, &ResolvedAddress>,
+    address: u64,
+    at: Option<ModuleAddress>,
+    kind: FrameKind,
+) -> Vec<Frame> {
+    let Some(at) = at else {
+        return vec![Frame {
+            name: "[no module]".to_owned(),
+            address: Some(address),
+            kind: FrameKind::Unknown,
+            ..Frame::default()
+        }];
+    };
+    let base = Frame { address: Some(at.svma), mapping: Some(at.module as usize), ..Frame::default() };
+    match symbols.get(&at).filter(|a| !a.frames.is_empty()) {
+        Some(resolved) => resolved
+            .frames
+            .iter()
+            .map(|f| Frame {
                 name: f.function.clone(),
                 file: f.file.clone(),
                 line: f.line,
                 inlined: f.inlined,
                 kind,
                 ..base.clone()
-            })),
-            None => frames.push(Frame {
-                name: format!("{}+{:#x}", module_name(incident, at.module), at.svma),
-                kind: FrameKind::Unknown,
-                ..base
-            }),
+            })
+            .collect(),
+        None => vec![Frame {
+            name: format!("{}+{:#x}", module_name(incident, at.module), at.svma),
+            kind: FrameKind::Unknown,
+            ..base
+        }],
+    }
+}
+
+/// Heap by stack, of all processes that a witness saw; empty without any.
+#[must_use]
+pub fn heap(incident: &Incident) -> Profile {
+    // Names and order as in Go's heap profiles (runtime/pprof).
+    let mut profile = start(incident, SampleType::new("inuse_space", "bytes"));
+    profile.sample_types.extend([
+        SampleType::new("inuse_objects", "count"),
+        SampleType::new("alloc_space", "bytes"),
+        SampleType::new("alloc_objects", "count"),
+    ]);
+    let symbols = symbols_of(incident);
+    for process in &incident.processes {
+        let Some(heap) = &process.heap else { continue };
+        let root = profile.frame(Frame::label(&process.comm));
+        for stack in &heap.stacks {
+            let mut frames: Vec<Frame> = stack
+                .frames
+                .iter()
+                .filter_map(|&index| heap.frames.get(index as usize))
+                .flat_map(|f| named_frames(incident, &symbols, f.address, f.at, FrameKind::Function))
+                .collect();
+            if stack.cut {
+                frames.push(Frame::label("[stack cut]"));
+            }
+            let mut indices = vec![root];
+            indices.extend(frames.into_iter().rev().map(|frame| profile.frame(frame)));
+            let (inuse, alloc) = (&stack.inuse, &stack.alloc);
+            profile.samples.push(Sample {
+                stack: indices,
+                values: [inuse.bytes, inuse.objects, alloc.bytes, alloc.objects].map(|v| v as i64).to_vec(),
+                labels: vec![
+                    ("pid".to_owned(), LabelValue::Number(i64::from(process.pid), String::new())),
+                    ("witness".to_owned(), LabelValue::Text(heap.witness.clone())),
+                    ("inuse_sigma".to_owned(), LabelValue::Number(inuse.sigma_bytes as i64, "bytes".to_owned())),
+                    ("inuse_samples".to_owned(), LabelValue::Number(inuse.samples as i64, String::new())),
+                ],
+            });
         }
     }
-    frames.reverse();
-    frames
+    profile
+}
+
+fn symbols_of(incident: &Incident) -> HashMap<ModuleAddress, &ResolvedAddress> {
+    incident.symbols.addresses.iter().map(|a| (a.at, a)).collect()
 }
 
 fn module_name(incident: &Incident, index: u32) -> &str {

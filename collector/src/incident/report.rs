@@ -17,6 +17,8 @@ struct Report<'a> {
     hold_line: Option<String>,
     processes: Vec<&'a Process>,
     stacks: Vec<top::TopStack>,
+    owners: Vec<top::TopStack>,
+    heap_line: Option<String>,
     graphs: Vec<Graph<'a>>,
     unknown: Vec<String>,
 }
@@ -37,13 +39,19 @@ pub fn html(incident: &Incident, graphs: &[(View, String)]) -> String {
     for process in &incident.processes {
         unknown.extend(process.gaps.iter().map(|gap| format!("{} [{}]: {gap}", process.comm, process.pid)));
     }
+    let top_of = |name: &str| {
+        let view = graphs.iter().find(|(view, _)| view.name == name);
+        view.map(|(view, _)| top::stacks(&view.profile, 0, 5)).unwrap_or_default()
+    };
     let report = Report {
         incident,
         headline: show::headline(incident),
         time: units::time(incident.time_unix_us),
         hold_line: incident.hold.as_ref().map(show::hold_line),
         processes,
-        stacks: graphs.first().map(|(view, _)| top::stacks(&view.profile, 0, 5)).unwrap_or_default(),
+        stacks: top_of("threads"),
+        owners: top_of("heap"),
+        heap_line: show::heap_line(incident),
         graphs: graphs.iter().map(|(view, svg)| Graph { view, svg }).collect(),
         unknown,
     };

@@ -1,9 +1,9 @@
 //! An incident as text for a terminal.
 
-use super::model::{HoldReport, Incident, SymbolState, Trigger};
+use super::model::{Heap, HoldReport, Incident, SymbolState, Trigger};
 use super::profile;
 use super::units::{bytes, count, micros, time};
-use reprieve_flamegraph::top;
+use reprieve_flamegraph::{Profile, top};
 use std::fmt::Write;
 use std::path::Path;
 
@@ -61,6 +61,30 @@ pub fn hold_line(hold: &HoldReport) -> String {
     )
 }
 
+/// What the heap witnesses saw, in one sentence; `None` without any.
+#[must_use]
+pub fn heap_line(incident: &Incident) -> Option<String> {
+    let heaps: Vec<_> = incident.processes.iter().filter_map(|p| p.heap.as_ref()).collect();
+    let first = heaps.first()?;
+    let sum = |of: fn(&Heap) -> u64| heaps.iter().map(|h| of(h)).sum::<u64>();
+    // Errors of different processes are independent.
+    let sigma = heaps.iter().map(|h| (h.inuse.sigma_bytes as f64).powi(2)).sum::<f64>().sqrt() as u64;
+    let mut line = format!(
+        "{} ± {} live in {} of {}, estimated from {} (one in {})",
+        bytes(sum(|h| h.inuse.bytes)),
+        bytes(sigma),
+        heaps.len(),
+        count(incident.processes.len() as u64, "process"),
+        count(sum(|h| h.inuse.samples), "sample"),
+        bytes(first.period_bytes)
+    );
+    let lost = sum(|h| h.lost_bytes);
+    if lost > 0 {
+        line.push_str(&format!("; {} more found no room in the table", bytes(lost)));
+    }
+    Some(line)
+}
+
 /// How many frames have no name, and why; empty when all have.
 #[must_use]
 pub fn misses(incident: &Incident) -> Vec<String> {
@@ -115,7 +139,8 @@ pub fn page(incident: &Incident, dir: &Path, width: usize) -> String {
         }
     }
     page.processes(incident);
-    page.stacks(incident);
+    page.heap(incident);
+    page.threads(incident);
     let unknown: Vec<String> = misses(incident).into_iter().chain(incident.gaps.iter().cloned()).collect();
     if !unknown.is_empty() {
         page.row("\nNOT KNOWN");
@@ -181,16 +206,24 @@ impl Page {
         }
     }
 
-    fn stacks(&mut self, incident: &Incident) {
-        let threads = profile::threads(incident);
-        let stacks = top::stacks(&threads, 0, STACKS);
-        if stacks.is_empty() {
-            return;
+    fn heap(&mut self, incident: &Incident) {
+        if let Some(line) = heap_line(incident) {
+            self.prose("\nWHO OWNS THE HEAP  ", &line);
+            self.stacks(&profile::heap(incident), bytes);
         }
-        self.row("\nTHREADS BY STACK  (who was running when memory ran out)");
-        for stack in stacks {
-            let threads = count(stack.value.unsigned_abs(), "thread");
-            self.row(&format!("  {threads}, {:.0} %  {}", stack.share * 100.0, stack.labels.join(" ")));
+    }
+
+    fn threads(&mut self, incident: &Incident) {
+        if incident.processes.iter().any(|p| !p.threads.is_empty()) {
+            self.row("\nTHREADS BY STACK  (who was running when memory ran out)");
+            self.stacks(&profile::threads(incident), |value| count(value, "thread"));
+        }
+    }
+
+    fn stacks(&mut self, profile: &Profile, say: impl Fn(u64) -> String) {
+        for stack in top::stacks(profile, 0, STACKS) {
+            let value = say(stack.value.unsigned_abs());
+            self.row(&format!("  {value}, {:.0} %  {}", stack.share * 100.0, stack.labels.join(" ")));
             for frame in stack.frames.iter().take(FRAMES) {
                 self.row(&format!("      {frame}"));
             }

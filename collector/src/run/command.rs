@@ -4,12 +4,14 @@
 //! memory before it must be answered meanwhile; so the fork is our own.
 
 use crate::cgroup::{CpuGroup, Memcg};
+use crate::witness::HeapTable;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal};
 use nix::unistd::{ForkResult, Pid};
+use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, OsString};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 
 /// A command between fork and end.
@@ -38,7 +40,10 @@ pub fn start(
     cpu: Option<&CpuGroup>,
     oom_score_adj: &CStr,
     mask: &SigSet,
+    heap: Option<&HeapTable>,
 ) -> io::Result<Started> {
+    let environment = environment(heap)?;
+    let inherited = heap.map(HeapTable::fd);
     let arguments: Vec<CString> =
         command.iter().map(|a| CString::new(a.as_bytes())).collect::<Result<_, _>>().map_err(io::Error::other)?;
     let mut groups = vec![OpenOptions::new().write(true).open(memcg.dir().join("cgroup.procs"))?];
@@ -47,12 +52,14 @@ pub fn start(
     }
     let mut pointers: Vec<*const libc::c_char> = arguments.iter().map(|a| a.as_ptr()).collect();
     pointers.push(std::ptr::null());
+    let mut variables: Vec<*const libc::c_char> = environment.iter().map(|v| v.as_ptr()).collect();
+    variables.push(std::ptr::null());
     let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
     // SAFETY: the process has one thread, and the child calls only
     // async-signal-safe functions on memory prepared above.
     match unsafe { nix::unistd::fork() }? {
         ForkResult::Child => {
-            let failed = in_child(&groups, &pointers, oom_score_adj, mask);
+            let failed = in_child(&groups, [&pointers, &variables], oom_score_adj, mask, inherited);
             // SAFETY: writes eight bytes of a live local to an open pipe, then
             // ends the child without running anything of the guardian's.
             unsafe {
@@ -68,8 +75,28 @@ pub fn start(
     }
 }
 
+/// Our environment, with what the heap's witness needs.
+fn environment(heap: Option<&HeapTable>) -> io::Result<Vec<CString>> {
+    let mut variables: BTreeMap<OsString, OsString> = std::env::vars_os().collect();
+    for (name, value) in heap.map(HeapTable::environment).transpose()?.into_iter().flatten() {
+        variables.insert(name.into(), value.into());
+    }
+    let join = |(name, value): (OsString, OsString)| [name.as_bytes(), b"=", value.as_bytes()].concat();
+    variables.into_iter().map(|pair| CString::new(join(pair)).map_err(io::Error::other)).collect()
+}
+
 /// Never returns when all goes well; else the step and errno.
-fn in_child(groups: &[File], arguments: &[*const libc::c_char], oom_score_adj: &CStr, mask: &SigSet) -> [i32; 2] {
+fn in_child(
+    groups: &[File],
+    [arguments, environment]: [&[*const libc::c_char]; 2],
+    oom_score_adj: &CStr,
+    mask: &SigSet,
+    inherited: Option<RawFd>,
+) -> [i32; 2] {
+    if let Some(fd) = inherited {
+        // SAFETY: takes the close-on-exec flag off an open descriptor.
+        unsafe { libc::fcntl(fd, libc::F_SETFD, 0) };
+    }
     for group in groups {
         // SAFETY: one byte of a constant to an open descriptor; "0" is the writer itself.
         if unsafe { libc::write(group.as_raw_fd(), c"0".as_ptr().cast(), 1) } != 1 {
@@ -90,9 +117,9 @@ fn in_child(groups: &[File], arguments: &[*const libc::c_char], oom_score_adj: &
         let _ = nix::sys::signal::sigaction(Signal::SIGBUS, &default);
     }
     let _ = nix::sys::signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(mask), None);
-    // SAFETY: a null-terminated array of pointers to NUL-terminated strings
+    // SAFETY: null-terminated arrays of pointers to NUL-terminated strings
     // that live until the exec.
-    unsafe { libc::execvp(arguments[0], arguments.as_ptr()) };
+    unsafe { libc::execvpe(arguments[0], arguments.as_ptr(), environment.as_ptr()) };
     [2, nix::errno::Errno::last_raw()]
 }
 

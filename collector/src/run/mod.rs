@@ -15,10 +15,14 @@ use crate::incident::store::{Store, StoreError};
 use crate::signals::Signals;
 use crate::snapshot::Options;
 use crate::verdict::Action;
+use crate::witness::HeapTable;
 use std::ffi::{CString, OsString};
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
+
+/// Environment variable that makes sampling repeatable, for tests.
+const HEAP_SEED: &str = "REPRIEVE_HEAP_SEED";
 
 /// What `reprieve run` was asked for.
 #[derive(Debug, Clone)]
@@ -37,6 +41,8 @@ pub struct Request {
     pub brake: BrakeChoice,
     /// What to record.
     pub options: Options,
+    /// Mean bytes between sampled allocations; `None` to leave the heap alone.
+    pub heap_period: Option<u64>,
 }
 
 /// Why a command could not be guarded, or a target not be recorded.
@@ -88,9 +94,15 @@ pub fn run(request: &Request) -> Result<u8, RunError> {
     for missing in guardian::settle() {
         eprintln!("reprieve: warning: {missing}");
     }
+    // After the locking, which would take the whole of its room.
+    let heap = request.heap_period.and_then(|period| {
+        let seed = std::env::var(HEAP_SEED).ok().and_then(|text| text.parse().ok()).unwrap_or(0);
+        let table = HeapTable::make(period, seed);
+        table.inspect_err(|error| eprintln!("reprieve: warning: the heap is not recorded: {error}")).ok()
+    });
     guardian::sigbus::install().map_err(|e| RunError::System("the SIGBUS handler could not be installed", e.into()))?;
     let recorder = recorder::Recorder::new(store, reserve, request);
-    let session = session::Session::new(request, &group, brake, watchdog, signals, recorder);
+    let session = session::Session::new(request, &group, brake, watchdog, signals, recorder, heap);
     session.run()
 }
 

@@ -67,7 +67,7 @@ pub fn snapshot(
     let _ = threads.stop_all(deadline, || Ok::<_, std::convert::Infallible>(target_found.tids()));
     let stop_window = begun.elapsed();
     let (threads_stopped, threads_not_stopped) = threads.counts();
-    let evidence = snapshot::take(&target_found.pids(), threads.threads(), options);
+    let evidence = snapshot::take(&target_found.pids(), threads.threads(), None, options);
     let snapshot_time = begun.elapsed();
     let refused = threads.threads().values().find_map(|t| match &t.outcome {
         StopOutcome::NotStopped(why) => Some(why.clone()),

@@ -12,6 +12,7 @@ use crate::signals::Signals;
 use crate::snapshot;
 use crate::snapshot::kernel_log::KernelLog;
 use crate::verdict::{self, Scene};
+use crate::witness::HeapTable;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::kill;
 use nix::sys::wait::{WaitStatus, waitpid};
@@ -36,6 +37,7 @@ pub struct Session<'a> {
     watchdog: Watchdog,
     signals: Signals,
     recorder: Recorder,
+    heap: Option<HeapTable>,
     kernel_log: std::io::Result<KernelLog>,
     /// Incident after which the kernel was left to decide.
     left_to_kernel: Option<String>,
@@ -52,6 +54,7 @@ impl<'a> Session<'a> {
         watchdog: Watchdog,
         signals: Signals,
         recorder: Recorder,
+        heap: Option<HeapTable>,
     ) -> Self {
         Session {
             request,
@@ -60,6 +63,7 @@ impl<'a> Session<'a> {
             watchdog,
             signals,
             recorder,
+            heap,
             kernel_log: KernelLog::open(),
             left_to_kernel: None,
             signals_answered: 0,
@@ -88,6 +92,7 @@ impl<'a> Session<'a> {
             self.group.cpu.as_ref(),
             &self.group.oom_score_adj,
             &mask,
+            self.heap.as_ref(),
         )
         .map_err(|e| RunError::System("the command could not be started", e))?;
         let mut code = None;
@@ -112,6 +117,10 @@ impl<'a> Session<'a> {
                 Look::KilledByKernel => self.record_kernel_kill(),
             }
             self.recorder.proceed();
+            if let Some(heap) = &mut self.heap {
+                heap.top_up();
+                heap.sweep(|| self.group.memcg.pids().unwrap_or_default());
+            }
             if ended {
                 code = Some(exit_code(waitpid(started.pid, None)));
                 self.tell_of_children();
@@ -159,7 +168,8 @@ impl<'a> Session<'a> {
             return Ok(self.brake.resume(threads)?);
         }
         let pids = self.group.memcg.pids()?;
-        let evidence = snapshot::take(&pids, threads.threads(), self.request.options);
+        let heaps = self.heap.as_ref().map(|heap| heap.read(&pids));
+        let evidence = snapshot::take(&pids, threads.threads(), heaps.as_ref(), self.request.options);
         let snapshot_time = noticed.elapsed();
         let mut incident = self.recorder.draft(Trigger::Oom, Some(&self.group.memcg), evidence);
         if let Some(memcg) = &mut incident.memcg {
@@ -241,7 +251,7 @@ impl<'a> Session<'a> {
     /// The kernel was faster, or was left to decide: record what is left.
     fn record_kernel_kill(&mut self) {
         let pids = self.group.memcg.pids().unwrap_or_default();
-        let mut evidence = snapshot::take(&pids, &BTreeMap::new(), self.request.options);
+        let mut evidence = snapshot::take(&pids, &BTreeMap::new(), None, self.request.options);
         evidence.gaps.push(match &self.left_to_kernel {
             Some(id) => format!("no action helped, so the kernel decided: the stacks are in {id}"),
             None => "the kernel's OOM killer was first: there are no stacks of whom it killed".to_owned(),

@@ -12,15 +12,21 @@ mod smaps;
 mod threads;
 
 pub use memory::TargetMemory;
-pub use pagemap::page_size;
+pub use modules::LoadedModule;
+pub use pagemap::{Pagemap, page_size};
+pub use threads::locate;
 
 use crate::hold::stop::HeldThread;
 use crate::incident::model::{Module, Process};
 use crate::incident::units;
+use crate::witness::{ProcessTables, preload};
 use modules::ModuleTable;
 use reprieve_symbolizer::Unwinder;
 use std::collections::BTreeMap;
 use std::fs;
+
+/// Why a process that was started with the heap library has no table.
+const NO_LIBRARY: &str = "its heap is not known: it is static, setuid, has a malloc of its own, or is new";
 
 /// What to record beyond the default.
 #[derive(Debug, Clone, Copy, Default)]
@@ -40,13 +46,19 @@ pub struct Evidence {
     pub gaps: Vec<String>,
 }
 
-/// Records `pids`, whose threads were stopped as `held` says.
+/// Records `pids`, whose threads were stopped as `held` says, and their heaps
+/// where `heaps` knows of them.
 #[must_use]
-pub fn take(pids: &[i32], held: &BTreeMap<i32, HeldThread>, options: Options) -> Evidence {
+pub fn take(
+    pids: &[i32],
+    held: &BTreeMap<i32, HeldThread>,
+    heaps: Option<&ProcessTables>,
+    options: Options,
+) -> Evidence {
     let mut table = ModuleTable::default();
     let mut evidence = Evidence::default();
     for &pid in pids {
-        match take_process(pid, held, &mut table, options) {
+        match take_process(pid, held, heaps, &mut table, options) {
             Some(process) => evidence.processes.push(process),
             None => evidence.gaps.push(format!("process {pid} ended while it was being recorded")),
         }
@@ -58,6 +70,7 @@ pub fn take(pids: &[i32], held: &BTreeMap<i32, HeldThread>, options: Options) ->
 fn take_process(
     pid: i32,
     held: &BTreeMap<i32, HeldThread>,
+    heaps: Option<&ProcessTables>,
     table: &mut ModuleTable,
     options: Options,
 ) -> Option<Process> {
@@ -103,6 +116,15 @@ fn take_process(
     for tid in tids_of(pid) {
         let thread = threads::read_thread(pid, tid, held.get(&tid), &mut unwinder, &modules, &mut memory);
         process.threads.push(thread);
+    }
+    if let Some(heaps) = heaps {
+        match heaps.by_pid.get(&pid) {
+            Some(table) => {
+                let pagemap = Pagemap::open(pid).ok();
+                process.heap = Some(preload::heap(table, heaps.period, pagemap.as_ref(), &modules));
+            }
+            None => process.gaps.push(NO_LIBRARY.to_owned()),
+        }
     }
     let absent = memory.absent_pages() - absent_before;
     if absent > 0 {

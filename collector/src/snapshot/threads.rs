@@ -4,7 +4,7 @@ use super::memory::TargetMemory;
 use super::modules::LoadedModule;
 use crate::hold::stop::HeldThread;
 use crate::incident::model::{ModuleAddress, StopOutcome, Thread};
-use reprieve_symbolizer::{Avma, RawFrame, RawStack, Registers, Unwinder};
+use reprieve_symbolizer::{Avma, RawStack, Registers, Unwinder};
 use std::fs;
 
 /// Frames kept per stack; deeper ones end with "too deep".
@@ -25,7 +25,7 @@ pub fn read_thread(
         Some(registers) => unwinder.unwind(&registers, &mut |address| memory.read_u64(address), MAX_FRAMES),
         None => RawStack::without_registers(),
     };
-    let frame_modules = stack.frames.iter().map(|frame| locate(frame, modules)).collect();
+    let frame_modules = stack.frames.iter().map(|frame| locate(frame.lookup_address(), modules)).collect();
     let wchan = Some(proc("wchan")).filter(|w| !w.is_empty() && w != "0");
     Thread {
         tid,
@@ -48,8 +48,9 @@ fn registers_of_waiting(syscall: &str) -> Option<Registers> {
     Some(Registers { ip, sp, fp: 0, lr: 0 })
 }
 
-fn locate(frame: &RawFrame, modules: &[LoadedModule]) -> Option<ModuleAddress> {
-    let Avma(address) = frame.lookup_address();
+/// The module that an address lies in, and where in its file.
+#[must_use]
+pub fn locate(Avma(address): Avma, modules: &[LoadedModule]) -> Option<ModuleAddress> {
     let module = modules.iter().find(|m| m.range.contains(&address))?;
     Some(ModuleAddress { module: module.index, svma: address.wrapping_sub(module.bias) })
 }

@@ -1,0 +1,25 @@
+//! Builds `libreprieve_heap.so` and embeds it: `cargo install` installs programs
+//! only, and the two must fit each other.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+fn main() {
+    println!("cargo:rerun-if-changed=../heap");
+    println!("cargo:rerun-if-changed=../Cargo.toml");
+    let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    let cargo = std::env::var_os("CARGO").expect("cargo sets CARGO");
+    let target = out.join("heap");
+    let status = Command::new(cargo)
+        .args(["build", "--quiet", "--profile", "preload", "--manifest-path", "../heap/preload/Cargo.toml"])
+        // A directory of its own: the outer cargo holds the lock of the other.
+        .arg("--target-dir")
+        .arg(&target)
+        // Not clippy: what is embedded must be compiled.
+        .env_remove("RUSTC_WORKSPACE_WRAPPER")
+        .env_remove("CARGO_TARGET_DIR")
+        .status();
+    assert!(status.is_ok_and(|s| s.success()), "libreprieve_heap.so could not be built; its errors are above");
+    let library = target.join("preload/libreprieve_heap.so");
+    println!("cargo:rustc-env=REPRIEVE_HEAP_LIBRARY={}", library.display());
+}

@@ -1,0 +1,254 @@
+//! The memory file that holds the tables of all processes of a memcg.
+
+use super::library;
+use reprieve_heap_table::layout::{SLAB_BYTES, kind};
+use reprieve_heap_table::{ProcessTable, Region, Settings, Words, read};
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, RawFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// Slabs of the file: 64 MiB, of which only what is used exists.
+const SLABS: usize = 512;
+/// Slabs kept ready for processes that need one now.
+const SPARE: usize = 16;
+/// A program hardly has so many files open by itself.
+const HIGH_FD: RawFd = 900;
+/// A mapping of this size or more is recorded.
+const MAPPING_BYTES: u64 = 64 << 10;
+/// Time after which a fork that never came to be is forgotten.
+const UNBORN: Duration = Duration::from_secs(10);
+/// How often the dead are looked for.
+const SWEEP: Duration = Duration::from_secs(1);
+
+/// The table, made, touched and locked by the guardian, so that it is charged to
+/// the guardian and not to those who write it.
+#[derive(Debug)]
+pub struct HeapTable {
+    file: File,
+    region: Region<'static>,
+    library: PathBuf,
+    unborn: BTreeMap<usize, Instant>,
+    swept: Instant,
+}
+
+/// The tables of living processes, by PID.
+#[derive(Debug, Default)]
+pub struct ProcessTables {
+    /// Mean bytes between samples.
+    pub period: u64,
+    /// One for each process that has the library.
+    pub by_pid: BTreeMap<i32, ProcessTable>,
+}
+
+impl HeapTable {
+    /// A table with one sample in `period` bytes on average. `seed` is for tests;
+    /// 0 is a random one.
+    pub fn make(period: u64, seed: u64) -> io::Result<Self> {
+        let library = library::install()?;
+        // SAFETY: a C string; the result is checked.
+        let fd = unsafe { libc::memfd_create(c"reprieve-heap".as_ptr(), libc::MFD_CLOEXEC) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: just made, and nobody else's.
+        let low = unsafe { File::from_raw_fd(fd) };
+        // SAFETY: duplicates an open descriptor; the result is checked.
+        let high = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, HIGH_FD) };
+        // SAFETY: just made, and nobody else's.
+        let file = if high < 0 { low } else { unsafe { File::from_raw_fd(high) } };
+        let bytes = SLABS * SLAB_BYTES;
+        file.set_len(bytes as u64)?;
+        // SAFETY: a new shared mapping of our own file.
+        let base = unsafe {
+            let access = libc::PROT_READ | libc::PROT_WRITE;
+            libc::mmap(std::ptr::null_mut(), bytes, access, libc::MAP_SHARED, file.as_raw_fd(), 0)
+        };
+        if base == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: mapped above, to the end of the process, and used through
+        // atomics only.
+        let words = unsafe { Words::at(base.cast(), bytes) };
+        let settings = Settings { period, mapping: MAPPING_BYTES, seed };
+        let region = Region::format(words, settings).map_err(io::Error::other)?;
+        let mut table = HeapTable { file, region, library, unborn: BTreeMap::new(), swept: Instant::now() };
+        table.top_up();
+        Ok(table)
+    }
+
+    /// The descriptor that a program must inherit.
+    #[must_use]
+    pub fn fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+
+    /// Variables of the environment that a program must have.
+    pub fn environment(&self) -> io::Result<[(&'static str, String); 2]> {
+        let meta = self.file.metadata()?;
+        let fd = self.fd();
+        let table = format!("{fd}:{}:{}:/proc/{}/fd/{fd}", meta.dev(), meta.ino(), std::process::id());
+        let mut preload = self.library.display().to_string();
+        // Ours comes last: another malloc stays the program's own.
+        if let Ok(others) = std::env::var("LD_PRELOAD") {
+            preload = format!("{others}:{preload}");
+        }
+        Ok([("LD_PRELOAD", preload), ("REPRIEVE_HEAP", table)])
+    }
+
+    /// Bytes that are in memory, locked if we may.
+    #[must_use]
+    pub fn ready_bytes(&self) -> u64 {
+        (self.region.state().ready * SLAB_BYTES) as u64
+    }
+
+    /// Keeps slabs ready: touches and locks as many as were taken.
+    pub fn top_up(&mut self) {
+        let state = self.region.state();
+        let wanted = (state.next + SPARE).min(SLABS);
+        if wanted <= state.ready {
+            return;
+        }
+        let from = state.ready.saturating_sub(1) * SLAB_BYTES;
+        for at in (from..wanted * SLAB_BYTES).step_by(4096) {
+            // A store of what is there makes the page ours.
+            if let Some(word) = self.region.words().word(at) {
+                word.fetch_add(0, std::sync::atomic::Ordering::Relaxed);
+            }
+        }
+        if let (Some(first), length) = (self.region.words().word(0), wanted * SLAB_BYTES) {
+            // Without the right to, they are only not locked.
+            // SAFETY: the range lies within the mapping.
+            unsafe { libc::mlock(std::ptr::from_ref(first).cast(), length) };
+        }
+        self.region.set_ready(wanted);
+    }
+
+    /// Gives the slabs of processes that have ended to those who come, at times.
+    pub fn sweep(&mut self, living: impl FnOnce() -> Vec<i32>) {
+        if self.swept.elapsed() < SWEEP || self.region.state().next < SPARE {
+            return;
+        }
+        self.swept = Instant::now();
+        // First the tables, then the processes: what is in the first and not in
+        // the second has ended.
+        let homes = self.homes();
+        let ids: Vec<(u64, u64)> = living().into_iter().filter_map(own_id).collect();
+        let mut kept: Vec<usize> = homes
+            .iter()
+            .filter(|home| match home.pid {
+                // A fork under way.
+                0 => self.unborn.entry(home.slab).or_insert_with(Instant::now).elapsed() < UNBORN,
+                pid => ids.contains(&(pid, home.pid_namespace)) && is_latest(&homes, home),
+            })
+            .map(|home| home.slab)
+            .collect();
+        // A child's stacks may be in its parent's slabs.
+        let mut next = 0;
+        while next < kept.len() {
+            let parent = homes.iter().find(|h| h.slab == kept[next]).map_or(0, |h| h.parent);
+            if parent != 0 && !kept.contains(&parent) {
+                kept.push(parent);
+            }
+            next += 1;
+        }
+        self.unborn.retain(|slab, _| homes.iter().any(|h| h.slab == *slab && h.pid == 0));
+        for home in homes.iter().filter(|h| !kept.contains(&h.slab)) {
+            for slab in (1..self.region.state().next).filter(|&slab| slab != home.slab) {
+                let (what, owner) = self.region.owner(slab);
+                if owner == home.slab && what != kind::FREE {
+                    self.region.give_back(slab);
+                }
+            }
+            self.region.give_back(home.slab);
+        }
+    }
+
+    /// What the processes have recorded.
+    #[must_use]
+    pub fn read(&self, pids: &[i32]) -> ProcessTables {
+        let mut tables = read(self.region);
+        let mut by_pid = BTreeMap::new();
+        for &pid in pids {
+            let Some(id) = own_id(pid) else { continue };
+            let own = tables.iter().enumerate().filter(|(_, t)| (t.pid, t.pid_namespace) == id);
+            if let Some((index, _)) = own.max_by_key(|(_, t)| t.sequence) {
+                by_pid.insert(pid, tables.swap_remove(index));
+            }
+        }
+        drop_what_ancestors_have(&mut by_pid);
+        ProcessTables { period: self.region.settings().period, by_pid }
+    }
+
+    fn homes(&self) -> Vec<Home> {
+        let words = self.region.words();
+        (1..self.region.state().next)
+            .filter(|&slab| self.region.owner(slab) == (kind::HOME, slab))
+            .map(|slab| {
+                use reprieve_heap_table::layout::home;
+                let word = |field: usize| words.load(slab * SLAB_BYTES + field);
+                Home {
+                    slab,
+                    pid: word(home::PID),
+                    pid_namespace: word(home::PID_NAMESPACE),
+                    sequence: word(home::SEQUENCE),
+                    parent: usize::try_from(word(home::PARENT)).unwrap_or(0) / SLAB_BYTES,
+                }
+            })
+            .collect()
+    }
+}
+
+struct Home {
+    slab: usize,
+    pid: u64,
+    pid_namespace: u64,
+    sequence: u64,
+    parent: usize,
+}
+
+/// Whether no later home is of the same process, which has called exec since.
+fn is_latest(homes: &[Home], home: &Home) -> bool {
+    !homes.iter().any(|other| {
+        (other.pid, other.pid_namespace) == (home.pid, home.pid_namespace) && other.sequence > home.sequence
+    })
+}
+
+/// PID of a process in its own namespace, and that namespace's inode, as it
+/// sees itself.
+fn own_id(pid: i32) -> Option<(u64, u64)> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let own = status.lines().find_map(|l| l.strip_prefix("NSpid:")?.split_whitespace().next_back()?.parse().ok())?;
+    Some((own, fs::metadata(format!("/proc/{pid}/ns/pid")).map_or(0, |m| m.ino())))
+}
+
+/// Memory from before a fork is its parent's while the parent lives and has not
+/// freed it: it is charged once, and counts once.
+fn drop_what_ancestors_have(by_pid: &mut BTreeMap<i32, ProcessTable>) {
+    let live: BTreeMap<usize, (usize, Vec<u64>)> = by_pid
+        .values()
+        .map(|t| {
+            let mut addresses: Vec<u64> = t.live.iter().map(|s| s.address).collect();
+            addresses.sort_unstable();
+            (t.home, (t.parent, addresses))
+        })
+        .collect();
+    for table in by_pid.values_mut() {
+        let parent = table.parent;
+        table.live.retain(|sample| {
+            let mut ancestor = parent;
+            // No chain of parents is longer than there are homes.
+            for _ in 0..live.len() {
+                let Some((next, addresses)) = live.get(&ancestor).filter(|_| sample.inherited) else { break };
+                if addresses.binary_search(&sample.address).is_ok() {
+                    return false;
+                }
+                ancestor = *next;
+            }
+            true
+        });
+    }
+}
