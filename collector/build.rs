@@ -9,6 +9,13 @@ fn main() {
     println!("cargo:rerun-if-changed=../Cargo.toml");
     let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     let cargo = std::env::var_os("CARGO").expect("cargo sets CARGO");
+    // Its thread-local storage and its unwinder know one architecture so far.
+    if std::env::var("CARGO_CFG_TARGET_ARCH").as_deref() != Ok("x86_64") {
+        let none = out.join("none.so");
+        std::fs::write(&none, "").expect("OUT_DIR is writable");
+        println!("cargo:rustc-env=REPRIEVE_HEAP_LIBRARY={}", none.display());
+        return;
+    }
     let target = out.join("heap");
     let status = Command::new(cargo)
         .args(["build", "--quiet", "--profile", "preload", "--manifest-path", "../heap/preload/Cargo.toml"])

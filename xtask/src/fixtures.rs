@@ -13,19 +13,31 @@ const FLAGS: &[&str] = &["-O2", "-g", "-Wall", "-Wextra", "-Werror", "-pthread",
 pub fn build(root: &Path) -> Result<PathBuf> {
     let out = root.join("target/fixtures");
     fs::create_dir_all(&out).with_context(|| format!("failed to make {}", out.display()))?;
-    for (folder, compiler, extension) in [("c", "cc", "c"), ("cxx", "c++", "cc")] {
-        let folder = root.join("fixtures").join(folder);
-        let headers = newest(&root.join("fixtures/c"), "h")?;
-        for source in sources(&folder, extension)? {
-            let victim = out.join(source.file_stem().context("a source has a name")?);
-            if modified(&victim) <= modified(&source).max(headers) {
-                compile(compiler, &source, &victim, root)?;
-            }
-        }
-    }
+    compile_all(root, "c", "cc", "c", &out)?;
+    compile_all(root, "cxx", "c++", "cc", &out)?;
     strip(&out)?;
     rust(root, &out)?;
     Ok(out)
+}
+
+/// Builds the loads of the benchmarks; returns their folder.
+pub fn build_bench(root: &Path) -> Result<PathBuf> {
+    let out = root.join("target/fixtures-bench");
+    fs::create_dir_all(&out).with_context(|| format!("failed to make {}", out.display()))?;
+    compile_all(root, "bench", "c++", "cc", &out)?;
+    Ok(out)
+}
+
+/// Compiles what is older than its source, in one folder of fixtures.
+fn compile_all(root: &Path, folder: &str, compiler: &str, extension: &str, out: &Path) -> Result<()> {
+    let headers = newest(&root.join("fixtures/c"), "h")?;
+    for source in sources(&root.join("fixtures").join(folder), extension)? {
+        let program = out.join(source.file_stem().context("a source has a name")?);
+        if modified(&program) <= modified(&source).max(headers) {
+            compile(compiler, &source, &program, root)?;
+        }
+    }
+    Ok(())
 }
 
 fn compile(compiler: &str, source: &Path, victim: &Path, root: &Path) -> Result<()> {

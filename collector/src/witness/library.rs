@@ -11,6 +11,9 @@ const LIBRARY: &[u8] = include_bytes!(env!("REPRIEVE_HEAP_LIBRARY"));
 /// Puts the library where every user of the machine can read it, once for each
 /// version of it; returns its path.
 pub fn install() -> io::Result<PathBuf> {
+    if LIBRARY.is_empty() {
+        return Err(io::Error::other("libreprieve_heap.so is for x86-64 only"));
+    }
     let dir = directory();
     DirBuilder::new().recursive(true).mode(0o755).create(&dir)?;
     let path = dir.join(format!("libreprieve_heap-{:016x}.so", fnv1a(LIBRARY)));

@@ -2,18 +2,33 @@
 
 use crate::process;
 use crate::real;
-use crate::sampler::{allocated, freeing, inside, mapped, not_freed};
+use crate::sampler::{MARK, freeing, inside, is_due, is_marked, mapped, not_freed, record};
+use core::ptr;
 use libc::{c_int, c_void, off_t, size_t};
-use std::ptr;
+use reprieve_heap_table::Entry;
+
+/// A sampled block, aligned so that its `free` knows it; null when it cannot be
+/// had like that.
+#[cold]
+fn marked(align: size_t, size: size_t) -> *mut c_void {
+    // SAFETY: an alignment that is a power of two, as memalign(3) wants it.
+    let block = real::memalign().map_or(ptr::null_mut(), |real| inside(|| unsafe { real(align.max(MARK), size) }));
+    record(block, size, None);
+    block
+}
 
 /// malloc(3).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn malloc(size: size_t) -> *mut c_void {
+    if is_due(size) {
+        let block = marked(MARK, size);
+        if !block.is_null() {
+            return block;
+        }
+    }
     let Some(real) = real::malloc() else { return real::boot_alloc(size, 16) };
     // SAFETY: the caller's arguments, passed on.
-    let block = inside(|| unsafe { real(size) });
-    allocated(block, size);
-    block
+    inside(|| unsafe { real(size) })
 }
 
 /// calloc(3).
@@ -25,7 +40,37 @@ pub unsafe extern "C" fn calloc(count: size_t, size: size_t) -> *mut c_void {
     // SAFETY: the caller's arguments, passed on.
     let block = inside(|| unsafe { real(count, size) });
     // A product that overflows made the real one fail.
-    allocated(block, count.wrapping_mul(size));
+    let bytes = count.wrapping_mul(size);
+    if block.is_null() || !is_due(bytes) {
+        return block;
+    }
+    // SAFETY: the block was just allocated, and zeroes need not be copied.
+    unsafe { sampled_after(block, bytes, |new| ptr::write_bytes(new, 0, bytes)) }
+}
+
+/// A block that turned out to be sampled: where its address does not tell, it
+/// moves to one that does. `fill` gives the new block its content.
+///
+/// # Safety
+///
+/// `block` must be of the real allocator and nobody else's.
+#[cold]
+unsafe fn sampled_after(block: *mut c_void, bytes: size_t, fill: impl FnOnce(*mut u8)) -> *mut c_void {
+    let mut block = block;
+    if !is_marked(block as u64) {
+        let (Some(memalign), Some(free)) = (real::memalign(), real::free()) else { return block };
+        // SAFETY: memalign(3) with a power of two; the old block is ours to free.
+        unsafe {
+            let new = inside(|| memalign(MARK, bytes));
+            if new.is_null() {
+                return block;
+            }
+            fill(new.cast());
+            inside(|| free(block));
+            block = new;
+        }
+    }
+    record(block, bytes, None);
     block
 }
 
@@ -61,12 +106,18 @@ pub unsafe extern "C" fn realloc(block: *mut c_void, size: size_t) -> *mut c_voi
     let entry = if block.is_null() { None } else { freeing(block) };
     // SAFETY: the caller's arguments, passed on.
     let new = inside(|| unsafe { real(block, size) });
-    match (new.is_null(), entry) {
-        (true, Some(entry)) if size > 0 => not_freed(entry),
-        (true, _) => {}
-        (false, _) => allocated(new, size),
+    if new.is_null() {
+        // It failed, and the old block is still there; a size of 0 frees it.
+        if let Some(entry) = entry.filter(|_| size > 0) {
+            not_freed(entry);
+        }
+        return new;
     }
-    new
+    if !is_due(size) {
+        return new;
+    }
+    // SAFETY: the block was just allocated, and both have room for `size`.
+    unsafe { sampled_after(new, size, |to| ptr::copy_nonoverlapping(new.cast::<u8>(), to, size)) }
 }
 
 /// reallocarray(3).
@@ -86,43 +137,56 @@ pub unsafe extern "C" fn reallocarray(block: *mut c_void, count: size_t, size: s
 /// memalign(3).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn memalign(align: size_t, size: size_t) -> *mut c_void {
+    if align.is_power_of_two() && is_due(size) {
+        let block = marked(align, size);
+        if !block.is_null() {
+            return block;
+        }
+    }
     let Some(real) = real::memalign() else { return real::boot_alloc(size, align) };
     // SAFETY: the caller's arguments, passed on.
-    let block = inside(|| unsafe { real(align, size) });
-    allocated(block, size);
-    block
+    inside(|| unsafe { real(align, size) })
 }
 
 /// aligned_alloc(3).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aligned_alloc(align: size_t, size: size_t) -> *mut c_void {
+    if align.is_power_of_two() && is_due(size) {
+        let block = marked(align, size);
+        if !block.is_null() {
+            return block;
+        }
+    }
     let Some(real) = real::aligned_alloc() else { return real::boot_alloc(size, align) };
     // SAFETY: the caller's arguments, passed on.
-    let block = inside(|| unsafe { real(align, size) });
-    allocated(block, size);
-    block
+    inside(|| unsafe { real(align, size) })
 }
 
 /// posix_memalign(3).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn posix_memalign(out: *mut *mut c_void, align: size_t, size: size_t) -> c_int {
     let Some(real) = real::posix_memalign() else { return libc::ENOMEM };
-    // SAFETY: the caller's arguments, passed on.
+    // A wrong alignment is for the real one to refuse.
+    let due = align.is_power_of_two() && align >= size_of::<*mut c_void>() && is_due(size);
+    let align = if due { align.max(MARK) } else { align };
+    // SAFETY: the caller's arguments, passed on; a bigger alignment is one too.
     let result = inside(|| unsafe { real(out, align, size) });
-    if result == 0 {
+    if due && result == 0 {
         // SAFETY: on success the real one has written it.
-        allocated(unsafe { *out }, size);
+        record(unsafe { *out }, size, None);
     }
     result
 }
 
-/// valloc(3).
+/// valloc(3); pages are aligned enough.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn valloc(size: size_t) -> *mut c_void {
     let Some(real) = real::valloc() else { return ptr::null_mut() };
     // SAFETY: the caller's arguments, passed on.
     let block = inside(|| unsafe { real(size) });
-    allocated(block, size);
+    if is_due(size) {
+        record(block, size, None);
+    }
     block
 }
 
@@ -132,7 +196,9 @@ pub unsafe extern "C" fn pvalloc(size: size_t) -> *mut c_void {
     let Some(real) = real::pvalloc() else { return ptr::null_mut() };
     // SAFETY: the caller's arguments, passed on.
     let block = inside(|| unsafe { real(size) });
-    allocated(block, size);
+    if is_due(size) {
+        record(block, size, None);
+    }
     block
 }
 
@@ -216,5 +282,3 @@ pub unsafe extern "C" fn mremap(
     }
     moved
 }
-
-use reprieve_heap_table::Entry;

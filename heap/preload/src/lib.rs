@@ -7,10 +7,23 @@
 //! here, and the block is in the [table](reprieve_heap_table) until it is freed.
 //!
 //! Nothing here allocates, waits or fails the program: what cannot be recorded is
-//! counted and forgotten.
+//! counted and forgotten. It needs nothing but the C library: no Rust runtime,
+//! which would bring libgcc_s and libm into every program.
+
+// Only what aborts on panics can be without std; checked with std otherwise.
+#![cfg_attr(panic = "abort", no_std)]
 
 mod exports;
 mod process;
 mod real;
 mod sampler;
+mod tls;
 mod unwind;
+
+/// A panic is a mistake of ours, and there is nobody to tell.
+#[cfg(panic = "abort")]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // SAFETY: abort(3) has no arguments.
+    unsafe { libc::abort() }
+}

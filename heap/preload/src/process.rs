@@ -1,14 +1,14 @@
 //! The process's part of the table: found at the start, one of its own after a
 //! fork.
 
+use crate::tls::local;
 use crate::{real, unwind};
+use core::ffi::CStr;
+use core::ptr;
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicUsize, Ordering};
 use libc::{c_char, c_void};
 use reprieve_heap_table::layout::home;
 use reprieve_heap_table::{Region, Settings, Words, Writer, filter_place};
-use std::cell::Cell;
-use std::ffi::CStr;
-use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicUsize, Ordering};
 
 /// Where the table is: `FD:DEVICE:INODE:PATH`. The descriptor is inherited; a
 /// program that closed it finds the file by the path, where it may.
@@ -46,20 +46,15 @@ static OFF: AtomicBool = AtomicBool::new(false);
 /// was forked behind the back of the C library.
 static FORK_MARK: AtomicPtr<AtomicBool> = AtomicPtr::new(ptr::null_mut());
 /// Places for [`Attached`], one for each generation of forks.
-static PLACES: Places = Places([const { std::cell::UnsafeCell::new(std::mem::MaybeUninit::uninit()) }; GENERATIONS]);
+static PLACES: Places = Places([const { core::cell::UnsafeCell::new(core::mem::MaybeUninit::uninit()) }; GENERATIONS]);
 static PLACES_USED: AtomicUsize = AtomicUsize::new(0);
 /// Forks of forks that are followed.
 const GENERATIONS: usize = 64;
 
-struct Places([std::cell::UnsafeCell<std::mem::MaybeUninit<Attached>>; GENERATIONS]);
+struct Places([core::cell::UnsafeCell<core::mem::MaybeUninit<Attached>>; GENERATIONS]);
 // SAFETY: each place is written once, by whoever drew its number, before it is
 // published.
 unsafe impl Sync for Places {}
-
-thread_local! {
-    /// Home that the fork in progress made for the child.
-    static FOR_CHILD: Cell<Option<Writer<'static>>> = const { Cell::new(None) };
-}
 
 /// Runs before main. The C library gives the environment to constructors.
 #[used]
@@ -156,7 +151,7 @@ fn open(value: &CStr) -> Option<(*mut c_void, usize)> {
     let size_of = |fd: i32| {
         // SAFETY: all-zero is a valid stat; fstat fills it or fails.
         let stat = unsafe {
-            let mut stat: libc::stat = std::mem::zeroed();
+            let mut stat: libc::stat = core::mem::zeroed();
             if libc::fstat(fd, &raw mut stat) != 0 {
                 return None;
             }
@@ -222,18 +217,18 @@ fn set_fork_mark() {
 extern "C" fn before_fork() {
     let Some(attached) = attached() else { return };
     let child = Writer::claim(attached.region, 0, pid_namespace(), Some(attached.writer));
-    FOR_CHILD.with(|place| place.set(child));
+    local().set_child(child);
 }
 
 extern "C" fn after_fork_in_parent() {
-    FOR_CHILD.with(|place| place.set(None));
+    local().set_child(None);
 }
 
 extern "C" fn after_fork_in_child() {
     set_fork_mark();
     unwind::forget_other_threads();
     let Some(attached) = attached() else { return };
-    match FOR_CHILD.with(Cell::take) {
+    match local().take_child() {
         Some(writer) => {
             writer.set_pid(own_pid(), pid_namespace());
             if publish(attached.region, writer).is_none() {
@@ -272,7 +267,7 @@ fn own_pid() -> u64 {
 fn pid_namespace() -> u64 {
     // SAFETY: all-zero is a valid stat; the path is a C string.
     unsafe {
-        let mut stat: libc::stat = std::mem::zeroed();
+        let mut stat: libc::stat = core::mem::zeroed();
         libc::stat(c"/proc/self/ns/pid".as_ptr(), &raw mut stat);
         stat.st_ino
     }

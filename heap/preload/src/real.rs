@@ -1,17 +1,17 @@
 //! The functions that ours stand in front of.
 
+use core::ptr;
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 use libc::{c_char, c_int, c_void, off_t, size_t};
-use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 
 /// Memory for whoever allocates while the real functions are being looked up.
 const BOOT_BYTES: usize = 16 << 10;
 
 #[repr(C, align(16))]
-struct Boot(std::cell::UnsafeCell<[u8; BOOT_BYTES]>);
+struct Boot(core::cell::UnsafeCell<[u8; BOOT_BYTES]>);
 // SAFETY: handed out in pieces that do not overlap, by the atomic below.
 unsafe impl Sync for Boot {}
-static BOOT: Boot = Boot(std::cell::UnsafeCell::new([0; BOOT_BYTES]));
+static BOOT: Boot = Boot(core::cell::UnsafeCell::new([0; BOOT_BYTES]));
 static BOOT_USED: AtomicUsize = AtomicUsize::new(0);
 
 static RESOLVING: AtomicBool = AtomicBool::new(false);
@@ -66,7 +66,7 @@ macro_rules! real {
                     return None;
                 }
                 // SAFETY: the symbol of that name has that type (its man page).
-                Some(unsafe { std::mem::transmute::<*mut c_void, unsafe extern "C" fn($($arg),*) -> $ret>(found) })
+                Some(unsafe { core::mem::transmute::<*mut c_void, unsafe extern "C" fn($($arg),*) -> $ret>(found) })
             }
         )*
     };

@@ -1,77 +1,67 @@
 //! Which allocations are sampled: Poisson by bytes, per thread.
 
 use crate::process::{self, Attached};
+use crate::tls::{Local, local};
 use crate::{real, unwind};
+use core::sync::atomic::{AtomicU64, Ordering};
 use libc::c_void;
 use reprieve_heap_table::{Allocation, Entry, probability};
-use std::cell::Cell;
-use std::sync::atomic::{AtomicU64, Ordering};
-
-/// A thread's part. It has no destructor, so that it works to the very end of
-/// a thread.
-struct Local {
-    /// Bytes until the next sample.
-    left: Cell<i64>,
-    /// State of the random numbers; 0 before the first.
-    random: Cell<u64>,
-    /// Whether we are in the hooks already: what the unwinder or a signal handler
-    /// allocates now is not ours to look at.
-    busy: Cell<bool>,
-}
-
-thread_local! {
-    static LOCAL: Local = const { Local { left: Cell::new(0), random: Cell::new(0), busy: Cell::new(false) } };
-}
 
 /// Threads seeded so far, so that each has numbers of its own.
 static THREADS: AtomicU64 = AtomicU64::new(0);
 
-/// Counts an allocation and samples it if it is its turn.
+/// Alignment of sampled blocks.
+pub const MARK: usize = 256;
+
+/// Whether a block may be a sampled one, by its address alone: most are not, and
+/// their `free` looks at no memory of ours. Sampled blocks are aligned to
+/// [`MARK`]; those that the C library maps, which to move would touch all pages,
+/// begin 16 bytes behind a page's start (malloc/malloc.c, sysmalloc_mmap).
 #[inline]
-pub fn allocated(block: *mut c_void, asked: usize) {
-    if block.is_null() {
-        return;
-    }
-    LOCAL.with(|local| {
-        // malloc(0) is a block too.
-        let left = local.left.get().saturating_sub(asked.max(1) as i64);
-        local.left.set(left);
-        if left < 0 {
-            due(local, block, asked, None);
-        }
-    });
+pub fn is_marked(block: u64) -> bool {
+    block & (MARK as u64 - 1) == 0 || block & 0xfff == 0x10
+}
+
+/// Counts an allocation; whether it shall be sampled.
+#[inline]
+pub fn is_due(asked: usize) -> bool {
+    let local = local();
+    // malloc(0) is a block too.
+    let left = local.left.get().saturating_sub(asked.max(1) as i64);
+    local.left.set(left);
+    left < 0 && is_taken(local, asked)
 }
 
 /// Counts a mapping that the program made itself.
 pub fn mapped(at: *mut c_void, bytes: usize) {
-    LOCAL.with(|local| {
-        if local.busy.get() {
-            return;
-        }
-        let left = local.left.get().saturating_sub(bytes as i64);
-        local.left.set(left);
-        if left < 0 {
-            due(local, at, bytes, Some(bytes));
-        }
-    });
+    let local = local();
+    if !local.busy.get() && is_due(bytes) {
+        record(at, bytes, Some(bytes));
+    }
 }
 
 /// Runs the real allocator: mappings that it makes for itself are not the
 /// program's.
 #[inline]
 pub fn inside<T>(call: impl FnOnce() -> T) -> T {
-    LOCAL.with(|local| {
-        let before = local.busy.replace(true);
-        let result = call();
-        local.busy.set(before);
-        result
-    })
+    let local = local();
+    let before = local.busy.replace(true);
+    let result = call();
+    local.busy.set(before);
+    result
 }
 
 /// A block is about to be freed. Returns what it was recorded as.
 #[inline]
 pub fn freeing(block: *mut c_void) -> Option<Entry> {
-    if process::may_be_sampled(block as u64) { process::attached()?.writer().remove(block as u64) } else { None }
+    if is_marked(block as u64) && process::may_be_sampled(block as u64) { taken_away(block) } else { None }
+}
+
+#[cold]
+fn taken_away(block: *mut c_void) -> Option<Entry> {
+    let entry = process::attached()?.writer().remove(block as u64)?;
+    probe::probe!(otel_memory, free, block);
+    Some(entry)
 }
 
 /// The block was not freed after all.
@@ -81,45 +71,59 @@ pub fn not_freed(entry: Entry) {
     }
 }
 
-/// The interval has run out: seeds a new thread, or takes a sample.
+/// The interval has run out, or the thread is new. Draws the next.
 #[cold]
-fn due(local: &Local, block: *mut c_void, asked: usize, mapping: Option<usize>) {
+fn is_taken(local: &Local, asked: usize) -> bool {
     let Some(attached) = process::attached() else {
         // Not attached yet, or never: look again later.
         local.left.set(if process::is_off() { i64::MAX } else { 0 });
-        return;
+        return false;
     };
-    if local.busy.get() {
-        local.left.set(draw(local, attached));
-        return;
-    }
     if local.random.get() == 0 {
         // The first allocation of a thread is sampled like any other.
         local.random.set(seed(attached));
+        let before = local.busy.replace(true);
+        local.find_stack();
+        local.busy.set(before);
         let left = draw(local, attached).saturating_sub(asked.max(1) as i64);
         local.left.set(left);
         if left >= 0 {
-            return;
+            return false;
         }
     }
     local.left.set(draw(local, attached));
-    local.busy.set(true);
+    !local.busy.get()
+}
+
+/// Records a sampled block, or a mapping of so many bytes.
+#[cold]
+pub fn record(block: *mut c_void, asked: usize, mapping: Option<usize>) {
+    let Some(attached) = process::attached() else { return };
+    if block.is_null() {
+        return;
+    }
+    let local = local();
+    let before = local.busy.replace(true);
     let usable = mapping.unwrap_or_else(|| {
         // SAFETY: the block was just allocated by the same allocator.
         real::malloc_usable_size().map_or(asked, |usable| unsafe { usable(block) })
     });
-    unwind::with_stack(attached.writer(), |stack| {
+    let probability = probability(asked as u64, attached.settings().period, libm::exp);
+    // Sampled memory as OpenTelemetry's profiler wants it told: the block, its
+    // size, and the bytes it stands for (its design document on memory profiling).
+    probe::probe!(otel_memory, alloc, block, usable, (usable as f64 / probability) as u64);
+    unwind::with_stack(attached.writer(), local.stack.get(), |stack| {
         attached.writer().insert(&Allocation {
             key: block as u64,
             usable: usable as u64,
             asked: asked as u64,
-            probability: probability(asked as u64, attached.settings().period, f64::exp),
+            probability,
             mapping: mapping.is_some(),
             frames: stack.frames,
             cut: stack.cut,
         });
     });
-    local.busy.set(false);
+    local.busy.set(before);
 }
 
 /// Bytes to the next sample: exponentially distributed, so that each byte is as
@@ -135,7 +139,7 @@ fn draw(local: &Local, attached: &Attached) -> i64 {
     let bits = x.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 11;
     // In (0, 1]: the logarithm of 0 is none.
     let uniform = (bits + 1) as f64 / (1u64 << 53) as f64;
-    (-uniform.ln() * attached.settings().period as f64) as i64
+    (-libm::log(uniform) * attached.settings().period as f64) as i64
 }
 
 fn seed(attached: &Attached) -> u64 {

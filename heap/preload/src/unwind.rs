@@ -2,27 +2,28 @@
 //!
 //! Frame pointers are broken in most C libraries, so `.eh_frame` is used; what it
 //! says of a program counter becomes a plan of one word that is kept in the
-//! process's home. The stack is read through process_vm_readv(2), a piece at a
-//! time: whatever a broken frame leads to, a read that fails is an error and not
-//! a fault.
+//! process's home. Between the stack pointer and the end of the thread's stack
+//! memory is read as it is; elsewhere, as on a coroutine's stack, through
+//! process_vm_readv(2): whatever a broken frame leads to, a read that fails is an
+//! error and not a fault.
 
 use crate::real;
+use core::cell::UnsafeCell;
+use core::mem::MaybeUninit;
+use core::sync::atomic::{AtomicBool, Ordering};
 use gimli::{
     BaseAddresses, CfaRule, EhFrame, EhFrameHdr, EndianSlice, NativeEndian, Register, RegisterRule, UnwindContext,
     UnwindContextStorage, UnwindSection, UnwindTableRow, X86_64,
 };
 use libc::c_void;
 use reprieve_heap_table::{MAX_FRAMES, Writer};
-use std::cell::UnsafeCell;
-use std::mem::MaybeUninit;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Words read at once: most stacks are shorter than two pieces.
 const WINDOW_WORDS: usize = 512;
 /// A frame that is bigger than this is taken for a mistake.
 const FRAME_MAX: u64 = 64 << 20;
 /// Samples taken at the same instant by different threads; more are dropped.
-const SCRATCHES: usize = 8;
+const SCRATCHES: usize = 32;
 
 /// Return addresses, innermost first.
 pub struct Stack<'s> {
@@ -44,6 +45,8 @@ struct Work {
     window: [u64; WINDOW_WORDS],
     window_start: u64,
     window_words: usize,
+    /// Addresses of the thread's stack that are there.
+    mapped: (u64, u64),
     context: MaybeUninit<UnwindContext<usize, Fixed>>,
 }
 
@@ -55,6 +58,7 @@ static SCRATCH: [Scratch; SCRATCHES] = [const {
             window: [0; WINDOW_WORDS],
             window_start: 0,
             window_words: 0,
+            mapped: (0, 0),
             context: MaybeUninit::uninit(),
         }),
     }
@@ -92,9 +96,10 @@ enum Plan {
     Unknown,
 }
 
-/// Calls `use_it` with the stack of the caller, our own frames left out.
+/// Calls `use_it` with the stack of the caller, our own frames left out. `bounds`
+/// are the thread's stack, or 0.
 #[inline(never)]
-pub fn with_stack(writer: Writer<'_>, use_it: impl FnOnce(Stack<'_>)) {
+pub fn with_stack(writer: Writer<'_>, bounds: (u64, u64), use_it: impl FnOnce(Stack<'_>)) {
     let Some(scratch) = SCRATCH.iter().find(|s| !s.taken.swap(true, Ordering::Acquire)) else {
         // Too many at once: the stack is not known, the bytes are.
         return use_it(Stack { frames: &[], cut: true });
@@ -102,7 +107,7 @@ pub fn with_stack(writer: Writer<'_>, use_it: impl FnOnce(Stack<'_>)) {
     // SAFETY: `taken` was ours to set.
     let work = unsafe { &mut *scratch.work.get() };
     work.window_words = 0;
-    let (length, cut) = walk(writer, work);
+    let (length, cut) = walk(writer, work, bounds);
     use_it(Stack { frames: &work.frames[..length], cut });
     scratch.taken.store(false, Ordering::Release);
 }
@@ -119,7 +124,7 @@ fn here() -> Registers {
     let (ip, sp, bp): (u64, u64, u64);
     // SAFETY: reads three registers.
     unsafe {
-        std::arch::asm!(
+        core::arch::asm!(
             "lea {ip}, [rip]", "mov {sp}, rsp", "mov {bp}, rbp",
             ip = out(reg) ip, sp = out(reg) sp, bp = out(reg) bp, options(nomem, nostack, preserves_flags),
         );
@@ -128,8 +133,10 @@ fn here() -> Registers {
 }
 
 /// Fills `work.frames`; returns how many, and whether the end was not reached.
-fn walk(writer: Writer<'_>, work: &mut Work) -> (usize, bool) {
+fn walk(writer: Writer<'_>, work: &mut Work, bounds: (u64, u64)) -> (usize, bool) {
     let mut at = here();
+    // A stack is there from its pointer to its end, if it is this one.
+    work.mapped = if (bounds.0..bounds.1).contains(&at.sp) { (at.sp, bounds.1) } else { (0, 0) };
     let own = find_object(at.ip).map_or(0..0, |o| o.start..o.end);
     let mut length = 0;
     // Our own frames are few.
@@ -190,6 +197,11 @@ impl Work {
     fn read(&mut self, at: u64) -> Option<u64> {
         if !at.is_multiple_of(8) {
             return None;
+        }
+        if at >= self.mapped.0 && at < self.mapped.1 {
+            // SAFETY: aligned, and between the stack pointer and the end of the
+            // stack; our own frames are below, and whoever runs above is us.
+            return Some(unsafe { core::ptr::read_volatile(at as *const u64) });
         }
         let index = at.wrapping_sub(self.window_start) / 8;
         if at >= self.window_start && index < self.window_words as u64 {
@@ -302,7 +314,7 @@ fn find_plan(work: &mut Work, ip: u64) -> Option<Plan> {
     // SAFETY: the object is mapped from here to its end, and stays so while a
     // frame of ours returns into it.
     let slice = |from: u64| unsafe {
-        EndianSlice::new(std::slice::from_raw_parts(from as *const u8, (object.end - from) as usize), NativeEndian)
+        EndianSlice::new(core::slice::from_raw_parts(from as *const u8, (object.end - from) as usize), NativeEndian)
     };
     let bases = BaseAddresses::default().set_eh_frame_hdr(object.eh_frame_hdr);
     let header = EhFrameHdr::from(slice(object.eh_frame_hdr)).parse(&bases, 8).ok()?;

@@ -140,6 +140,24 @@ fn forks_and_execs_have_tables_of_their_own() {
 }
 
 #[test]
+fn sampled_memory_is_told_to_tracers() {
+    let library = std::env::var("REPRIEVE_HEAP_LIBRARY").expect("not set; run `cargo xtask test`");
+    let notes = Command::new("readelf").args(["--notes", "--wide"]).arg(library).output().unwrap();
+    let notes = ok(&notes);
+    for name in ["alloc", "free"] {
+        assert!(notes.contains("Provider: otel_memory") && notes.contains(&format!("Name: {name}")), "{notes}");
+    }
+}
+
+#[test]
+fn it_needs_the_c_library_and_nothing_else() {
+    let library = std::env::var("REPRIEVE_HEAP_LIBRARY").expect("not set; run `cargo xtask test`");
+    let needed = ok(&Command::new("readelf").args(["--dynamic", "--wide"]).arg(library).output().unwrap());
+    let needed: Vec<_> = needed.lines().filter(|line| line.contains("(NEEDED)")).collect();
+    assert!(needed.iter().all(|line| line.contains("[libc.so.6]") || line.contains("[ld-linux")), "{needed:?}");
+}
+
+#[test]
 fn ordinary_programs_work_as_without_it() {
     let cases: &[&[&str]] = &[
         &["ls", "-la", "/usr/bin"],

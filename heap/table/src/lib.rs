@@ -10,14 +10,17 @@
 //! nothing that it reads.
 #![no_std]
 
+#[cfg(feature = "reader")]
 extern crate alloc;
 
 pub mod layout;
+#[cfg(feature = "reader")]
 mod reader;
 mod region;
 mod words;
 mod writer;
 
+#[cfg(feature = "reader")]
 pub use reader::{LiveSample, ProcessTable, Stack, read};
 pub use region::{NotARegion, Region, RegionState, Settings};
 pub use words::Words;

@@ -1,5 +1,7 @@
 //! `cargo xtask bench`: ratios against peers, measured in one run.
 
+mod heap_cost;
+mod heap_truth;
 mod hold;
 
 use anyhow::Result;
@@ -17,12 +19,27 @@ pub enum Bench {
         #[arg(long, default_value_t = 7)]
         rounds: usize,
     },
+    /// What sampling costs a program that only allocates, beside jemalloc's
+    /// profiler, heaptrack and gperftools.
+    HeapCost {
+        /// Rounds, of which the median counts.
+        #[arg(long, default_value_t = 5)]
+        rounds: usize,
+    },
+    /// Estimated live bytes of known sites against what the program counted.
+    HeapTruth {
+        /// Runs of each program, each with a seed of its own.
+        #[arg(long, default_value_t = 100)]
+        seeds: u64,
+    },
 }
 
 /// Runs a benchmark.
 pub fn run(root: &Path, bench: &Bench) -> Result<ExitCode> {
     match bench {
         Bench::Hold { rounds } => hold::run(root, *rounds),
+        Bench::HeapTruth { seeds } => heap_truth::run(root, *seeds),
+        Bench::HeapCost { rounds } => heap_cost::run(root, *rounds),
     }
 }
 

@@ -1,0 +1,113 @@
+//! A thread's variables.
+//!
+//! In the static TLS block, which every thread has from its start (initial-exec
+//! model, ELF Handling For Thread-Local Storage, 4.3.6): no call, and nothing to
+//! allocate, which std's thread-locals in a shared library may need.
+
+use core::cell::Cell;
+use reprieve_heap_table::Writer;
+
+/// What each thread has. All zero at first.
+#[repr(C)]
+pub struct Local {
+    /// Bytes until the next sample.
+    pub left: Cell<i64>,
+    /// State of the random numbers; 0 before the first.
+    pub random: Cell<u64>,
+    /// Whether we are in the hooks already: what the unwinder or a signal handler
+    /// allocates now is not ours to look at.
+    pub busy: Cell<bool>,
+    /// Its stack, from the lowest address to the end; 0 where it is not known.
+    pub stack: Cell<(u64, u64)>,
+    /// Whether `for_child` is set.
+    has_child: Cell<bool>,
+    /// Home that the fork in progress made for the child.
+    for_child: Cell<core::mem::MaybeUninit<Writer<'static>>>,
+}
+
+const ROOM: usize = 128;
+const _: () = assert!(size_of::<Local>() <= ROOM && align_of::<Local>() <= 16);
+
+#[cfg(target_arch = "x86_64")]
+core::arch::global_asm!(
+    ".pushsection .tbss.reprieve_local,\"awT\",@nobits",
+    ".p2align 4",
+    ".type reprieve_local, @object",
+    ".size reprieve_local, {room}",
+    "reprieve_local:",
+    ".zero {room}",
+    ".popsection",
+    room = const ROOM,
+);
+
+/// This thread's.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub fn local() -> &'static Local {
+    let at: *const Local;
+    // SAFETY: reads the thread pointer, which the C library keeps at fs:0, and the
+    // offset of our block from it, which the dynamic linker put into the GOT. The
+    // block is zeroed, has room for a `Local`, for which zero is a value, and lives
+    // as long as its thread; nobody else looks at it.
+    unsafe {
+        core::arch::asm!(
+            "mov {at}, qword ptr fs:[0]",
+            "add {at}, qword ptr [rip + reprieve_local@GOTTPOFF]",
+            at = out(reg) at,
+            options(nostack, pure, readonly),
+        );
+        &*at
+    }
+}
+
+unsafe extern "C" {
+    /// The end of the first thread's stack, from the dynamic linker.
+    static __libc_stack_end: *const core::ffi::c_void;
+}
+
+/// More than this the first thread's stack is not taken to have; the kernel keeps
+/// that much room below it free of mappings (mmap_base, arch/x86/mm/mmap.c).
+const FIRST_STACK_BYTES: u64 = 8 << 20;
+
+impl Local {
+    /// Finds out where the thread's stack is. Allocates: the caller is busy.
+    pub fn find_stack(&self) {
+        // SAFETY: two calls without arguments; the variable is set before any
+        // constructor runs.
+        let (is_first, end) =
+            unsafe { (libc::getpid() == libc::syscall(libc::SYS_gettid) as i32, __libc_stack_end as u64) };
+        if is_first {
+            self.stack.set((end.saturating_sub(FIRST_STACK_BYTES), end));
+            return;
+        }
+        // SAFETY: the attributes are initialised by the first call, which is told
+        // who we are, and freed by the last.
+        unsafe {
+            let mut attributes: libc::pthread_attr_t = core::mem::zeroed();
+            if libc::pthread_getattr_np(libc::pthread_self(), &raw mut attributes) != 0 {
+                return;
+            }
+            let (mut start, mut bytes) = (core::ptr::null_mut(), 0);
+            if libc::pthread_attr_getstack(&raw const attributes, &raw mut start, &raw mut bytes) == 0 {
+                self.stack.set((start as u64, start as u64 + bytes as u64));
+            }
+            libc::pthread_attr_destroy(&raw mut attributes);
+        }
+    }
+
+    /// Keeps the child's home over a fork.
+    pub fn set_child(&self, child: Option<Writer<'static>>) {
+        self.has_child.set(child.is_some());
+        if let Some(child) = child {
+            self.for_child.set(core::mem::MaybeUninit::new(child));
+        }
+    }
+
+    /// Takes the child's home.
+    pub fn take_child(&self) -> Option<Writer<'static>> {
+        // SAFETY: it was set, and a Writer is plain data.
+        self.has_child
+            .replace(false)
+            .then(|| unsafe { self.for_child.replace(core::mem::MaybeUninit::uninit()).assume_init() })
+    }
+}
