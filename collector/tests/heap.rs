@@ -118,3 +118,17 @@ fn a_static_program_is_said_to_be_unseen() {
     assert!(process["heap"].is_null());
     assert!(process["gaps"].to_string().contains("static"), "{process:#}");
 }
+
+#[test]
+fn the_last_of_many_programs_is_seen_as_itself() {
+    let lab = Lab::new();
+    // A burst of processes, each of which takes a slab, and then an exec.
+    let script = "for i in $(seq 60); do (exec true) & done; wait; exec python3 -c \"$1\"";
+    let grow = "l = [bytes(100000) for i in range(600)]\nwhile True: l.append(bytes(100000))";
+    let output = lab.run(&["--memory", "64M", "--on-oom", "kill"], &["bash", "-c", script, "bash", grow]);
+    assert_eq!(output.status.code(), Some(137), "{}", text(&output));
+    let incident = lab.incident();
+    let total = heap(&incident)["inuse"]["bytes"].as_f64().unwrap();
+    let anon = incident["processes"][0]["memory"]["pss_anon_bytes"].as_f64().unwrap();
+    assert!(total > anon * 0.7 && total < anon * 1.3, "{total} of {anon}");
+}

@@ -139,6 +139,9 @@ impl<'a> Session<'a> {
     /// Sleeps until something may have happened.
     fn wait(&self, started: &Started, ended: bool) {
         let mut timeout = self.brake.look_again();
+        if let Some(soon) = self.heap.as_ref().and_then(HeapTable::look_again) {
+            timeout = timeout.min(soon);
+        }
         if ended || self.recorder.is_busy() {
             timeout = timeout.min(Duration::from_millis(20));
         }

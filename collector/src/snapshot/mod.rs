@@ -19,8 +19,9 @@ pub use threads::locate;
 use crate::hold::stop::HeldThread;
 use crate::incident::model::{Module, Process};
 use crate::incident::units;
-use crate::witness::{ProcessTables, preload};
+use crate::witness::{ProcessTables, TABLE_NAME, preload};
 use modules::ModuleTable;
+use reprieve_heap_table::ProcessTable;
 use reprieve_symbolizer::Unwinder;
 use std::collections::BTreeMap;
 use std::fs;
@@ -118,7 +119,9 @@ fn take_process(
         process.threads.push(thread);
     }
     if let Some(heaps) = heaps {
-        match heaps.by_pid.get(&pid) {
+        // The table of the program that it was before an exec is not its own.
+        let is_mapped = |t: &&ProcessTable| maps.iter().any(|m| m.start == t.base && m.name.contains(TABLE_NAME));
+        match heaps.by_pid.get(&pid).filter(is_mapped) {
             Some(table) => {
                 let pagemap = Pagemap::open(pid).ok();
                 process.heap = Some(preload::heap(table, heaps.period, pagemap.as_ref(), &modules));

@@ -4,4 +4,4 @@ pub mod library;
 pub mod preload;
 mod table;
 
-pub use table::{HeapTable, ProcessTables};
+pub use table::{HeapTable, ProcessTables, TABLE_NAME};

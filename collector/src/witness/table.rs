@@ -1,7 +1,7 @@
 //! The memory file that holds the tables of all processes of a memcg.
 
 use super::library;
-use reprieve_heap_table::layout::{SLAB_BYTES, kind};
+use reprieve_heap_table::layout::{self, SLAB_BYTES, kind};
 use reprieve_heap_table::{ProcessTable, Region, Settings, Words, read};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -15,6 +15,12 @@ use std::time::{Duration, Instant};
 const SLABS: usize = 512;
 /// Slabs kept ready for processes that need one now.
 const SPARE: usize = 16;
+/// Name of the memory file, as mappings show it.
+pub const TABLE_NAME: &str = "memfd:reprieve-heap";
+/// How soon to look whether slabs are short again, while they are being taken.
+const BUSY: Duration = Duration::from_millis(10);
+/// How long after a process came more are expected.
+const BUSY_FOR: Duration = Duration::from_millis(500);
 /// A program hardly has so many files open by itself.
 const HIGH_FD: RawFd = 900;
 /// A mapping of this size or more is recorded.
@@ -23,6 +29,8 @@ const MAPPING_BYTES: u64 = 64 << 10;
 const UNBORN: Duration = Duration::from_secs(10);
 /// How often the dead are looked for.
 const SWEEP: Duration = Duration::from_secs(1);
+/// The same when half of the slabs are dealt out.
+const SWEEP_WHEN_SHORT: Duration = Duration::from_millis(20);
 
 /// The table, made, touched and locked by the guardian, so that it is charged to
 /// the guardian and not to those who write it.
@@ -33,6 +41,9 @@ pub struct HeapTable {
     library: PathBuf,
     unborn: BTreeMap<usize, Instant>,
     swept: Instant,
+    /// Homes made so far, and when there was a new one.
+    homes_made: u64,
+    active: Instant,
 }
 
 /// The tables of living processes, by PID.
@@ -75,7 +86,15 @@ impl HeapTable {
         let words = unsafe { Words::at(base.cast(), bytes) };
         let settings = Settings { period, mapping: MAPPING_BYTES, seed };
         let region = Region::format(words, settings).map_err(io::Error::other)?;
-        let mut table = HeapTable { file, region, library, unborn: BTreeMap::new(), swept: Instant::now() };
+        let mut table = HeapTable {
+            file,
+            region,
+            library,
+            unborn: BTreeMap::new(),
+            swept: Instant::now(),
+            homes_made: 0,
+            active: Instant::now(),
+        };
         table.top_up();
         Ok(table)
     }
@@ -107,6 +126,11 @@ impl HeapTable {
 
     /// Keeps slabs ready: touches and locks as many as were taken.
     pub fn top_up(&mut self) {
+        let made = self.region.words().load(layout::region::HOMES);
+        if made != self.homes_made {
+            self.homes_made = made;
+            self.active = Instant::now();
+        }
         let state = self.region.state();
         let wanted = (state.next + SPARE).min(SLABS);
         if wanted <= state.ready {
@@ -127,9 +151,18 @@ impl HeapTable {
         self.region.set_ready(wanted);
     }
 
+    /// Longest to wait before [`HeapTable::top_up`]: a script may start a hundred
+    /// programs a second, and one that finds no slab is not seen.
+    #[must_use]
+    pub fn look_again(&self) -> Option<Duration> {
+        (self.active.elapsed() < BUSY_FOR).then_some(BUSY)
+    }
+
     /// Gives the slabs of processes that have ended to those who come, at times.
     pub fn sweep(&mut self, living: impl FnOnce() -> Vec<i32>) {
-        if self.swept.elapsed() < SWEEP || self.region.state().next < SPARE {
+        let next = self.region.state().next;
+        let often = if next > SLABS / 2 { SWEEP_WHEN_SHORT } else { SWEEP };
+        if self.swept.elapsed() < often || next < SPARE {
             return;
         }
         self.swept = Instant::now();

@@ -67,6 +67,35 @@ extern "C" fn start(_: i32, _: *const *const c_char, environment: *const *const 
     }
 }
 
+/// The region while there was no slab for us.
+static WAITING: AtomicPtr<u8> = AtomicPtr::new(ptr::null_mut());
+static WAITING_BYTES: AtomicUsize = AtomicUsize::new(0);
+
+/// Takes a home where there was none at the start: the guardian has made room
+/// since, or will. One thread at a time tries.
+#[cold]
+pub fn try_again() {
+    let base = WAITING.swap(ptr::null_mut(), Ordering::AcqRel);
+    if base.is_null() {
+        return;
+    }
+    // SAFETY: mapped by `attach`, never unmapped, used through atomics only.
+    let words = unsafe { Words::at(base, WAITING_BYTES.load(Ordering::Acquire)) };
+    let Ok(region) = Region::open(words) else { return };
+    match Writer::claim(region, own_pid(), pid_namespace(), None) {
+        Some(writer) => {
+            make_fork_mark();
+            if publish(region, writer).is_some() {
+                // SAFETY: the handlers live as long as the process.
+                unsafe {
+                    libc::pthread_atfork(Some(before_fork), Some(after_fork_in_parent), Some(after_fork_in_child))
+                };
+            }
+        }
+        None => WAITING.store(base, Ordering::Release),
+    }
+}
+
 /// Ours, if there is one.
 #[inline]
 pub fn attached() -> Option<&'static Attached> {
@@ -107,12 +136,11 @@ fn attach(environment: *const *const c_char) -> Option<()> {
     let memory = open(value)?;
     // SAFETY: the mapping just made, never unmapped, used through atomics only.
     let words = unsafe { Words::at(memory.0.cast(), memory.1) };
-    let region = Region::open(words).ok()?;
-    let writer = Writer::claim(region, own_pid(), pid_namespace(), None)?;
-    make_fork_mark();
-    publish(region, writer)?;
-    // SAFETY: the handlers live as long as the process.
-    unsafe { libc::pthread_atfork(Some(before_fork), Some(after_fork_in_parent), Some(after_fork_in_child)) };
+    Region::open(words).ok()?;
+    // Now or, without a slab, later.
+    WAITING_BYTES.store(memory.1, Ordering::Release);
+    WAITING.store(memory.0.cast(), Ordering::Release);
+    try_again();
     Some(())
 }
 

@@ -10,6 +10,9 @@ use reprieve_heap_table::{Allocation, Entry, probability};
 /// Threads seeded so far, so that each has numbers of its own.
 static THREADS: AtomicU64 = AtomicU64::new(0);
 
+/// Bytes between two attempts to get a home.
+const WITHOUT_HOME: i64 = 64 << 10;
+
 /// Alignment of sampled blocks.
 pub const MARK: usize = 256;
 
@@ -76,15 +79,16 @@ pub fn not_freed(entry: Entry) {
 fn is_taken(local: &Local, asked: usize) -> bool {
     let Some(attached) = process::attached() else {
         // Not attached yet, or never: look again later.
-        local.left.set(if process::is_off() { i64::MAX } else { 0 });
+        local.left.set(if process::is_off() { i64::MAX } else { WITHOUT_HOME });
+        let before = local.busy.replace(true);
+        process::try_again();
+        local.busy.set(before);
         return false;
     };
     if local.random.get() == 0 {
         // The first allocation of a thread is sampled like any other.
         local.random.set(seed(attached));
-        let before = local.busy.replace(true);
         local.find_stack();
-        local.busy.set(before);
         let left = draw(local, attached).saturating_sub(asked.max(1) as i64);
         local.left.set(left);
         if left >= 0 {

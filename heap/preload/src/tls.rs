@@ -17,7 +17,7 @@ pub struct Local {
     /// Whether we are in the hooks already: what the unwinder or a signal handler
     /// allocates now is not ours to look at.
     pub busy: Cell<bool>,
-    /// Its stack, from the lowest address to the end; 0 where it is not known.
+    /// Its stack, from the lowest address to the end; 0 where that is not known.
     pub stack: Cell<(u64, u64)>,
     /// Whether `for_child` is set.
     has_child: Cell<bool>,
@@ -70,7 +70,9 @@ unsafe extern "C" {
 const FIRST_STACK_BYTES: u64 = 8 << 20;
 
 impl Local {
-    /// Finds out where the thread's stack is. Allocates: the caller is busy.
+    /// Finds out where the stack of the first thread is. That of others only
+    /// pthread_getattr_np(3) knows, which takes a lock that whoever allocates now
+    /// may hold (std's handler of stack overflows does).
     pub fn find_stack(&self) {
         // SAFETY: two calls without arguments; the variable is set before any
         // constructor runs.
@@ -78,20 +80,6 @@ impl Local {
             unsafe { (libc::getpid() == libc::syscall(libc::SYS_gettid) as i32, __libc_stack_end as u64) };
         if is_first {
             self.stack.set((end.saturating_sub(FIRST_STACK_BYTES), end));
-            return;
-        }
-        // SAFETY: the attributes are initialised by the first call, which is told
-        // who we are, and freed by the last.
-        unsafe {
-            let mut attributes: libc::pthread_attr_t = core::mem::zeroed();
-            if libc::pthread_getattr_np(libc::pthread_self(), &raw mut attributes) != 0 {
-                return;
-            }
-            let (mut start, mut bytes) = (core::ptr::null_mut(), 0);
-            if libc::pthread_attr_getstack(&raw const attributes, &raw mut start, &raw mut bytes) == 0 {
-                self.stack.set((start as u64, start as u64 + bytes as u64));
-            }
-            libc::pthread_attr_destroy(&raw mut attributes);
         }
     }
 

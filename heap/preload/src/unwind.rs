@@ -2,8 +2,8 @@
 //!
 //! Frame pointers are broken in most C libraries, so `.eh_frame` is used; what it
 //! says of a program counter becomes a plan of one word that is kept in the
-//! process's home. Between the stack pointer and the end of the thread's stack
-//! memory is read as it is; elsewhere, as on a coroutine's stack, through
+//! process's home. Between the stack pointer and the end of the first thread's
+//! stack memory is read as it is; elsewhere, as on a coroutine's stack, through
 //! process_vm_readv(2): whatever a broken frame leads to, a read that fails is an
 //! error and not a fault.
 

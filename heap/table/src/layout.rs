@@ -81,6 +81,9 @@ pub mod home {
     pub const STACK_NEXT: usize = 64;
     /// Number of [`MORE_SAMPLES`] in use.
     pub const SAMPLE_SLABS: usize = 72;
+    /// Address at which the process has mapped the region: a program that it
+    /// executes has another.
+    pub const BASE: usize = 80;
     /// Additional sample slabs.
     pub const MORE_SAMPLES: usize = 512;
     /// End of the header.

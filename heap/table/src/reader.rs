@@ -17,6 +17,8 @@ pub struct ProcessTable {
     pub pid_namespace: u64,
     /// Of two homes of one process the later is its own.
     pub sequence: u64,
+    /// Address at which the process had mapped the region.
+    pub base: u64,
     /// Slab of the home that it was forked from, or 0.
     pub parent: usize,
     /// Samples taken.
@@ -90,6 +92,7 @@ fn read_home(region: Region<'_>, slab: usize, budget: &mut usize) -> Option<Proc
         pid: word(home::PID),
         pid_namespace: word(home::PID_NAMESPACE),
         sequence: word(home::SEQUENCE),
+        base: word(home::BASE),
         parent: usize::try_from(word(home::PARENT)).unwrap_or(0) / SLAB_BYTES,
         taken: word(home::TAKEN),
         lost_samples: word(home::LOST_SAMPLES),

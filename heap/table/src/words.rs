@@ -28,6 +28,12 @@ impl<'a> Words<'a> {
         Words { words: unsafe { core::slice::from_raw_parts(base.cast::<AtomicU64>(), bytes / 8) } }
     }
 
+    /// Address of the first word.
+    #[must_use]
+    pub fn base(self) -> u64 {
+        self.words.as_ptr() as u64
+    }
+
     /// Size in bytes.
     #[must_use]
     pub fn bytes(self) -> usize {

@@ -64,6 +64,7 @@ impl<'a> Writer<'a> {
             (home::PID_NAMESPACE, pid_namespace),
             (home::SEQUENCE, words.add(region::HOMES, 1)),
             (home::PARENT, parent.map_or(0, |p| p.home as u64)),
+            (home::BASE, words.base()),
             (home::STACK_NEXT, (writer.home + home::STACKS) as u64),
         ] {
             words.store(writer.home + field, value);
