@@ -128,8 +128,11 @@ pub struct HoldReport {
     pub threads_stopped: u32,
     /// Threads that could not be stopped (see the thread's `stop`).
     pub threads_not_stopped: u32,
-    /// Memory the guardian has locked (VmLck).
+    /// Memory the guardian has locked (VmLck), without the heap table.
     pub guardian_locked_bytes: u64,
+    /// Heap table of all processes, locked too; it grows with them.
+    #[serde(default)]
+    pub heap_table_bytes: u64,
     /// Highest resident size of the guardian so far (VmHWM).
     pub guardian_peak_bytes: u64,
     /// Most heap the guardian had allocated during the hold beyond what it

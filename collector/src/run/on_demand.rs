@@ -111,6 +111,7 @@ pub fn snapshot(
         threads_stopped,
         threads_not_stopped,
         guardian_locked_bytes: 0,
+        heap_table_bytes: 0,
         guardian_peak_bytes: guardian::own_status_bytes("VmHWM"),
         guardian_hold_heap_bytes: 0,
     });

@@ -219,6 +219,7 @@ impl<'a> Session<'a> {
         let held = scene.released.unwrap_or_else(Instant::now) - noticed;
         let _ = self.watchdog.released();
         let micros = |d: Duration| d.as_micros() as u64;
+        let heap_table_bytes = self.heap.as_ref().map_or(0, HeapTable::ready_bytes);
         incident.hold = Some(HoldReport {
             brake: self.brake.name().to_owned(),
             stop_window_us: micros(stop_window),
@@ -229,7 +230,8 @@ impl<'a> Session<'a> {
             deadline_us: micros(self.request.deadline),
             threads_stopped,
             threads_not_stopped,
-            guardian_locked_bytes: own_status_bytes("VmLck"),
+            guardian_locked_bytes: own_status_bytes("VmLck").saturating_sub(heap_table_bytes),
+            heap_table_bytes,
             guardian_peak_bytes: own_status_bytes("VmHWM"),
             guardian_hold_heap_bytes: heap::peak_since(heap_before) as u64,
         });
