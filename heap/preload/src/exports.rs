@@ -137,27 +137,32 @@ pub unsafe extern "C" fn reallocarray(block: *mut c_void, count: size_t, size: s
 /// memalign(3).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn memalign(align: size_t, size: size_t) -> *mut c_void {
-    if align.is_power_of_two() && is_due(size) {
-        let block = marked(align, size);
-        if !block.is_null() {
-            return block;
-        }
-    }
-    let Some(real) = real::memalign() else { return real::boot_alloc(size, align) };
-    // SAFETY: the caller's arguments, passed on.
-    inside(|| unsafe { real(align, size) })
+    // SAFETY: as the caller promised.
+    unsafe { aligned(real::memalign(), align, size) }
 }
 
 /// aligned_alloc(3).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aligned_alloc(align: size_t, size: size_t) -> *mut c_void {
+    // SAFETY: as the caller promised.
+    unsafe { aligned(real::aligned_alloc(), align, size) }
+}
+
+type Aligned = unsafe extern "C" fn(size_t, size_t) -> *mut c_void;
+
+/// A block of an alignment; a wrong one is for the real function to refuse.
+///
+/// # Safety
+///
+/// As for `real`.
+unsafe fn aligned(real: Option<Aligned>, align: size_t, size: size_t) -> *mut c_void {
     if align.is_power_of_two() && is_due(size) {
         let block = marked(align, size);
         if !block.is_null() {
             return block;
         }
     }
-    let Some(real) = real::aligned_alloc() else { return real::boot_alloc(size, align) };
+    let Some(real) = real else { return real::boot_alloc(size, align) };
     // SAFETY: the caller's arguments, passed on.
     inside(|| unsafe { real(align, size) })
 }
@@ -178,22 +183,27 @@ pub unsafe extern "C" fn posix_memalign(out: *mut *mut c_void, align: size_t, si
     result
 }
 
-/// valloc(3); pages are aligned enough.
+/// valloc(3).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn valloc(size: size_t) -> *mut c_void {
-    let Some(real) = real::valloc() else { return ptr::null_mut() };
-    // SAFETY: the caller's arguments, passed on.
-    let block = inside(|| unsafe { real(size) });
-    if is_due(size) {
-        record(block, size, None);
-    }
-    block
+    // SAFETY: as the caller promised.
+    unsafe { paged(real::valloc(), size) }
 }
 
 /// pvalloc(3).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pvalloc(size: size_t) -> *mut c_void {
-    let Some(real) = real::pvalloc() else { return ptr::null_mut() };
+    // SAFETY: as the caller promised.
+    unsafe { paged(real::pvalloc(), size) }
+}
+
+/// A block at a page's start, which is alignment enough for a sampled one.
+///
+/// # Safety
+///
+/// As for `real`.
+unsafe fn paged(real: Option<unsafe extern "C" fn(size_t) -> *mut c_void>, size: size_t) -> *mut c_void {
+    let Some(real) = real else { return ptr::null_mut() };
     // SAFETY: the caller's arguments, passed on.
     let block = inside(|| unsafe { real(size) });
     if is_due(size) {
@@ -281,4 +291,16 @@ pub unsafe extern "C" fn mremap(
         None => {}
     }
     moved
+}
+
+/// dlclose(3): another library may come to where this one was.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dlclose(library: *mut c_void) -> c_int {
+    let Some(real) = real::dlclose() else { return -1 };
+    // SAFETY: the caller's argument, passed on.
+    let result = unsafe { real(library) };
+    if let Some(attached) = process::attached() {
+        attached.writer().forget_plans();
+    }
+    result
 }

@@ -86,6 +86,7 @@ real! {
     mmap: fn(*mut c_void, size_t, c_int, c_int, c_int, off_t) -> *mut c_void = c"mmap";
     munmap: fn(*mut c_void, size_t) -> c_int = c"munmap";
     mremap: fn(*mut c_void, size_t, size_t, c_int, *mut c_void) -> *mut c_void = c"mremap";
+    dlclose: fn(*mut c_void) -> c_int = c"dlclose";
     find_object: fn(*mut c_void, *mut c_void) -> c_int = c"_dl_find_object";
 }
 

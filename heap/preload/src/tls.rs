@@ -60,6 +60,8 @@ pub fn local() -> &'static Local {
     }
 }
 
+// SAFETY: the dynamic linker exports it under that name and type since glibc 2.1
+// (elf/dl-support.c, sysdeps/generic/ldsodefs.h).
 unsafe extern "C" {
     /// The end of the first thread's stack, from the dynamic linker.
     static __libc_stack_end: *const core::ffi::c_void;
@@ -85,17 +87,18 @@ impl Local {
 
     /// Keeps the child's home over a fork.
     pub fn set_child(&self, child: Option<Writer<'static>>) {
-        self.has_child.set(child.is_some());
         if let Some(child) = child {
             self.for_child.set(core::mem::MaybeUninit::new(child));
         }
+        self.has_child.set(child.is_some());
     }
 
     /// Takes the child's home.
     pub fn take_child(&self) -> Option<Writer<'static>> {
-        // SAFETY: it was set, and a Writer is plain data.
-        self.has_child
-            .replace(false)
-            .then(|| unsafe { self.for_child.replace(core::mem::MaybeUninit::uninit()).assume_init() })
+        if !self.has_child.replace(false) {
+            return None;
+        }
+        // SAFETY: `set_child` wrote it before it said that there is one.
+        Some(unsafe { self.for_child.get().assume_init() })
     }
 }

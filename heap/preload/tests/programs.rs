@@ -123,6 +123,57 @@ fn live_bytes_are_estimated_and_stacks_reach_main() {
     assert!((mean - 1.0).abs() < 0.03, "{mean}");
 }
 
+/// Two libraries whose functions lie at the same offsets with frames of different
+/// sizes, loaded in turn: at the same address, or the test says so.
+const RELOADED: &str = r#"
+#include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
+typedef void *(*allocate)(void *(*)(size_t));
+static void *keep[4000];
+__attribute__((noinline)) int one(const char *path, int from) {
+	void *library = dlopen(path, RTLD_NOW);
+	allocate f = (allocate)dlsym(library, "allocate");
+	if (!f) { fprintf(stderr, "%s\n", dlerror()); exit(1); }
+	printf("%p\n", (void *)f);
+	for (int i = 0; i < 1000; i++) keep[from + i] = f(malloc);
+	dlclose(library);
+	return 0;
+}
+int main(int n, char **argv) {
+	for (int i = 1; i < n; i++) if (one(argv[i], (i - 1) * 1000)) return 1;
+	return 0;
+}
+"#;
+
+#[test]
+fn a_library_in_the_place_of_another_is_unwound_as_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = c_program(&dir, "reloaded", RELOADED);
+    let library = |name: &str, frame: usize| {
+        let text = format!(
+            "void *allocate(void *(*f)(unsigned long)) {{ volatile char x[{frame}]; x[0] = 1; void *p = f(5000); \
+             x[1] = 2; return p; }}"
+        );
+        let (source, out) = (dir.path().join(format!("{name}.c")), dir.path().join(name));
+        std::fs::write(&source, text).unwrap();
+        let options = ["-O2", "-fPIC", "-shared", "-fomit-frame-pointer", "-fno-stack-protector", "-o"];
+        assert!(Command::new("cc").args(options).arg(&out).arg(&source).status().unwrap().success());
+        out
+    };
+    let libraries = [library("small.so", 32), library("wide.so", 96), library("small2.so", 48)];
+    let table = Table::new(1024, 7);
+    let output = table.command(program.to_str().unwrap()).args(&libraries).output().unwrap();
+    let places = ok(&output);
+    let places: std::collections::BTreeSet<_> = places.lines().collect();
+    assert_eq!(places.len(), 1, "the loader put them elsewhere: {places:?}");
+    let tables = table.tables();
+    let live = &tables[0].live;
+    let cut = live.iter().filter(|s| s.asked == 5000 && tables[0].stacks[&s.stack].cut).count();
+    let all = live.iter().filter(|s| s.asked == 5000).count();
+    assert!(all > 2500 && cut == 0, "{cut} of {all} stacks are cut");
+}
+
 #[test]
 fn forks_and_execs_have_tables_of_their_own() {
     let table = Table::new(16 << 10, 3);

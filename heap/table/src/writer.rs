@@ -103,6 +103,13 @@ impl<'a> Writer<'a> {
         Some((self.region.words().word(at)?, self.region.words().word(at + 8)?))
     }
 
+    /// Forgets all of them: code went from where it was.
+    pub fn forget_plans(self) {
+        for (key, _) in (0..home::PLAN_COUNT).filter_map(|place| self.plan(place)) {
+            key.store(0, Ordering::Release);
+        }
+    }
+
     /// Records a sampled allocation.
     pub fn insert(self, allocation: &Allocation<'_>) {
         let words = self.region.words();
