@@ -10,6 +10,7 @@ use nix::poll::{PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, Pid, fork};
+use reprieve_heap_walk::Memory;
 use serde::Serialize;
 use std::time::{Duration, Instant};
 
@@ -230,7 +231,7 @@ fn pagemap_check() -> Check {
     let here = Box::new(0x5eed_u64);
     let result = with_child(|pid| {
         let mut memory = TargetMemory::open(pid).map_err(|e| e.to_string())?;
-        match memory.read_u64(&raw const *here as u64) {
+        match memory.u64(&raw const *here as u64) {
             Some(0x5eed) => Ok("a child's memory was read without faulting".to_owned()),
             other => Err(format!("read {other:?} instead of the child's memory")),
         }

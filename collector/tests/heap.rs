@@ -7,7 +7,7 @@ use serde_json::Value;
 use std::fs;
 
 fn heap(incident: &Value) -> &Value {
-    let heap = &incident["processes"][0]["heap"];
+    let heap = &incident["processes"][0]["heaps"][0];
     assert_eq!(heap["witness"], "preload", "{:#}", incident["processes"][0]["gaps"]);
     heap
 }
@@ -59,8 +59,8 @@ fn all_processes_of_a_server_are_seen_and_shared_memory_counts_once() {
     assert_unharmed(&output);
     let incident = lab.incidents().remove(0);
     let processes = incident["processes"].as_array().unwrap();
-    assert_eq!(processes.iter().filter(|p| p["heap"].is_object()).count(), 5);
-    let total: f64 = processes.iter().map(|p| p["heap"]["inuse"]["bytes"].as_f64().unwrap()).sum();
+    assert_eq!(processes.iter().filter(|p| p["heaps"][0].is_object()).count(), 5);
+    let total: f64 = processes.iter().map(|p| p["heaps"][0]["inuse"]["bytes"].as_f64().unwrap()).sum();
     let charged = incident["memcg"]["usage_bytes"].as_f64().unwrap();
     assert!(total < charged * 1.2, "{total} estimated of {charged} charged");
 }
@@ -75,7 +75,7 @@ fn refused_it_leaves_no_trace() {
     let traces = ["LD_PRELOAD=", "REPRIEVE_HEAP="];
     assert!(!stdout.lines().any(|line| traces.iter().any(|trace| line.starts_with(trace))), "{stdout}");
     let incident = lab.incident();
-    assert!(incident["processes"][0]["heap"].is_null());
+    assert!(incident["processes"][0]["heaps"][0].is_null());
     assert!(!lab.out().join(incident["id"].as_str().unwrap()).join("heap.svg").exists());
 }
 
@@ -115,7 +115,7 @@ fn a_static_program_is_said_to_be_unseen() {
     let output = lab.run(&["--memory", "32M", "--on-oom", "kill"], &[program.to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(137), "{}", text(&output));
     let process = &lab.incident()["processes"][0];
-    assert!(process["heap"].is_null());
+    assert!(process["heaps"][0].is_null());
     assert!(process["gaps"].to_string().contains("static"), "{process:#}");
 }
 

@@ -1,8 +1,9 @@
 //! The bytes of an ELF file and the few facts that unwinding needs of it.
 
+use crate::address::Svma;
 use memmap2::Mmap;
 use object::read::elf::{FileHeader, ProgramHeader};
-use object::{Object, ObjectSection, ObjectSegment};
+use object::{Object, ObjectSection, ObjectSegment, ObjectSymbol};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::fs::File;
@@ -139,6 +140,32 @@ impl Image {
         let segment =
             self.facts.segments.iter().find(begins).or_else(|| self.facts.segments.iter().rev().find(fits))?;
         Some(start.wrapping_sub(offset.wrapping_sub(segment.offset).wrapping_add(segment.address)))
+    }
+
+    /// Where symbols are and how big, in the order of `names`: `.symtab`, else
+    /// `.dynsym`; `None` for one that neither has.
+    #[must_use]
+    pub fn symbols(&self, names: &[&str]) -> Vec<Option<(Svma, u64)>> {
+        let mut found = vec![None; names.len()];
+        let Ok(file) = object::File::parse(self.bytes()) else { return found };
+        for symbol in file.symbols().chain(file.dynamic_symbols()).filter(|s| s.is_definition()) {
+            let Ok(name) = symbol.name() else { continue };
+            for (place, _) in names.iter().enumerate().filter(|(_, wanted)| **wanted == name) {
+                found[place].get_or_insert((Svma(symbol.address()), symbol.size()));
+            }
+        }
+        found
+    }
+
+    /// A section by name: its addresses, and its bytes, none for `.bss`.
+    #[must_use]
+    pub fn section_data(&self, name: &str) -> Option<(Range<u64>, &[u8])> {
+        let file = object::File::parse(self.bytes()).ok()?;
+        let section = file.section_by_name(name)?;
+        let svma = section.address()..section.address().checked_add(section.size())?;
+        let (offset, size) = section.file_range().unwrap_or((0, 0));
+        let end = offset.checked_add(size)?;
+        Some((svma, self.bytes().get(usize::try_from(offset).ok()?..usize::try_from(end).ok()?)?))
     }
 
     /// All bytes.

@@ -122,6 +122,8 @@ fn tests(root: &Path) -> Result<()> {
             "-p",
             "reprieve-heap-table",
             "-p",
+            "reprieve-heap-walk",
+            "-p",
             "xtask",
             "--",
             "--test-threads=1",

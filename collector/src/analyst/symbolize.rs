@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 pub fn symbolize(incident: &Incident, dirs: &DebugDirs) -> Vec<ResolvedAddress> {
     let mut by_module: BTreeMap<u32, BTreeSet<u64>> = BTreeMap::new();
     let threads = incident.processes.iter().flat_map(|p| &p.threads);
-    let heaps = incident.processes.iter().filter_map(|p| p.heap.as_ref());
+    let heaps = incident.processes.iter().flat_map(|p| &p.heaps);
     let of_heaps = heaps.flat_map(|heap| heap.frames.iter().filter_map(|f| f.at.as_ref()));
     for at in threads.flat_map(|t| t.frame_modules.iter().flatten()).chain(of_heaps) {
         by_module.entry(at.module).or_default().insert(at.svma);

@@ -177,18 +177,50 @@ pub struct Process {
     pub mapping_count: u32,
     /// Its threads.
     pub threads: Vec<Thread>,
-    /// Its heap by stack, where a witness saw it.
+    /// Its heap by stack, once for each witness that saw it; the one to be
+    /// trusted most comes first.
     #[serde(default)]
-    pub heap: Option<Heap>,
+    pub heaps: Vec<Heap>,
     /// What could not be read of it, each a sentence.
     pub gaps: Vec<String>,
+}
+
+/// Who saw a heap, in order of trust.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Witness {
+    /// `libreprieve_heap.so` in the process sampled its allocations.
+    Preload,
+    /// The Go runtime's memory profile.
+    Go,
+    /// jemalloc's own profile.
+    Jemalloc,
+}
+
+impl Witness {
+    /// What it looks at, for people.
+    #[must_use]
+    pub fn title(self) -> &'static str {
+        match self {
+            Witness::Preload => "malloc",
+            Witness::Go => "Go heap",
+            Witness::Jemalloc => "jemalloc",
+        }
+    }
+
+    /// Whether it looks at memory that `other` looks at too, so that their sum
+    /// would count twice.
+    #[must_use]
+    pub fn overlaps(self, other: Witness) -> bool {
+        (self == Witness::Go) == (other == Witness::Go)
+    }
 }
 
 /// Heap of a process by the stacks that allocated it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Heap {
-    /// Who saw it: `preload`.
-    pub witness: String,
+    /// Who saw it.
+    pub witness: Witness,
     /// Mean bytes between samples.
     pub period_bytes: u64,
     /// Samples that found no room in the table.
@@ -197,6 +229,8 @@ pub struct Heap {
     pub lost_bytes: u64,
     /// What was not freed, all together.
     pub inuse: Estimate,
+    /// What was ever allocated, all together.
+    pub alloc: Estimate,
     /// Distinct return addresses of the stacks.
     pub frames: Vec<HeapFrame>,
     /// Stacks, those that own most first.
@@ -216,13 +250,17 @@ pub struct Estimate {
     pub sigma_bytes: u64,
 }
 
-/// A return address in a heap's stacks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// A frame of a heap's stacks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HeapFrame {
-    /// As it was on the stack.
+    /// Return address as it was on the stack; of an interpreter's frame, whatever
+    /// identifies it.
     pub address: u64,
     /// What to look up; `None` outside any module.
     pub at: Option<ModuleAddress>,
+    /// Its name, where a runtime told it and nothing need be looked up.
+    #[serde(default)]
+    pub named: Option<Frame>,
 }
 
 /// What one stack allocated.

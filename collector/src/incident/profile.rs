@@ -1,6 +1,6 @@
 //! An incident's evidence as profiles.
 
-use super::model::{Incident, ModuleAddress, Process, ResolvedAddress, Thread};
+use super::model::{Heap, HeapFrame, Incident, ModuleAddress, Process, ResolvedAddress, Thread};
 use reprieve_flamegraph::{Frame, FrameKind, LabelValue, Mapping, Profile, Sample, SampleType};
 use reprieve_symbolizer::{FoundBy, StackEnd};
 use std::collections::HashMap;
@@ -24,7 +24,7 @@ pub struct View {
 #[must_use]
 pub fn views(incident: &Incident) -> Vec<View> {
     let mut views = Vec::new();
-    if incident.processes.iter().any(|p| p.heap.is_some()) {
+    if incident.processes.iter().any(|p| !p.heaps.is_empty()) {
         views.push(View {
             name: "heap",
             title: "Live heap by stack",
@@ -148,6 +148,33 @@ fn named_frames(
     }
 }
 
+/// Heaps of a process that may be added up: of two that look at the same memory
+/// only the one to be trusted more.
+pub fn counted(process: &Process) -> impl Iterator<Item = &Heap> {
+    process.heaps.iter().enumerate().filter_map(|(index, heap)| {
+        let better = process.heaps[..index].iter().any(|other| other.witness.overlaps(heap.witness));
+        (!better).then_some(heap)
+    })
+}
+
+/// The frames of one entry of a heap, innermost first.
+fn heap_frames(
+    incident: &Incident,
+    symbols: &HashMap<ModuleAddress, &ResolvedAddress>,
+    frame: &HeapFrame,
+) -> Vec<Frame> {
+    match &frame.named {
+        Some(named) => vec![Frame {
+            name: named.function.clone(),
+            file: named.file.clone(),
+            line: named.line,
+            inlined: named.inlined,
+            ..Frame::default()
+        }],
+        None => named_frames(incident, symbols, frame.address, frame.at, FrameKind::Function),
+    }
+}
+
 /// Heap by stack, of all processes that a witness saw; empty without any.
 #[must_use]
 pub fn heap(incident: &Incident) -> Profile {
@@ -160,19 +187,22 @@ pub fn heap(incident: &Incident) -> Profile {
     ]);
     let symbols = symbols_of(incident);
     for process in &incident.processes {
-        let Some(heap) = &process.heap else { continue };
         let root = profile.frame(Frame::label(&process.comm));
-        for stack in &heap.stacks {
+        let several = counted(process).count() > 1;
+        for (heap, stack) in counted(process).flat_map(|heap| heap.stacks.iter().map(move |stack| (heap, stack))) {
             let mut frames: Vec<Frame> = stack
                 .frames
                 .iter()
                 .filter_map(|&index| heap.frames.get(index as usize))
-                .flat_map(|f| named_frames(incident, &symbols, f.address, f.at, FrameKind::Function))
+                .flat_map(|frame| heap_frames(incident, &symbols, frame))
                 .collect();
             if stack.cut {
                 frames.push(Frame::label("[stack cut]"));
             }
             let mut indices = vec![root];
+            if several {
+                indices.push(profile.frame(Frame::label(heap.witness.title())));
+            }
             indices.extend(frames.into_iter().rev().map(|frame| profile.frame(frame)));
             let (inuse, alloc) = (&stack.inuse, &stack.alloc);
             profile.samples.push(Sample {
@@ -180,7 +210,7 @@ pub fn heap(incident: &Incident) -> Profile {
                 values: [inuse.bytes, inuse.objects, alloc.bytes, alloc.objects].map(|v| v as i64).to_vec(),
                 labels: vec![
                     ("pid".to_owned(), LabelValue::Number(i64::from(process.pid), String::new())),
-                    ("witness".to_owned(), LabelValue::Text(heap.witness.clone())),
+                    ("witness".to_owned(), LabelValue::Text(heap.witness.title().to_owned())),
                     ("inuse_sigma".to_owned(), LabelValue::Number(inuse.sigma_bytes as i64, "bytes".to_owned())),
                     ("inuse_samples".to_owned(), LabelValue::Number(inuse.samples as i64, String::new())),
                 ],

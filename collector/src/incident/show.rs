@@ -64,7 +64,7 @@ pub fn hold_line(hold: &HoldReport) -> String {
 /// What the heap witnesses saw, in one sentence; `None` without any.
 #[must_use]
 pub fn heap_line(incident: &Incident) -> Option<String> {
-    let heaps: Vec<_> = incident.processes.iter().filter_map(|p| p.heap.as_ref()).collect();
+    let heaps: Vec<_> = incident.processes.iter().flat_map(profile::counted).collect();
     let first = heaps.first()?;
     let sum = |of: fn(&Heap) -> u64| heaps.iter().map(|h| of(h)).sum::<u64>();
     // Errors of different processes are independent.

@@ -5,6 +5,7 @@
 //! page map is asked first and absent pages are only counted.
 
 use super::pagemap::{Pagemap, page_size};
+use reprieve_heap_walk::Memory;
 use std::io;
 
 /// Pages fetched together: a thread's interesting stack is mostly below 16 KiB.
@@ -49,14 +50,7 @@ impl TargetMemory {
         self.window_start = u64::MAX;
     }
 
-    /// Reads a native 64-bit word; `None` where its page is absent.
-    pub fn read_u64(&mut self, address: u64) -> Option<u64> {
-        let mut bytes = [0; 8];
-        self.read(address, &mut bytes).then(|| u64::from_ne_bytes(bytes))
-    }
-
-    /// Reads `out.len()` bytes; `false` where any page is absent.
-    pub fn read(&mut self, address: u64, out: &mut [u8]) -> bool {
+    fn read_pages(&mut self, address: u64, out: &mut [u8]) -> bool {
         let mut done = 0;
         while done < out.len() {
             let Some(at) = address.checked_add(done as u64) else {
@@ -105,6 +99,12 @@ impl TargetMemory {
             let got = read_process(self.pid, start, &mut self.window[..wanted]);
             self.window_pages = got as u64 / self.page;
         }
+    }
+}
+
+impl Memory for TargetMemory {
+    fn read(&mut self, address: u64, out: &mut [u8]) -> bool {
+        self.read_pages(address, out)
     }
 }
 
@@ -179,7 +179,7 @@ mod tests {
     #[test]
     fn end_of_the_address_space_is_no_panic() {
         let mut memory = TargetMemory::open(std::process::id() as i32).unwrap();
-        assert_eq!(memory.read_u64(u64::MAX - 3), None);
-        assert_eq!(memory.read_u64(0), None);
+        assert_eq!(memory.u64(u64::MAX - 3), None);
+        assert_eq!(memory.u64(0), None);
     }
 }

@@ -14,20 +14,18 @@ mod threads;
 pub use memory::TargetMemory;
 pub use modules::LoadedModule;
 pub use pagemap::{Pagemap, page_size};
+pub use smaps::MapLine;
 pub use threads::locate;
 
 use crate::hold::stop::HeldThread;
 use crate::incident::model::{Module, Process};
 use crate::incident::units;
-use crate::witness::{ProcessTables, TABLE_NAME, preload};
+use crate::witness::{self, ProcessTables, Target};
 use modules::ModuleTable;
-use reprieve_heap_table::ProcessTable;
+use reprieve_heap_walk::Memory;
 use reprieve_symbolizer::Unwinder;
 use std::collections::BTreeMap;
 use std::fs;
-
-/// Why a process that was started with the heap library has no table.
-const NO_LIBRARY: &str = "its heap is not known: it is static, setuid, has a malloc of its own, or is new";
 
 /// What to record beyond the default.
 #[derive(Debug, Clone, Copy, Default)]
@@ -118,17 +116,7 @@ fn take_process(
         let thread = threads::read_thread(pid, tid, held.get(&tid), &mut unwinder, &modules, &mut memory);
         process.threads.push(thread);
     }
-    if let Some(heaps) = heaps {
-        // The table of the program that it was before an exec is not its own.
-        let is_mapped = |t: &&ProcessTable| maps.iter().any(|m| m.start == t.base && m.name.contains(TABLE_NAME));
-        match heaps.by_pid.get(&pid).filter(is_mapped) {
-            Some(table) => {
-                let pagemap = Pagemap::open(pid).ok();
-                process.heap = Some(preload::heap(table, heaps.period, pagemap.as_ref(), &modules));
-            }
-            None => process.gaps.push(NO_LIBRARY.to_owned()),
-        }
-    }
+    witness::ask(&mut process, &mut Target { pid, maps: &maps, modules: &modules, memory: &mut memory }, heaps);
     let absent = memory.absent_pages() - absent_before;
     if absent > 0 {
         process.gaps.push(format!("{} that stacks needed were not in memory", units::count(absent, "page")));

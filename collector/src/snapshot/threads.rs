@@ -4,6 +4,7 @@ use super::memory::TargetMemory;
 use super::modules::LoadedModule;
 use crate::hold::stop::HeldThread;
 use crate::incident::model::{ModuleAddress, StopOutcome, Thread};
+use reprieve_heap_walk::Memory;
 use reprieve_symbolizer::{Avma, RawStack, Registers, Unwinder};
 use std::fs;
 
@@ -22,7 +23,7 @@ pub fn read_thread(
     let proc = |file: &str| fs::read_to_string(format!("/proc/{pid}/task/{tid}/{file}")).unwrap_or_default();
     let registers = held.and_then(|h| h.registers).or_else(|| registers_of_waiting(&proc("syscall")));
     let stack = match registers {
-        Some(registers) => unwinder.unwind(&registers, &mut |address| memory.read_u64(address), MAX_FRAMES),
+        Some(registers) => unwinder.unwind(&registers, &mut |address| memory.u64(address), MAX_FRAMES),
         None => RawStack::without_registers(),
     };
     let frame_modules = stack.frames.iter().map(|frame| locate(frame.lookup_address(), modules)).collect();

@@ -5,3 +5,31 @@ pub mod preload;
 mod table;
 
 pub use table::{HeapTable, ProcessTables, TABLE_NAME};
+
+use crate::incident::model::Process;
+use crate::snapshot::{LoadedModule, MapLine, TargetMemory};
+
+/// A stopped process, as witnesses look at it.
+#[derive(Debug)]
+pub struct Target<'t> {
+    /// Its PID.
+    pub pid: i32,
+    /// All its mappings.
+    pub maps: &'t [MapLine],
+    /// ELF files among them.
+    pub modules: &'t [LoadedModule],
+    /// Its memory, as far as it is present.
+    pub memory: &'t mut TargetMemory,
+}
+
+/// Asks every witness about a process and puts down what they say; `tables` are
+/// those of the library where the process was started with it.
+pub fn ask(process: &mut Process, target: &mut Target<'_>, tables: Option<&ProcessTables>) {
+    if let Some(tables) = tables {
+        match preload::look(target, tables) {
+            Ok(heap) => process.heaps.push(heap),
+            Err(why) => process.gaps.push(why),
+        }
+    }
+    process.heaps.sort_by_key(|heap| heap.witness);
+}

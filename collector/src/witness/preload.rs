@@ -1,17 +1,29 @@
 //! Live heap by stack, from the table of a process that has the library.
 
-use crate::incident::model::{Estimate, Heap, HeapFrame, HeapStack};
+use crate::incident::model::{Estimate, Heap, HeapFrame, HeapStack, Witness};
 use crate::snapshot::{LoadedModule, Pagemap, locate, page_size};
-use reprieve_heap_table::{LiveSample, ProcessTable, probability};
+use crate::witness::{ProcessTables, TABLE_NAME, Target};
+use reprieve_heap_table::{LiveSample, ProcessTable, Stack, probability};
 use reprieve_symbolizer::Avma;
 use std::collections::BTreeMap;
 
 /// Pages of mappings that are asked about; what lies beyond counts as present.
 const MAX_PAGES: u64 = 1 << 20;
 
+/// Why a process that was started with the library has no table.
+const NO_LIBRARY: &str = "its heap is not known: it is static, setuid, has a malloc of its own, or is new";
+
+/// What the library recorded in a process, or why there is nothing.
+pub fn look(target: &Target<'_>, tables: &ProcessTables) -> Result<Heap, String> {
+    // The table of the program that it was before an exec is not its own.
+    let is_mapped = |t: &&ProcessTable| target.maps.iter().any(|m| m.start == t.base && m.name.contains(TABLE_NAME));
+    let table = tables.by_pid.get(&target.pid).filter(is_mapped).ok_or_else(|| NO_LIBRARY.to_owned())?;
+    Ok(heap(table, tables.period, Pagemap::open(target.pid).ok().as_ref(), target.modules))
+}
+
 /// What `table` says, with one sample in `period` bytes on average.
 #[must_use]
-pub fn heap(table: &ProcessTable, period: u64, pagemap: Option<&Pagemap>, modules: &[LoadedModule]) -> Heap {
+fn heap(table: &ProcessTable, period: u64, pagemap: Option<&Pagemap>, modules: &[LoadedModule]) -> Heap {
     let mut frames = Frames::default();
     let mut pages_left = MAX_PAGES;
     let mut stacks: BTreeMap<u64, (Sum, Vec<u32>)> = BTreeMap::new();
@@ -25,31 +37,31 @@ pub fn heap(table: &ProcessTable, period: u64, pagemap: Option<&Pagemap>, module
         *indices = stack.frames.iter().map(|&address| frames.index_of(address, modules)).collect();
     }
     let mut total = Sum::default();
+    let mut ever = Sum::default();
     let mut listed: Vec<HeapStack> = stacks
         .into_iter()
         .map(|(key, (sum, frames))| {
             total.join(&sum);
             let stack = table.stacks.get(&key);
+            if let Some(stack) = stack {
+                ever.join(&Sum::of_all(stack));
+            }
             HeapStack {
                 frames,
                 cut: stack.is_none_or(|s| s.cut),
                 inuse: sum.estimate(),
-                alloc: stack.map_or(Estimate::default(), |s| Estimate {
-                    bytes: s.alloc_bytes,
-                    objects: s.alloc_objects,
-                    samples: s.alloc_samples,
-                    sigma_bytes: ((s.alloc_variance_kib2 as f64).sqrt() * 1024.0) as u64,
-                }),
+                alloc: stack.map_or(Estimate::default(), |stack| Sum::of_all(stack).estimate()),
             }
         })
         .collect();
     listed.sort_by_key(|stack| std::cmp::Reverse((stack.inuse.bytes, stack.alloc.bytes)));
     Heap {
-        witness: "preload".to_owned(),
+        witness: Witness::Preload,
         period_bytes: period,
         lost_samples: table.lost_samples,
         lost_bytes: table.lost_bytes,
         inuse: total.estimate(),
+        alloc: ever.estimate(),
         frames: frames.list,
         stacks: listed,
     }
@@ -89,6 +101,16 @@ impl Sum {
         self.variance += weighted * weighted * (1.0 - p);
     }
 
+    /// What a stack ever allocated, which the library sums up itself.
+    fn of_all(stack: &Stack) -> Self {
+        Sum {
+            bytes: stack.alloc_bytes as f64,
+            objects: stack.alloc_objects as f64,
+            samples: stack.alloc_samples,
+            variance: stack.alloc_variance_kib2 as f64 * 1024.0 * 1024.0,
+        }
+    }
+
     fn join(&mut self, other: &Sum) {
         self.bytes += other.bytes;
         self.objects += other.objects;
@@ -118,7 +140,7 @@ impl Frames {
         *self.known.entry(address).or_insert_with(|| {
             // A return address stands behind its call.
             let at = locate(Avma(address.wrapping_sub(1)), modules);
-            self.list.push(HeapFrame { address, at });
+            self.list.push(HeapFrame { address, at, named: None });
             self.list.len() as u32 - 1
         })
     }

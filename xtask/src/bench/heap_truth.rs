@@ -120,7 +120,7 @@ fn estimate(incident: &serde_json::Value, function: &str) -> (f64, f64) {
         let named = frames.filter_map(|f| f["function"].as_str()).any(|name| name.starts_with(function));
         names.insert((key("module"), key("svma")), named);
     }
-    let heap = &incident["processes"][0]["heap"];
+    let heap = &incident["processes"][0]["heaps"][0];
     let is_named = |index: &serde_json::Value| {
         let at = &heap["frames"][index.as_u64().unwrap_or(0) as usize]["at"];
         let key = (at["module"].as_u64().unwrap_or(0), at["svma"].as_u64().unwrap_or(0));
