@@ -145,7 +145,13 @@ struct ShowArgs {
     /// The whole incident as JSON.
     #[arg(long)]
     json: bool,
+    /// What heap stacks are ranked by.
+    #[arg(long, value_name = "TYPE", default_value = INUSE, value_parser = [INUSE, "inuse_objects", "alloc_space", "alloc_objects"])]
+    sample_type: String,
 }
+
+/// What was not freed, in bytes.
+const INUSE: &str = "inuse_space";
 
 #[derive(Debug, Args)]
 struct DoctorArgs {
@@ -235,7 +241,7 @@ fn take_snapshot(args: SnapshotArgs) -> Result<ExitCode, Failure> {
     let options = snapshot::Options { with_cmdline: args.with_cmdline };
     match run::snapshot(&args.target, args.out, options, args.deadline) {
         Ok((incident, dir)) => {
-            print(&show::page(&incident, &dir, width()));
+            print(&show::page(&incident, &dir, show::Layout { width: width(), sample_type: INUSE }));
             Ok(ExitCode::SUCCESS)
         }
         Err(error) => {
@@ -272,7 +278,8 @@ fn show_incident(args: &ShowArgs) -> Result<ExitCode, Failure> {
         let json = serde_json::to_string_pretty(&incident).map_err(|e| Failure { code: FAILED, error: e.into() })?;
         print(&format!("{json}\n"));
     } else {
-        print(&show::page(&incident, &dir, width()));
+        let layout = show::Layout { width: width(), sample_type: &args.sample_type };
+        print(&show::page(&incident, &dir, layout));
     }
     Ok(ExitCode::SUCCESS)
 }

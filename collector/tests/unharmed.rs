@@ -51,15 +51,19 @@ fn held_ooms_harm_nobody() {
             command.extend(&victim[1..]);
             let output = lab.run(&["--memory", "40M", "--on-oom", ladder], &command);
             assert_unharmed(&output);
-            *holds.entry(victim[0]).or_default() += assert_all_recorded(&lab, &text(&output), victim[0]);
+            let held = assert_all_recorded(&lab, &text(&output), victim[0]);
+            assert!(held > 0, "{} did not run out of memory: {}", victim[0], text(&output));
+            *holds.entry(victim[0]).or_default() += held;
         }
-        // Gets well by itself.
+        // Gets well by itself; on a machine that has little time for it, before it
+        // runs out of memory.
         let lab = Lab::new();
         let output = lab.run(&["--memory", "40M", "--on-oom", "throttle=20s"], &[&fixture("relief"), "--mib", "96"]);
         assert_unharmed(&output);
         *holds.entry("relief").or_default() += assert_all_recorded(&lab, &text(&output), "relief");
         rounds += 1;
     }
+    assert!(holds["relief"] > 0, "relief never ran out of memory: {holds:?}");
     println!("{} holds: {holds:?}", holds.values().sum::<usize>());
 }
 
@@ -69,7 +73,6 @@ fn assert_all_recorded(lab: &Lab, told: &str, victim: &str) -> usize {
     let incidents = lab.incidents();
     let held = told.lines().filter(|line| line.starts_with("reprieve: out of memory at")).count();
     assert_eq!(held, incidents.len(), "{victim}: {told}");
-    assert!(held > 0, "{victim} did not run out of memory: {told}");
     for incident in &incidents {
         let hold = &incident["hold"];
         assert!(hold["held_us"].as_u64().unwrap() <= hold["deadline_us"].as_u64().unwrap(), "{victim}: {hold}");

@@ -11,7 +11,7 @@
 //! let mut profile = Profile::new(vec![SampleType::new("space", "bytes")]);
 //! let main = profile.frame(Frame::named("main"));
 //! let leak = profile.frame(Frame::named("leak"));
-//! profile.samples.push(Sample { stack: vec![main, leak], values: vec![4096], labels: vec![] });
+//! profile.samples.push(Sample { stack: vec![main, leak], values: vec![4096], ..Sample::default() });
 //!
 //! let mut text = Vec::new();
 //! folded::write(&profile, 0, &mut text)?;
@@ -26,4 +26,4 @@ pub mod svg;
 pub mod top;
 mod tree;
 
-pub use profile::{Frame, FrameKind, LabelValue, Mapping, Profile, RenderError, Sample, SampleType};
+pub use profile::{Frame, FrameKind, LabelValue, Mapping, Profile, RenderError, Sample, SampleType, Spread};

@@ -30,6 +30,10 @@ pub mod proto {
         pub string_table: Vec<String>,
         #[prost(int64, tag = "9")]
         pub time_nanos: i64,
+        #[prost(message, optional, tag = "11")]
+        pub period_type: Option<ValueType>,
+        #[prost(int64, tag = "12")]
+        pub period: i64,
         #[prost(int64, repeated, tag = "13")]
         pub comment: Vec<i64>,
         #[prost(int64, tag = "14")]
@@ -153,6 +157,11 @@ impl Encoder {
             .collect();
         self.out.default_sample_type = self.out.sample_type.first().map_or(0, |t| t.r#type);
         self.out.time_nanos = profile.time_unix_nanos;
+        if let Some((kind, period)) = &profile.period {
+            self.out.period_type =
+                Some(proto::ValueType { r#type: self.string(&kind.kind), unit: self.string(&kind.unit) });
+            self.out.period = *period;
+        }
         self.out.comment = profile.comments.iter().map(|c| self.string(c)).collect();
         self.out.mapping = profile
             .mappings
@@ -193,8 +202,15 @@ impl Encoder {
         if !group.is_empty() {
             location_id.push(self.location(profile, group));
         }
-        let label = sample
-            .labels
+        // pprof has no place for errors: they are labels, which it leaves alone.
+        let mut labels = sample.labels.clone();
+        for (kind, spread) in profile.sample_types.iter().zip(&sample.spread).filter(|(_, s)| s.samples > 0) {
+            let sigma = spread.sigma().round() as i64;
+            labels.push((format!("{}_sigma", kind.kind), LabelValue::Number(sigma, kind.unit.clone())));
+            let samples = LabelValue::Number(spread.samples as i64, "count".to_owned());
+            labels.push((format!("{}_samples", kind.kind), samples));
+        }
+        let label = labels
             .iter()
             .map(|(key, value)| {
                 let key = self.string(key);

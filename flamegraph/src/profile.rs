@@ -18,6 +18,9 @@ pub struct Profile {
     pub comments: Vec<String>,
     /// When it was taken, in nanoseconds since 1970.
     pub time_unix_nanos: i64,
+    /// What is counted between two samples and how much of it, on average, where
+    /// values are estimates with one period.
+    pub period: Option<(SampleType, i64)>,
     known: HashMap<Frame, usize>,
 }
 
@@ -85,8 +88,40 @@ pub struct Sample {
     pub stack: Vec<usize>,
     /// One per sample type.
     pub values: Vec<i64>,
+    /// How sure each value is; empty where all are exact.
+    pub spread: Vec<Spread>,
     /// Further facts.
     pub labels: Vec<(String, LabelValue)>,
+}
+
+/// How sure an estimated value is. Those of independent samples add up.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Spread {
+    /// Samples behind it.
+    pub samples: u64,
+    /// Variance, in the value's unit squared.
+    pub variance: f64,
+}
+
+impl Spread {
+    /// From a standard deviation.
+    #[must_use]
+    pub fn new(samples: u64, sigma: u64) -> Self {
+        Spread { samples, variance: (sigma as f64).powi(2) }
+    }
+
+    /// Standard deviation.
+    #[must_use]
+    pub fn sigma(&self) -> f64 {
+        self.variance.sqrt()
+    }
+}
+
+impl std::ops::AddAssign for Spread {
+    fn add_assign(&mut self, other: Self) {
+        self.samples += other.samples;
+        self.variance += other.variance;
+    }
 }
 
 /// Value of a label.
@@ -171,6 +206,53 @@ impl Profile {
     #[must_use]
     pub fn total(&self, sample_type: usize) -> i64 {
         self.samples.iter().filter_map(|s| s.values.get(sample_type)).sum()
+    }
+
+    /// Adds another profile of the same moment: its sample types follow ours, and
+    /// each sample has a value of 0 for those that it does not know.
+    pub fn append(&mut self, other: &Profile) {
+        let (ours, theirs) = (self.sample_types.len(), other.sample_types.len());
+        self.sample_types.extend(other.sample_types.iter().cloned());
+        for sample in &mut self.samples {
+            sample.values.resize(ours + theirs, 0);
+        }
+        let mappings: Vec<usize> = other
+            .mappings
+            .iter()
+            .map(|mapping| {
+                self.mappings.iter().position(|m| m == mapping).unwrap_or_else(|| {
+                    self.mappings.push(mapping.clone());
+                    self.mappings.len() - 1
+                })
+            })
+            .collect();
+        let frames: Vec<usize> = other
+            .frames
+            .iter()
+            .map(|frame| {
+                let mapping = frame.mapping.and_then(|m| mappings.get(m).copied());
+                self.frame(Frame { mapping, ..frame.clone() })
+            })
+            .collect();
+        for sample in &other.samples {
+            let mut values = vec![0; ours];
+            values.extend(&sample.values);
+            let mut spread = Vec::new();
+            if !sample.spread.is_empty() {
+                spread.resize(ours, Spread::default());
+                spread.extend(&sample.spread);
+            }
+            let stack = sample.stack.iter().filter_map(|&f| frames.get(f).copied()).collect();
+            self.samples.push(Sample { stack, values, spread, labels: sample.labels.clone() });
+        }
+        let new = other.comments.iter().filter(|c| !self.comments.contains(c)).cloned().collect::<Vec<_>>();
+        self.comments.extend(new);
+    }
+
+    /// The place of a sample type by its kind, like `inuse_space`.
+    #[must_use]
+    pub fn find(&self, kind: &str) -> Option<usize> {
+        self.sample_types.iter().position(|t| t.kind == kind)
     }
 
     /// The sample type, or an error that names the number.

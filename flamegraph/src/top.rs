@@ -1,6 +1,6 @@
 //! The few lines that a hurried reader needs.
 
-use crate::{FrameKind, Profile};
+use crate::{FrameKind, Profile, Spread};
 use std::collections::HashMap;
 
 /// A stack and its part of the whole.
@@ -14,21 +14,25 @@ pub struct TopStack {
     pub value: i64,
     /// Its part of the total, 0 to 1.
     pub share: f64,
+    /// How sure the value is; no samples where it is exact.
+    pub spread: Spread,
 }
 
 /// The `n` biggest distinct stacks.
 #[must_use]
 pub fn stacks(profile: &Profile, sample_type: usize, n: usize) -> Vec<TopStack> {
-    let mut sums: HashMap<&[usize], i64> = HashMap::new();
+    let mut sums: HashMap<&[usize], (i64, Spread)> = HashMap::new();
     for sample in &profile.samples {
-        *sums.entry(&sample.stack).or_default() += sample.values.get(sample_type).copied().unwrap_or(0);
+        let (value, spread) = sums.entry(&sample.stack).or_default();
+        *value += sample.values.get(sample_type).copied().unwrap_or(0);
+        *spread += sample.spread.get(sample_type).copied().unwrap_or_default();
     }
-    let total = sums.values().sum::<i64>();
-    let mut sums: Vec<(&[usize], i64)> = sums.into_iter().filter(|(_, value)| *value > 0).collect();
-    sums.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(b.0)));
+    let total = sums.values().map(|(value, _)| value).sum::<i64>();
+    let mut sums: Vec<_> = sums.into_iter().filter(|(_, (value, _))| *value > 0).collect();
+    sums.sort_by(|a, b| b.1.0.cmp(&a.1.0).then_with(|| a.0.cmp(b.0)));
     sums.truncate(n);
     sums.into_iter()
-        .map(|(stack, value)| {
+        .map(|(stack, (value, spread))| {
             let frames = stack.iter().filter_map(|&f| profile.frames.get(f));
             let (labels, functions): (Vec<_>, Vec<_>) = frames.partition(|f| f.kind == FrameKind::Label);
             TopStack {
@@ -36,6 +40,7 @@ pub fn stacks(profile: &Profile, sample_type: usize, n: usize) -> Vec<TopStack> 
                 labels: labels.iter().map(|f| f.title()).collect(),
                 value,
                 share: value as f64 / total as f64,
+                spread,
             }
         })
         .collect()

@@ -4,7 +4,7 @@ use flate2::read::GzDecoder;
 use prost::Message;
 use reprieve_flamegraph::pprof::proto;
 use reprieve_flamegraph::{
-    Frame, FrameKind, LabelValue, Mapping, Profile, RenderError, Sample, SampleType, folded, pprof, svg, top,
+    Frame, FrameKind, LabelValue, Mapping, Profile, RenderError, Sample, SampleType, Spread, folded, pprof, svg, top,
 };
 use std::io::Read;
 
@@ -39,6 +39,7 @@ fn sample_profile() -> Profile {
         p.samples.push(Sample {
             stack,
             values: vec![value],
+            spread: vec![Spread::new(1, 3)],
             labels: vec![("pid".into(), LabelValue::Number(42, String::new()))],
         });
     }
@@ -76,7 +77,8 @@ fn pprof_keeps_values_inlines_and_build_ids() {
         .collect();
     assert_eq!(lines, [vec![("inner<T>&", 3), ("outer", 7)], vec![("victim;<script>\n", 0)]]);
     assert_eq!((locations[0].address, locations[0].mapping_id), (0x1234, 1));
-    assert_eq!((text(p.sample[0].label[0].key), p.sample[0].label[0].num), ("pid", 42));
+    let labels: Vec<_> = p.sample[0].label.iter().map(|l| (text(l.key), l.num)).collect();
+    assert_eq!(labels, [("pid", 42), ("space_sigma", 3), ("space_samples", 1)]);
 }
 
 #[test]
@@ -97,9 +99,9 @@ fn deep_and_many() {
     let mut p = Profile::new(vec![SampleType::new("threads", "count")]);
     let frames: Vec<usize> = (0..4096).map(|i| p.frame(Frame::named(&format!("f{i}")))).collect();
     for i in 0..20_000 {
-        p.samples.push(Sample { stack: frames[..1 + i % 7].to_vec(), values: vec![1], labels: vec![] });
+        p.samples.push(Sample { stack: frames[..1 + i % 7].to_vec(), values: vec![1], ..Sample::default() });
     }
-    p.samples.push(Sample { stack: frames, values: vec![1], labels: vec![] });
+    p.samples.push(Sample { stack: frames, values: vec![1], ..Sample::default() });
     let mut out = Vec::new();
     svg::write(&p, 0, svg::Text { title: "t", subtitle: "s" }, &mut out).unwrap();
     assert_eq!(p.total(0), 20_001);
@@ -121,4 +123,27 @@ fn top_names_the_biggest_stack_with_its_place() {
     assert_eq!(top[0].frames, ["inner<T>& (x.c:3)", "outer (x.c:7)"]);
     assert_eq!(top[0].value, BIG + 1);
     assert!(top[0].share > 0.99 && top[0].labels.len() == 1);
+    // Two samples of sigma 3 each.
+    assert_eq!(top[0].spread, Spread { samples: 2, variance: 18.0 });
+}
+
+#[test]
+fn one_profile_of_two_keeps_both() {
+    let mut whole = sample_profile();
+    let mut threads = Profile::new(vec![SampleType::new("threads", "count")]);
+    let process = threads.frame(Frame::label("victim;<script>\n"));
+    threads.mappings.push(Mapping { path: "/bin/y".into(), ..sample_profile().mappings[0].clone() });
+    threads.mappings.push(sample_profile().mappings[0].clone());
+    let run = threads.frame(Frame { name: "run".into(), mapping: Some(1), ..Frame::default() });
+    threads.samples.push(Sample { stack: vec![process, run], values: vec![3], ..Sample::default() });
+    whole.append(&threads);
+    assert_eq!(whole.find("threads"), Some(1));
+    assert_eq!((whole.total(0), whole.total(1)), (BIG + 3, 3));
+    assert!(whole.samples.iter().all(|s| s.values.len() == 2));
+    let added = whole.samples.last().unwrap();
+    assert_eq!(added.stack[0], whole.samples[0].stack[0], "the same frame is there once");
+    let run = &whole.frames[added.stack[1]];
+    assert_eq!(whole.mappings[run.mapping.unwrap()].path, "/bin/x");
+    let mut bytes = Vec::new();
+    pprof::write(&whole, &mut bytes).unwrap();
 }

@@ -1,7 +1,7 @@
 //! The files of an incident's folder.
 
 use crate::incident::model::Incident;
-use crate::incident::profile::{View, views};
+use crate::incident::profile::{View, meaning, views, whole};
 use crate::incident::report;
 use crate::incident::store::{INCIDENT, StoreError, write_atomically};
 use reprieve_flamegraph::{RenderError, folded, pprof, svg};
@@ -9,32 +9,34 @@ use std::path::Path;
 
 /// Writes every rendering of `incident` into `dir`, `incident.json` last.
 pub fn render(incident: &Incident, dir: &Path) -> Result<(), StoreError> {
-    let views = views(incident);
     let mut graphs = Vec::new();
-    for view in views {
-        let mut image = Vec::new();
-        let subtitle = incident.id.as_str();
-        match svg::write(&view.profile, 0, svg::Text { title: view.title, subtitle }, &mut image) {
-            Ok(()) => write_atomically(dir, &svg_name(&view), &image)?,
-            // Nothing to draw is no error; the report says so.
-            Err(RenderError::Empty) => image.clear(),
-            Err(error) => return Err(into_store_error(dir, &error)),
+    for view in views(incident) {
+        let mut drawings = Vec::new();
+        for (index, sample_type) in view.profile.sample_types.iter().enumerate() {
+            let title = match view.profile.sample_types.len() {
+                1 => view.title.to_owned(),
+                _ => format!("{}: {}", view.title, meaning(&sample_type.kind)),
+            };
+            let text = svg::Text { title: &title, subtitle: &incident.id };
+            let mut image = Vec::new();
+            match svg::write(&view.profile, index, text, &mut image) {
+                Ok(()) => write_atomically(dir, &svg_name(&view, index), &image)?,
+                // Nothing to draw is no error; the report says so.
+                Err(RenderError::Empty) => image.clear(),
+                Err(error) => return Err(into_store_error(dir, &error)),
+            }
+            drawings.push(String::from_utf8_lossy(&image).into_owned());
+            if let Some(name) = folded_name(&view, index) {
+                let mut text = Vec::new();
+                folded::write(&view.profile, index, &mut text).map_err(|e| into_store_error(dir, &e))?;
+                write_atomically(dir, &name, &text)?;
+            }
         }
-        graphs.push((view, String::from_utf8_lossy(&image).into_owned()));
+        graphs.push((view, drawings));
     }
-    for (view, _) in &graphs {
-        let (folded_name, pprof_name) = match view.name {
-            "threads" => ("stacks.folded", "profile.pb.gz"),
-            "heap" => ("heap.folded", "heap.pb.gz"),
-            _ => continue,
-        };
-        let mut text = Vec::new();
-        folded::write(&view.profile, 0, &mut text).map_err(|e| into_store_error(dir, &e))?;
-        write_atomically(dir, folded_name, &text)?;
-        let mut gzip = Vec::new();
-        pprof::write(&view.profile, &mut gzip).map_err(|e| into_store_error(dir, &e))?;
-        write_atomically(dir, pprof_name, &gzip)?;
-    }
+    let mut gzip = Vec::new();
+    pprof::write(&whole(incident), &mut gzip).map_err(|e| into_store_error(dir, &e))?;
+    write_atomically(dir, "profile.pb.gz", &gzip)?;
     write_atomically(dir, "report.html", report::html(incident, &graphs).as_bytes())?;
     write_incident(incident, dir)
 }
@@ -46,9 +48,18 @@ pub fn write_incident(incident: &Incident, dir: &Path) -> Result<(), StoreError>
     write_atomically(dir, INCIDENT, &json)
 }
 
-/// `flamegraph.svg` for the threads, `NAME.svg` for the others.
-fn svg_name(view: &View) -> String {
-    if view.name == "threads" { "flamegraph.svg".to_owned() } else { format!("{}.svg", view.name) }
+/// `flamegraph.svg` for the threads, the drawing's stem for the others.
+fn svg_name(view: &View, sample_type: usize) -> String {
+    if view.name == "threads" { "flamegraph.svg".to_owned() } else { format!("{}.svg", view.stem(sample_type)) }
+}
+
+/// `stacks.folded` for the threads; memory by mapping is no stack.
+fn folded_name(view: &View, sample_type: usize) -> Option<String> {
+    match view.name {
+        "threads" => Some("stacks.folded".to_owned()),
+        "memory" => None,
+        _ => Some(format!("{}.folded", view.stem(sample_type))),
+    }
 }
 
 fn into_store_error(dir: &Path, error: &RenderError) -> StoreError {

@@ -1,5 +1,6 @@
 //! Incidents: the model, the store on disk, and their renderings.
 
+pub mod heaps;
 pub mod model;
 pub mod profile;
 pub mod report;

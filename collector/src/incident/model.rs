@@ -248,6 +248,9 @@ pub struct Estimate {
     pub samples: u64,
     /// Standard deviation of `bytes`.
     pub sigma_bytes: u64,
+    /// Standard deviation of `objects`.
+    #[serde(default)]
+    pub sigma_objects: u64,
 }
 
 /// A frame of a heap's stacks.

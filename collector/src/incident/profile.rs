@@ -1,7 +1,7 @@
 //! An incident's evidence as profiles.
 
-use super::model::{Heap, HeapFrame, Incident, ModuleAddress, Process, ResolvedAddress, Thread};
-use reprieve_flamegraph::{Frame, FrameKind, LabelValue, Mapping, Profile, Sample, SampleType};
+use super::model::{Estimate, Heap, HeapFrame, Incident, ModuleAddress, Process, ResolvedAddress, Thread};
+use reprieve_flamegraph::{Frame, FrameKind, LabelValue, Mapping, Profile, Sample, SampleType, Spread};
 use reprieve_symbolizer::{FoundBy, StackEnd};
 use std::collections::HashMap;
 
@@ -16,8 +16,32 @@ pub struct View {
     pub title: &'static str,
     /// What it answers and what it does not.
     pub explanation: &'static str,
-    /// The data; the first sample type is shown.
+    /// The data; each sample type is a drawing, the first is shown first.
     pub profile: Profile,
+}
+
+impl View {
+    /// File stem of a drawing: the view's name, and the sample type of all but
+    /// the first, like `heap-alloc_space`.
+    #[must_use]
+    pub fn stem(&self, sample_type: usize) -> String {
+        match self.profile.sample_types.get(sample_type) {
+            Some(t) if sample_type > 0 => format!("{}-{}", self.name, t.kind),
+            _ => self.name.to_owned(),
+        }
+    }
+}
+
+/// What a sample type is, for people.
+#[must_use]
+pub fn meaning(kind: &str) -> &str {
+    match kind {
+        "inuse_space" => "live bytes",
+        "inuse_objects" => "live objects",
+        "alloc_space" => "bytes ever allocated",
+        "alloc_objects" => "objects ever allocated",
+        other => other,
+    }
 }
 
 /// All views that the incident has evidence for.
@@ -28,8 +52,8 @@ pub fn views(incident: &Incident) -> Vec<View> {
         views.push(View {
             name: "heap",
             title: "Live heap by stack",
-            explanation: "Who allocated what was not freed when memory ran out. Width is estimated bytes, from \
-                allocations sampled as they were made.",
+            explanation: "Who allocated what was not freed when memory ran out, estimated from allocations sampled \
+                as they were made; or who ever allocated, freed or not, which shows churn.",
             profile: heap(incident),
         });
     }
@@ -50,6 +74,19 @@ pub fn views(incident: &Incident) -> Vec<View> {
         },
     ]);
     views
+}
+
+/// Everything in one profile, for pprof: heap sample types first, where there are
+/// any, then threads.
+#[must_use]
+pub fn whole(incident: &Incident) -> Profile {
+    let threads = threads(incident);
+    if incident.processes.iter().all(|p| p.heaps.is_empty()) {
+        return threads;
+    }
+    let mut whole = heap(incident);
+    whole.append(&threads);
+    whole
 }
 
 /// Threads by stack.
@@ -76,7 +113,7 @@ pub fn threads(incident: &Incident) -> Profile {
                 ("thread".to_owned(), LabelValue::Text(thread.comm.clone())),
                 ("cgroup".to_owned(), LabelValue::Text(process.cgroup.clone())),
             ];
-            profile.samples.push(Sample { stack, values: vec![1], labels });
+            profile.samples.push(Sample { stack, values: vec![1], labels, ..Sample::default() });
         }
     }
     profile
@@ -157,6 +194,21 @@ pub fn counted(process: &Process) -> impl Iterator<Item = &Heap> {
     })
 }
 
+/// What a reader of the bare profile must know of a heap.
+fn heap_comment(process: &Process, heap: &Heap) -> String {
+    let Estimate { bytes, sigma_bytes, samples, .. } = heap.inuse;
+    let counted = counted(process).any(|c| c.witness == heap.witness);
+    format!(
+        "{} [{}]: {} {}: one sample in {} bytes, {bytes} ± {sigma_bytes} bytes live from {samples} samples{}",
+        process.comm,
+        process.pid,
+        heap.witness.title(),
+        if counted { "heap" } else { "heap (not in this profile, which has it from a better witness)" },
+        heap.period_bytes,
+        if heap.lost_bytes > 0 { format!(", {} bytes lost", heap.lost_bytes) } else { String::new() },
+    )
+}
+
 /// The frames of one entry of a heap, innermost first.
 fn heap_frames(
     incident: &Incident,
@@ -186,7 +238,14 @@ pub fn heap(incident: &Incident) -> Profile {
         SampleType::new("alloc_objects", "count"),
     ]);
     let symbols = symbols_of(incident);
+    let mut periods: Vec<u64> = incident.processes.iter().flat_map(counted).map(|h| h.period_bytes).collect();
+    periods.sort_unstable();
+    periods.dedup();
+    if let [period] = periods[..] {
+        profile.period = Some((SampleType::new("space", "bytes"), period as i64));
+    }
     for process in &incident.processes {
+        profile.comments.extend(process.heaps.iter().map(|heap| heap_comment(process, heap)));
         let root = profile.frame(Frame::label(&process.comm));
         let several = counted(process).count() > 1;
         for (heap, stack) in counted(process).flat_map(|heap| heap.stacks.iter().map(move |stack| (heap, stack))) {
@@ -204,15 +263,17 @@ pub fn heap(incident: &Incident) -> Profile {
                 indices.push(profile.frame(Frame::label(heap.witness.title())));
             }
             indices.extend(frames.into_iter().rev().map(|frame| profile.frame(frame)));
-            let (inuse, alloc) = (&stack.inuse, &stack.alloc);
+            let values = [stack.inuse.bytes, stack.inuse.objects, stack.alloc.bytes, stack.alloc.objects];
+            let spread = [stack.inuse, stack.alloc]
+                .into_iter()
+                .flat_map(|e| [Spread::new(e.samples, e.sigma_bytes), Spread::new(e.samples, e.sigma_objects)]);
             profile.samples.push(Sample {
                 stack: indices,
-                values: [inuse.bytes, inuse.objects, alloc.bytes, alloc.objects].map(|v| v as i64).to_vec(),
+                values: values.map(|v| v as i64).to_vec(),
+                spread: spread.collect(),
                 labels: vec![
                     ("pid".to_owned(), LabelValue::Number(i64::from(process.pid), String::new())),
                     ("witness".to_owned(), LabelValue::Text(heap.witness.title().to_owned())),
-                    ("inuse_sigma".to_owned(), LabelValue::Number(inuse.sigma_bytes as i64, "bytes".to_owned())),
-                    ("inuse_samples".to_owned(), LabelValue::Number(inuse.samples as i64, String::new())),
                 ],
             });
         }
@@ -239,7 +300,7 @@ pub fn memory(incident: &Incident) -> Profile {
             if bytes > 0 {
                 let stack = vec![root, profile.frame(Frame::label(kind)), profile.frame(Frame::label(name))];
                 let labels = vec![("pid".to_owned(), LabelValue::Number(i64::from(process.pid), String::new()))];
-                profile.samples.push(Sample { stack, values: vec![bytes as i64], labels });
+                profile.samples.push(Sample { stack, values: vec![bytes as i64], labels, ..Sample::default() });
             }
         };
         let mut rest = process.memory.pss_bytes;

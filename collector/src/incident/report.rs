@@ -1,11 +1,12 @@
 //! `report.html`: the incident for a browser, in one file.
 
-use super::model::{Incident, Process, StepOutcome};
-use super::profile::View;
+use super::heaps::{self, HeapRow};
+use super::model::{Estimate, Incident, Process, StepOutcome};
+use super::profile::{self, View};
 use super::show;
 use super::units;
 use askama::Template;
-use reprieve_flamegraph::top;
+use reprieve_flamegraph::top::{self, TopStack};
 use std::borrow::Borrow;
 
 #[derive(Template)]
@@ -16,22 +17,48 @@ struct Report<'a> {
     time: String,
     hold_line: Option<String>,
     processes: Vec<&'a Process>,
-    stacks: Vec<top::TopStack>,
-    owners: Vec<top::TopStack>,
+    stacks: Vec<Listed>,
+    owners: Vec<Listed>,
     heap_line: Option<String>,
+    heaps: Vec<HeapRow<'a>>,
     graphs: Vec<Graph<'a>>,
     unknown: Vec<String>,
 }
 
+/// A view and its drawings, one for each sample type.
 struct Graph<'a> {
     view: &'a View,
+    drawings: Vec<Drawing<'a>>,
+}
+
+struct Drawing<'a> {
+    stem: String,
+    label: &'a str,
+    /// Empty where there was nothing to draw.
     svg: &'a str,
 }
 
-/// The page. `graphs` are views with their SVG, empty where there was nothing
-/// to draw.
+impl<'a> Graph<'a> {
+    fn new(view: &'a View, images: &'a [String]) -> Self {
+        let drawings = view.profile.sample_types.iter().zip(images).enumerate().map(|(index, (kind, svg))| Drawing {
+            stem: view.stem(index),
+            label: profile::meaning(&kind.kind),
+            svg,
+        });
+        Graph { view, drawings: drawings.collect() }
+    }
+}
+
+/// A stack in a list.
+struct Listed {
+    value: String,
+    stack: TopStack,
+}
+
+/// The page. `graphs` are views with an SVG for each sample type, empty where
+/// there was nothing to draw.
 #[must_use]
-pub fn html(incident: &Incident, graphs: &[(View, String)]) -> String {
+pub fn html(incident: &Incident, graphs: &[(View, Vec<String>)]) -> String {
     let mut processes: Vec<&Process> = incident.processes.iter().collect();
     processes.sort_by_key(|p| std::cmp::Reverse(p.memory.pss_bytes));
     let mut unknown = show::misses(incident);
@@ -40,8 +67,13 @@ pub fn html(incident: &Incident, graphs: &[(View, String)]) -> String {
         unknown.extend(process.gaps.iter().map(|gap| format!("{} [{}]: {gap}", process.comm, process.pid)));
     }
     let top_of = |name: &str| {
-        let view = graphs.iter().find(|(view, _)| view.name == name);
-        view.map(|(view, _)| top::stacks(&view.profile, 0, 5)).unwrap_or_default()
+        let profiles = graphs.iter().filter(|(view, _)| view.name == name).map(|(view, _)| &view.profile);
+        profiles
+            .flat_map(|profile| {
+                let listed = |stack| Listed { value: show::value(&stack, &profile.sample_types[0]), stack };
+                top::stacks(profile, 0, 3).into_iter().map(listed)
+            })
+            .collect()
     };
     let report = Report {
         incident,
@@ -52,7 +84,8 @@ pub fn html(incident: &Incident, graphs: &[(View, String)]) -> String {
         stacks: top_of("threads"),
         owners: top_of("heap"),
         heap_line: show::heap_line(incident),
-        graphs: graphs.iter().map(|(view, svg)| Graph { view, svg }).collect(),
+        heaps: heaps::rows(incident),
+        graphs: graphs.iter().map(|(view, images)| Graph::new(view, images)).collect(),
         unknown,
     };
     // Rendering into a String fails only where a Display does; none of ours does.
@@ -63,6 +96,14 @@ pub fn html(incident: &Incident, graphs: &[(View, String)]) -> String {
 
 fn bytes(bytes: impl Borrow<u64>) -> String {
     units::bytes(*bytes.borrow())
+}
+
+fn estimate(estimate: impl Borrow<Estimate>) -> String {
+    show::estimate_bytes(estimate.borrow())
+}
+
+fn number(number: impl Borrow<u64>) -> String {
+    units::grouped(*number.borrow())
 }
 
 fn micros(us: impl Borrow<u64>) -> String {

@@ -1,9 +1,11 @@
 //! An incident as text for a terminal.
 
-use super::model::{Heap, HoldReport, Incident, SymbolState, Trigger};
+use super::heaps;
+use super::model::{Estimate, HoldReport, Incident, SymbolState, Trigger};
 use super::profile;
-use super::units::{bytes, count, micros, time};
-use reprieve_flamegraph::{Profile, top};
+use super::units::{bytes, count, grouped, micros, time};
+use reprieve_flamegraph::top::{self, TopStack};
+use reprieve_flamegraph::{Profile, SampleType};
 use std::fmt::Write;
 use std::path::Path;
 
@@ -13,6 +15,15 @@ const STACKS: usize = 3;
 const FRAMES: usize = 8;
 /// Processes shown.
 const PROCESSES: usize = 8;
+
+/// How to show an incident.
+#[derive(Debug, Clone, Copy)]
+pub struct Layout<'a> {
+    /// Columns of the terminal.
+    pub width: usize,
+    /// Sample type by which heap stacks are ranked, like `alloc_space`.
+    pub sample_type: &'a str,
+}
 
 /// What happened, in one sentence.
 #[must_use]
@@ -64,25 +75,50 @@ pub fn hold_line(hold: &HoldReport) -> String {
 /// What the heap witnesses saw, in one sentence; `None` without any.
 #[must_use]
 pub fn heap_line(incident: &Incident) -> Option<String> {
-    let heaps: Vec<_> = incident.processes.iter().flat_map(profile::counted).collect();
-    let first = heaps.first()?;
-    let sum = |of: fn(&Heap) -> u64| heaps.iter().map(|h| of(h)).sum::<u64>();
-    // Errors of different processes are independent.
-    let sigma = heaps.iter().map(|h| (h.inuse.sigma_bytes as f64).powi(2)).sum::<f64>().sqrt() as u64;
+    let rows = heaps::rows(incident);
+    let processes = incident.processes.iter().filter(|p| !p.heaps.is_empty()).count();
+    let all = if rows.len() > 1 { rows.last()?.clone() } else { heaps::sum(&rows)? };
+    let period = all.period_bytes.map_or(String::new(), |period| format!(" (one in {})", bytes(period)));
     let mut line = format!(
-        "{} ± {} live in {} of {}, estimated from {} (one in {})",
-        bytes(sum(|h| h.inuse.bytes)),
-        bytes(sigma),
-        heaps.len(),
+        "{} live in {processes} of {}, estimated from {}{period}; {} ever allocated",
+        estimate_bytes(&all.inuse),
         count(incident.processes.len() as u64, "process"),
-        count(sum(|h| h.inuse.samples), "sample"),
-        bytes(first.period_bytes)
+        count(all.inuse.samples, "sample"),
+        bytes(all.alloc.bytes),
     );
-    let lost = sum(|h| h.lost_bytes);
-    if lost > 0 {
-        line.push_str(&format!("; {} more found no room in the table", bytes(lost)));
+    if all.lost_bytes > 0 {
+        line.push_str(&format!("; {} more found no room in the table", bytes(all.lost_bytes)));
     }
     Some(line)
+}
+
+/// `245 MiB ± 1.9 MiB`.
+#[must_use]
+pub fn estimate_bytes(estimate: &Estimate) -> String {
+    format!("{} ± {}", bytes(estimate.bytes), bytes(estimate.sigma_bytes))
+}
+
+/// A value of a sample type, with its error where it is an estimate.
+#[must_use]
+pub fn value(stack: &TopStack, sample_type: &SampleType) -> String {
+    let say = |value: u64| match sample_type.unit.as_str() {
+        "bytes" => bytes(value),
+        _ => grouped(value),
+    };
+    let noun = match sample_type.kind.as_str() {
+        "threads" if stack.value == 1 => " thread",
+        "threads" => " threads",
+        "inuse_objects" | "alloc_objects" => " objects",
+        _ => "",
+    };
+    let mut text = say(stack.value.unsigned_abs());
+    if stack.spread.samples > 0 {
+        let sigma = say(stack.spread.sigma() as u64);
+        text.push_str(&format!(" ± {sigma}{noun} from {}", count(stack.spread.samples, "sample")));
+    } else {
+        text.push_str(noun);
+    }
+    text
 }
 
 /// How many frames have no name, and why; empty when all have.
@@ -116,10 +152,10 @@ pub fn misses(incident: &Incident) -> Vec<String> {
     lines
 }
 
-/// The whole page, no line wider than `width` but for the report's path.
+/// The whole page, no line wider than the layout's width but for the report's path.
 #[must_use]
-pub fn page(incident: &Incident, dir: &Path, width: usize) -> String {
-    let mut page = Page { text: String::new(), width };
+pub fn page(incident: &Incident, dir: &Path, layout: Layout<'_>) -> String {
+    let mut page = Page { text: String::new(), width: layout.width };
     page.prose("", &headline(incident));
     page.row(&format!("{}  kernel {}  {}", time(incident.time_unix_us), incident.host.kernel, incident.host.name));
     if let Some(verdict) = &incident.verdict {
@@ -139,7 +175,7 @@ pub fn page(incident: &Incident, dir: &Path, width: usize) -> String {
         }
     }
     page.processes(incident);
-    page.heap(incident);
+    page.heap(incident, layout.sample_type);
     page.threads(incident);
     let unknown: Vec<String> = misses(incident).into_iter().chain(incident.gaps.iter().cloned()).collect();
     if !unknown.is_empty() {
@@ -206,30 +242,51 @@ impl Page {
         }
     }
 
-    fn heap(&mut self, incident: &Incident) {
-        if let Some(line) = heap_line(incident) {
-            self.prose("\nWHO OWNS THE HEAP  ", &line);
-            self.stacks(&profile::heap(incident), bytes);
+    fn heap(&mut self, incident: &Incident, sample_type: &str) {
+        let Some(line) = heap_line(incident) else { return };
+        self.prose("\nWHO OWNS THE HEAP  ", &line);
+        let rows = heaps::rows(incident);
+        if rows.len() > 1 {
+            self.row("      PID               LIVE     EVER  ONE IN  WITNESS   NAME");
         }
+        for row in rows.iter().filter(|_| rows.len() > 1).take(PROCESSES) {
+            let Some(process) = row.process else { continue };
+            self.row(&format!(
+                "  {:>7} {:>18} {:>8} {:>7}  {:9} {}{}",
+                process.pid,
+                estimate_bytes(&row.inuse),
+                bytes(row.alloc.bytes),
+                row.period_bytes.map_or(String::new(), bytes),
+                row.witness,
+                process.comm,
+                if row.is_counted { "" } else { "  (seen better above: not in the sum)" },
+            ));
+        }
+        let profile = profile::heap(incident);
+        let chosen = profile.find(sample_type).unwrap_or(0);
+        if chosen > 0 {
+            self.row(&format!("  by {}:", profile::meaning(&profile.sample_types[chosen].kind)));
+        }
+        self.stacks(&profile, chosen);
     }
 
     fn threads(&mut self, incident: &Incident) {
         if incident.processes.iter().any(|p| !p.threads.is_empty()) {
             self.row("\nTHREADS BY STACK  (who was running when memory ran out)");
-            self.stacks(&profile::threads(incident), |value| count(value, "thread"));
+            self.stacks(&profile::threads(incident), 0);
         }
     }
 
-    fn stacks(&mut self, profile: &Profile, say: impl Fn(u64) -> String) {
-        for stack in top::stacks(profile, 0, STACKS) {
-            let value = say(stack.value.unsigned_abs());
+    fn stacks(&mut self, profile: &Profile, sample_type: usize) {
+        for stack in top::stacks(profile, sample_type, STACKS) {
+            let value = value(&stack, &profile.sample_types[sample_type]);
             self.row(&format!("  {value}, {:.0} %  {}", stack.share * 100.0, stack.labels.join(" ")));
             for frame in stack.frames.iter().take(FRAMES) {
                 self.row(&format!("      {frame}"));
             }
             let more = stack.frames.len().saturating_sub(FRAMES) as u64;
             if more > 0 {
-                self.row(&format!("      … {} more", count(more, "frame")));
+                self.row(&format!("      … and {}", count(more, "more frame")));
             }
         }
     }

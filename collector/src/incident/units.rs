@@ -17,6 +17,14 @@ pub fn bytes(bytes: u64) -> String {
     format!("{value:.1} TiB")
 }
 
+/// A number with its digits in groups: `1 234 567`.
+#[must_use]
+pub fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let groups: Vec<&str> = digits.as_bytes().rchunks(3).rev().filter_map(|g| std::str::from_utf8(g).ok()).collect();
+    groups.join(" ")
+}
+
 /// Microseconds as ms or s.
 #[must_use]
 pub fn micros(us: u64) -> String {

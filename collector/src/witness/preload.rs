@@ -87,6 +87,7 @@ struct Sum {
     objects: f64,
     samples: u64,
     variance: f64,
+    objects_variance: f64,
 }
 
 impl Sum {
@@ -99,6 +100,7 @@ impl Sum {
         self.objects += 1.0 / p;
         self.samples += 1;
         self.variance += weighted * weighted * (1.0 - p);
+        self.objects_variance += (1.0 - p) / (p * p);
     }
 
     /// What a stack ever allocated, which the library sums up itself.
@@ -108,6 +110,7 @@ impl Sum {
             objects: stack.alloc_objects as f64,
             samples: stack.alloc_samples,
             variance: stack.alloc_variance_kib2 as f64 * 1024.0 * 1024.0,
+            objects_variance: stack.alloc_objects_variance as f64,
         }
     }
 
@@ -116,6 +119,7 @@ impl Sum {
         self.objects += other.objects;
         self.samples += other.samples;
         self.variance += other.variance;
+        self.objects_variance += other.objects_variance;
     }
 
     fn estimate(&self) -> Estimate {
@@ -124,6 +128,7 @@ impl Sum {
             objects: self.objects as u64,
             samples: self.samples,
             sigma_bytes: self.variance.sqrt() as u64,
+            sigma_objects: self.objects_variance.sqrt() as u64,
         }
     }
 }

@@ -10,7 +10,7 @@
 //! aarch64; counters that a filter keeps are single bytes.
 
 /// First word of the region: the name and version of this layout.
-pub const MAGIC: u64 = u64::from_le_bytes(*b"RPRVHP01");
+pub const MAGIC: u64 = u64::from_le_bytes(*b"RPRVHP02");
 
 /// Unit in which the region is dealt out.
 pub const SLAB_BYTES: usize = 128 << 10;
@@ -154,8 +154,10 @@ pub mod stack {
     pub const ALLOC_SAMPLES: usize = 40;
     /// Variance of the estimate of bytes, in KiB squared.
     pub const ALLOC_VARIANCE: usize = 48;
+    /// Variance of the estimate of blocks.
+    pub const ALLOC_OBJECTS_VARIANCE: usize = 56;
     /// Return addresses, innermost first.
-    pub const FRAMES: usize = 56;
+    pub const FRAMES: usize = 64;
 
     /// In [`LENGTH`]: it does not reach the thread's start.
     pub const FLAG_CUT: u64 = 1 << 32;

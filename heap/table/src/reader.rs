@@ -65,6 +65,8 @@ pub struct Stack {
     pub alloc_samples: u64,
     /// Variance of `alloc_bytes`, in KiB squared.
     pub alloc_variance_kib2: u64,
+    /// Variance of `alloc_objects`.
+    pub alloc_objects_variance: u64,
 }
 
 /// Reads all homes. Time and memory are bounded by the size of the region,
@@ -176,6 +178,7 @@ fn read_stack(region: Region<'_>, at: u64, budget: &mut usize) -> Option<(Stack,
         alloc_objects: word(stack::ALLOC_OBJECTS) / 1024,
         alloc_samples: word(stack::ALLOC_SAMPLES),
         alloc_variance_kib2: word(stack::ALLOC_VARIANCE),
+        alloc_objects_variance: word(stack::ALLOC_OBJECTS_VARIANCE),
     };
     Some((stack, word(stack::NEXT)))
 }

@@ -123,6 +123,7 @@ impl<'a> Writer<'a> {
             words.add(at + stack::ALLOC_OBJECTS, (weight * 1024.0) as u64);
             words.add(at + stack::ALLOC_SAMPLES, 1);
             words.add(at + stack::ALLOC_VARIANCE, (kib * kib * (1.0 - allocation.probability)) as u64);
+            words.add(at + stack::ALLOC_OBJECTS_VARIANCE, (weight * weight * (1.0 - allocation.probability)) as u64);
         }
         let flag = if allocation.mapping { sample::FLAG_MAPPING } else { 0 };
         let entry = Entry {
