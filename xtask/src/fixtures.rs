@@ -25,7 +25,26 @@ pub fn build_bench(root: &Path) -> Result<PathBuf> {
     let out = root.join("target/fixtures-bench");
     fs::create_dir_all(&out).with_context(|| format!("failed to make {}", out.display()))?;
     compile_all(root, "bench", "c++", "cc", &out)?;
+    compile_all(root, "bench", "cc", "c", &out)?;
+    let source = |name: &str| root.join("fixtures/bench").join(name);
+    let rustc = ["rustc", "--edition=2024", "-O", "-g", "-o"];
+    compile_one(&rustc, &source("heap_truth.rs"), &out.join("heap_truth_rs"))?;
+    compile_one(&["go", "build", "-o"], &source("heap_truth.go"), &out.join("heap_truth_go"))?;
+    let script = out.join("heap_truth.py");
+    fs::copy(source("heap_truth.py"), &script).with_context(|| format!("failed to copy {}", script.display()))?;
     Ok(out)
+}
+
+/// Compiles one source that is newer than its program.
+fn compile_one(command: &[&str], source: &Path, program: &Path) -> Result<()> {
+    if modified(program) > modified(source) {
+        return Ok(());
+    }
+    let status = Command::new(command[0]).args(&command[1..]).args([program, source]).status();
+    match status.with_context(|| format!("failed to run {}", command[0]))?.success() {
+        true => Ok(()),
+        false => bail!("{} did not compile; the compiler's words are above", source.display()),
+    }
 }
 
 /// Compiles what is older than its source, in one folder of fixtures.

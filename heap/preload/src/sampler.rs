@@ -154,5 +154,10 @@ fn seed(attached: &Attached) -> u64 {
         // and then the clock and the thread's number must do.
         unsafe { libc::getrandom((&raw mut base).cast(), size_of::<u64>(), libc::GRND_NONBLOCK) };
     }
-    (base ^ thread.wrapping_mul(0x9e37_79b9_7f4a_7c15)) | 1
+    // Seeds that differ in a bit or two must not give similar numbers: SplitMix64
+    // (Steele, Lea and Flood, Fast splittable pseudorandom number generators).
+    let mut z = base.wrapping_add(thread.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    (z ^ (z >> 31)) | 1
 }

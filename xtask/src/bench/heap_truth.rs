@@ -2,7 +2,7 @@
 //! program counted, over many seeds.
 
 use crate::demo::{BUILD_PACKAGES, build_release};
-use crate::deps;
+use crate::deps::{self, Package};
 use crate::fixtures;
 use anyhow::{Context, Result, ensure};
 use std::collections::BTreeMap;
@@ -10,15 +10,24 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
-/// How the program allocates, and the limit that lets it.
-const MODES: &[(&str, &str)] = &[
-    ("leak", "192M"),
-    ("churn", "192M"),
-    ("burst", "768M"),
-    ("cache", "192M"),
-    ("tiny", "192M"),
-    ("large", "192M"),
-    ("threads", "192M"),
+/// What allocates in a known way: program and argument, and the limit that lets it.
+const LOADS: &[(&str, &str, &str)] = &[
+    ("heap_truth", "leak", "192M"),
+    ("heap_truth", "churn", "192M"),
+    ("heap_truth", "burst", "768M"),
+    ("heap_truth", "cache", "192M"),
+    ("heap_truth", "tiny", "192M"),
+    ("heap_truth", "large", "192M"),
+    ("heap_truth", "threads", "192M"),
+    ("heap_truth_c", "C", "192M"),
+    ("heap_truth_rs", "Rust", "192M"),
+    ("heap_truth.py", "Python", "192M"),
+    ("heap_truth_go", "Go", "192M"),
+];
+/// For the languages other than C++.
+const PACKAGES: &[Package] = &[
+    Package { name: "python3", why: "one of the programs is in Python" },
+    Package { name: "golang-go", why: "one of the programs is in Go" },
 ];
 const PERIOD: &str = "64K";
 /// Sites below this share of the total are not judged.
@@ -37,18 +46,22 @@ struct Judged {
 }
 
 /// Measures and prints.
-pub fn run(root: &Path, seeds: u64) -> Result<ExitCode> {
+pub fn run(root: &Path, seeds: u64, only: Option<&str>) -> Result<ExitCode> {
     ensure!(seeds > 0, "--seeds must be at least 1");
     deps::ensure(BUILD_PACKAGES)?;
+    deps::ensure(PACKAGES)?;
     let reprieve = build_release(root)?;
-    let program = fixtures::build_bench(root)?.join("heap_truth");
+    let programs = fixtures::build_bench(root)?;
     println!("Live bytes at the OOM, estimated from one sample in {PERIOD}; {seeds} seeds.\n");
     println!(
         "{:8} {:16} {:>10} {:>8} {:>8} {:>9} {:>9}",
         "program", "site", "truth MiB", "mean", "1 sigma", "within 3", "worst"
     );
     let (mut all, mut within, mut met) = (0, 0, true);
-    for (mode, limit) in MODES {
+    for (program, mode, limit) in
+        LOADS.iter().filter(|(program, mode, _)| only.is_none_or(|only| only == *mode || only == *program))
+    {
+        let program = programs.join(program);
         let mut sites: BTreeMap<String, Vec<Judged>> = BTreeMap::new();
         for seed in 1..=seeds {
             for (site, judged) in one(&reprieve, &program, mode, limit, seed)? {
@@ -74,6 +87,7 @@ pub fn run(root: &Path, seeds: u64) -> Result<ExitCode> {
             met &= (mean - 1.0).abs() <= AIM_BIAS.max(3.0 * sigma / n.sqrt());
         }
     }
+    ensure!(all > 0, "there is no such load; see `--help`");
     let share = within as f64 / all as f64;
     met &= share >= AIM_WITHIN;
     let word = if met { "met" } else { "MISSED" };
@@ -122,7 +136,11 @@ fn estimate(incident: &serde_json::Value, function: &str) -> (f64, f64) {
     }
     let heap = &incident["processes"][0]["heaps"][0];
     let is_named = |index: &serde_json::Value| {
-        let at = &heap["frames"][index.as_u64().unwrap_or(0) as usize]["at"];
+        let frame = &heap["frames"][index.as_u64().unwrap_or(0) as usize];
+        if let Some(named) = frame["named"]["function"].as_str() {
+            return named.starts_with(function);
+        }
+        let at = &frame["at"];
         let key = (at["module"].as_u64().unwrap_or(0), at["svma"].as_u64().unwrap_or(0));
         names.get(&key).copied().unwrap_or(false)
     };

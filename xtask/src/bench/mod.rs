@@ -31,6 +31,10 @@ pub enum Bench {
         /// Runs of each program, each with a seed of its own.
         #[arg(long, default_value_t = 100)]
         seeds: u64,
+        /// Only one load: leak, churn, burst, cache, tiny, large, threads, C, Rust,
+        /// Python or Go.
+        #[arg(long)]
+        only: Option<String>,
     },
 }
 
@@ -38,7 +42,7 @@ pub enum Bench {
 pub fn run(root: &Path, bench: &Bench) -> Result<ExitCode> {
     match bench {
         Bench::Hold { rounds } => hold::run(root, *rounds),
-        Bench::HeapTruth { seeds } => heap_truth::run(root, *seeds),
+        Bench::HeapTruth { seeds, only } => heap_truth::run(root, *seeds, only.as_deref()),
         Bench::HeapCost { rounds } => heap_cost::run(root, *rounds),
     }
 }
