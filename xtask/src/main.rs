@@ -4,6 +4,7 @@ mod bench;
 mod demo;
 mod deps;
 mod fixtures;
+mod fuzz;
 mod test;
 mod vm;
 
@@ -37,6 +38,14 @@ enum Task {
         #[command(subcommand)]
         bench: bench::Bench,
     },
+    /// Feed hostile memory to everything that reads a target's.
+    Fuzz {
+        /// Only this target; all without.
+        target: Option<String>,
+        /// Time for each.
+        #[arg(long, default_value_t = 600)]
+        seconds: u64,
+    },
     /// Run all checks and tests.
     Test {
         /// Only the stages whose name contains this.
@@ -55,6 +64,7 @@ fn main() -> Result<ExitCode> {
     match Cli::parse().task {
         Task::Demo { memory, command } => demo::run(&root, &memory, &command),
         Task::Bench { bench } => bench::run(&root, &bench),
+        Task::Fuzz { target, seconds } => fuzz::run(&root, target.as_deref(), seconds),
         Task::Test { only } => test::run(&root, only.as_deref()),
         Task::Vm { command } => vm::cli(&root, command),
     }

@@ -2,7 +2,7 @@
 
 use crate::demo::{BUILD_PACKAGES, build_release, target};
 use crate::deps::{self, Package};
-use crate::{fixtures, vm};
+use crate::{fixtures, fuzz, vm};
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -30,6 +30,7 @@ const STAGES: &[Stage] = &[
     ("build", build),
     ("tests", tests),
     ("fixtures", fixture_tests),
+    ("fuzz", fuzz_shortly),
     ("guest", guest),
 ];
 
@@ -38,6 +39,8 @@ const STAGES: &[Stage] = &[
 const GUEST_TESTS: &[&str] = &["v2", "run", "snapshot", "documented", "guardian_dies", "unharmed"];
 /// Share of the host's rounds that tests which repeat do there, under emulation.
 const GUEST_ROUNDS_PERCENT: &str = "20";
+/// Time for each fuzz target, in seconds.
+const FUZZ_SECONDS: u64 = 5;
 /// Time for them under emulation.
 const GUEST_TIME: Duration = Duration::from_secs(600);
 
@@ -141,6 +144,11 @@ fn build_heap_library(root: &Path) -> Result<PathBuf> {
 fn fixture_tests(root: &Path) -> Result<()> {
     let fixtures = fixtures::build(root)?;
     cargo(root, &["test", "--release", "-p", "reprieve-fixtures"], &[("REPRIEVE_FIXTURES", fixtures.as_path())])
+}
+
+/// Each fuzz target for a moment; `cargo xtask fuzz` takes its time.
+fn fuzz_shortly(root: &Path) -> Result<()> {
+    if fuzz::run(root, None, FUZZ_SECONDS)? == ExitCode::SUCCESS { Ok(()) } else { bail!("a fuzz target crashed") }
 }
 
 /// The same tests on a stock 6.12 kernel with cgroup version 2.

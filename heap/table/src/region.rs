@@ -113,6 +113,9 @@ impl<'a> Region<'a> {
     /// What a slab is and whose: kind and home slab.
     #[must_use]
     pub fn owner(self, slab: usize) -> (u64, usize) {
+        if slab >= self.state().slabs {
+            return (kind::FREE, 0);
+        }
         let word = self.words.load(region::OWNERS + slab * 8);
         (word & 0xf, (word >> 32) as usize)
     }
