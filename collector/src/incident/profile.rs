@@ -101,12 +101,31 @@ fn thread_frames(
     thread: &Thread,
 ) -> Vec<Frame> {
     let mut frames = Vec::new();
-    for (raw, at) in thread.stack.frames.iter().zip(&thread.frame_modules) {
+    let script = |native: Option<u32>| thread.script.iter().filter(move |frame| frame.native == native);
+    for (index, (raw, at)) in thread.stack.frames.iter().zip(&thread.frame_modules).enumerate() {
+        // What an interpreter runs tells more than how it runs it.
+        let before = frames.len();
+        frames.extend(script(u32::try_from(index).ok()).map(|script| known_frame(&script.frame)));
+        if frames.len() > before {
+            continue;
+        }
         let kind = if raw.found == FoundBy::FramePointer { FrameKind::Guessed } else { FrameKind::Function };
         frames.extend(named_frames(incident, symbols, raw.address.0, *at, kind));
     }
+    frames.extend(script(None).map(|script| known_frame(&script.frame)));
     frames.reverse();
     frames
+}
+
+/// A frame that needs no symbols.
+fn known_frame(frame: &reprieve_symbolizer::Frame) -> Frame {
+    Frame {
+        name: frame.function.clone(),
+        file: frame.file.clone(),
+        line: frame.line,
+        inlined: frame.inlined,
+        ..Frame::default()
+    }
 }
 
 /// The frames of one address, innermost first: more than one where functions
@@ -164,13 +183,7 @@ fn heap_frames(
     frame: &HeapFrame,
 ) -> Vec<Frame> {
     match &frame.named {
-        Some(named) => vec![Frame {
-            name: named.function.clone(),
-            file: named.file.clone(),
-            line: named.line,
-            inlined: named.inlined,
-            ..Frame::default()
-        }],
+        Some(named) => vec![known_frame(named)],
         None => named_frames(incident, symbols, frame.address, frame.at, FrameKind::Function),
     }
 }

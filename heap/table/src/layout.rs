@@ -10,7 +10,7 @@
 //! aarch64; counters that a filter keeps are single bytes.
 
 /// First word of the region: the name and version of this layout.
-pub const MAGIC: u64 = u64::from_le_bytes(*b"RPRVHP01");
+pub const MAGIC: u64 = u64::from_le_bytes(*b"RPRVHP02");
 
 /// Unit in which the region is dealt out.
 pub const SLAB_BYTES: usize = 128 << 10;
@@ -144,7 +144,7 @@ pub mod stack {
     pub const HASH: usize = 0;
     /// Offset of the next with the same place in the index, or 0.
     pub const NEXT: usize = 8;
-    /// Number of frames | [`FLAG_CUT`].
+    /// Number of words of its frames | [`FLAG_CUT`].
     pub const LENGTH: usize = 16;
     /// Estimated bytes allocated with it, ever.
     pub const ALLOC_BYTES: usize = 24;
@@ -154,7 +154,7 @@ pub mod stack {
     pub const ALLOC_SAMPLES: usize = 40;
     /// Variance of the estimate of bytes, in KiB squared.
     pub const ALLOC_VARIANCE: usize = 48;
-    /// Return addresses, innermost first.
+    /// The words of its frames, innermost first ([`crate::frames`]).
     pub const FRAMES: usize = 56;
 
     /// In [`LENGTH`]: it does not reach the thread's start.

@@ -113,7 +113,7 @@ impl<'a> Region<'a> {
     /// What a slab is and whose: kind and home slab.
     #[must_use]
     pub fn owner(self, slab: usize) -> (u64, usize) {
-        let word = self.words.load(region::OWNERS + slab * 8);
+        let word = self.words.load(region::OWNERS.saturating_add(slab.saturating_mul(8)));
         (word & 0xf, (word >> 32) as usize)
     }
 
