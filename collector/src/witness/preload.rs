@@ -16,11 +16,7 @@ const NO_LIBRARY: &str = "its heap is not known: it is static, setuid, has a mal
 
 /// What the library recorded in a process, or why there is nothing.
 /// `python` names the frames of that interpreter.
-pub fn look(
-    target: &mut Target<'_>,
-    tables: &ProcessTables,
-    mut python: Option<&mut Python>,
-) -> Result<Heap, String> {
+pub fn look(target: &mut Target<'_>, tables: &ProcessTables, mut python: Option<&mut Python>) -> Result<Heap, String> {
     // The table of the program that it was before an exec is not its own.
     let is_mapped = |t: &&ProcessTable| target.maps.iter().any(|m| m.start == t.base && m.name.contains(TABLE_NAME));
     let table = tables.by_pid.get(&target.pid).filter(is_mapped).ok_or_else(|| NO_LIBRARY.to_owned())?;

@@ -26,10 +26,11 @@ pub struct Python {
 /// is told in `gaps`.
 pub fn find(target: &mut Target<'_>, gaps: &mut Vec<String>) -> Option<Python> {
     for module in target.modules {
-        let Some((range, _)) = module.image.section_data(".PyRuntime") else {
-            gaps.extend(other_python(target.module_path(module)));
+        if let Some(why) = other_python(target.module_path(module)) {
+            gaps.push(why);
             continue;
-        };
+        }
+        let Some((range, _)) = module.image.section_data(".PyRuntime") else { continue };
         match Interpreter::open(target.memory, place(module, range.start)) {
             Ok(interpreter) => return Some(Python { interpreter, codes: Codes::default() }),
             Err(why) => gaps.push(format!("Python's frames are not told: {why}")),
@@ -72,16 +73,22 @@ fn other_python(path: &str) -> Option<String> {
     let version = version.split(".so").next().unwrap_or(version).trim_end_matches(['m', 'd', 'u']);
     let mut numbers = version.splitn(2, '.').map(str::parse::<u32>);
     match (numbers.next()?, numbers.next()?) {
-        (Ok(major), Ok(minor)) if (major, minor) < (3, 11) => {
-            Some(format!("Python {version}: its frames are not told, native ones are; those of 3.11 and later would be"))
-        }
+        (Ok(major), Ok(minor)) if (major, minor) < (3, 11) => Some(format!(
+            "Python {version}: its frames are not told, native ones are; those of 3.11 and later would be"
+        )),
         _ => None,
     }
 }
 
 impl Python {
     /// The frame of a function in the past or present.
-    pub fn name(&mut self, memory: &mut TargetMemory, code: u64, check: Option<u16>, instruction: Option<u32>) -> Frame {
+    pub fn name(
+        &mut self,
+        memory: &mut TargetMemory,
+        code: u64,
+        check: Option<u16>,
+        instruction: Option<u32>,
+    ) -> Frame {
         let mut memory = Bounded::new(memory, NAMES_BYTES);
         match self.codes.get(&self.interpreter, &mut memory, code, check) {
             Some(code) => Frame {
@@ -172,10 +179,13 @@ mod tests {
 
     #[test]
     fn pythons_that_are_not_looked_at() {
-        for path in ["/usr/lib/libpython3.10.so.1.0", "/usr/bin/python2.7", "/opt/libpython3.6m.so.1.0", "/x/libpypy3-c.so"] {
+        for path in
+            ["/usr/lib/libpython3.10.so.1.0", "/usr/bin/python2.7", "/opt/libpython3.6m.so.1.0", "/x/libpypy3-c.so"]
+        {
             assert!(other_python(path).is_some(), "{path}");
         }
-        for path in ["/usr/bin/python3", "/usr/bin/python3.11", "/usr/lib/libc.so.6", "/x/libpythonic.so", "python3.x"] {
+        for path in ["/usr/bin/python3", "/usr/bin/python3.11", "/usr/lib/libc.so.6", "/x/libpythonic.so", "python3.x"]
+        {
             assert_eq!(other_python(path), None, "{path}");
         }
     }

@@ -148,20 +148,17 @@ mod tests {
         let (outer_c, inner_c) = (0x7f00_0000u64, 0x7e00_0000u64);
         memory.0.extend([(THREAD + 56, inner_c), (inner_c + 8, 0x3000), (inner_c + 16, outer_c)]);
         // Three frames, of which the second and the third are entries.
-        for (frame, previous, code, is_entry) in
-            [(0x3000u64, 0x2000u64, 0xc0d3u64 << 4, 0u64), (0x2000, 0x1000, 0xc0d2 << 4, 1), (0x1000, 0, 0xc0d1 << 4, 1)]
-        {
+        for (frame, previous, code, is_entry) in [
+            (0x3000u64, 0x2000u64, 0xc0d3u64 << 4, 0u64),
+            (0x2000, 0x1000, 0xc0d2 << 4, 1),
+            (0x1000, 0, 0xc0d1 << 4, 1),
+        ] {
             memory.0.extend([(frame + 32, code), (frame + 48, previous), (frame + 56, code + 190)]);
             memory.0.insert(frame + 64, is_entry << 32);
         }
         let frame = |code: u64| Step::Frame { code: code << 4, instruction: (code << 4) + 190 };
-        let expected = [
-            frame(0xc0d3),
-            frame(0xc0d2),
-            Step::Entry { at: inner_c },
-            frame(0xc0d1),
-            Step::Entry { at: outer_c },
-        ];
+        let expected =
+            [frame(0xc0d3), frame(0xc0d2), Step::Entry { at: inner_c }, frame(0xc0d1), Step::Entry { at: outer_c }];
         assert_eq!(memory.steps(&layout, THREAD), (expected.to_vec(), true));
     }
 

@@ -7,25 +7,26 @@
 //! `_PyCFrame` before 3.12, the outermost of its Python frames since.
 //!
 //! The thread's state is asked for by a function of the stable ABI that takes no
-//! lock; all else is read through process_vm_readv(2), so that a broken pointer is
-//! an error and not a fault.
+//! lock. All else is the thread's own frames and the code that they hold; still each
+//! page is asked about before it is read, so that a broken pointer is an error and
+//! not a fault.
 
 use crate::elf::{Object, Symbols, find_object};
 use core::cell::UnsafeCell;
 use core::mem::{MaybeUninit, transmute};
 use core::ptr;
 use core::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
-use libc::{c_void, iovec};
+use libc::c_void;
 use reprieve_heap_cpython::{DEBUG_OFFSETS_BYTES, Layout, Step, check, walk};
 use reprieve_heap_table::ScriptFrame;
 
 /// The innermost Python frames that are recorded.
 const PYTHON_FRAMES: usize = 112;
-/// Pieces of memory that are read at once: two pages, since callers' frames lie
-/// below in the same piece of the interpreter's own stack.
-const WINDOW_BYTES: usize = 8192;
-/// What a check needs of a code object lies within.
-const IDENTITY_BYTES: usize = 96;
+/// Pages that are known to be readable, while one stack is looked at.
+const PAGES_COUNT: usize = 16;
+const PAGE: u64 = 4096;
+/// No program has memory from here on (mmap(2) without a hint, x86-64).
+const END: u64 = 1 << 47;
 /// Interpreters that come and go with dlclose.
 const PLACES_COUNT: usize = 8;
 
@@ -68,12 +69,7 @@ pub struct Native<'s> {
 pub struct Work {
     frames: [Found; PYTHON_FRAMES],
     count: usize,
-    window: [u8; WINDOW_BYTES],
-    window_start: u64,
-    window_length: usize,
-    identities: [[u8; IDENTITY_BYTES]; PYTHON_FRAMES],
-    local: [iovec; PYTHON_FRAMES],
-    remote: [iovec; PYTHON_FRAMES],
+    memory: Own,
 }
 
 #[derive(Clone, Copy)]
@@ -86,20 +82,56 @@ struct Found {
     entry: u64,
 }
 
-const NO_IOVEC: iovec = iovec { iov_base: ptr::null_mut(), iov_len: 0 };
-
 impl Work {
     /// Unused.
     pub const NEW: Work = Work {
         frames: [Found { code: 0, instruction: 0, check: 0, entry: 0 }; PYTHON_FRAMES],
         count: 0,
-        window: [0; WINDOW_BYTES],
-        window_start: 0,
-        window_length: 0,
-        identities: [[0; IDENTITY_BYTES]; PYTHON_FRAMES],
-        local: [NO_IOVEC; PYTHON_FRAMES],
-        remote: [NO_IOVEC; PYTHON_FRAMES],
+        memory: Own { pages: [0; PAGES_COUNT] },
     };
+}
+
+/// Our own memory, as far as it is readable.
+struct Own {
+    /// Page numbers of readable pages, each in the place of its number.
+    pages: [u64; PAGES_COUNT],
+}
+
+impl Own {
+    fn read(&mut self, at: u64, out: &mut [u8]) -> bool {
+        let Some(end) = at.checked_add(out.len() as u64).filter(|&end| at >= PAGE && end <= END) else { return false };
+        for page in at / PAGE..end.div_ceil(PAGE) {
+            let place = &mut self.pages[page as usize % PAGES_COUNT];
+            if *place != page {
+                if !is_readable(page * PAGE) {
+                    return false;
+                }
+                *place = page;
+            }
+        }
+        // SAFETY: all of it was readable just now. It belongs to frames of this
+        // thread and what they refer to, so nobody unmaps it meanwhile; were a
+        // broken pointer to lead elsewhere, only a concurrent munmap could hurt.
+        unsafe { ptr::copy_nonoverlapping(at as *const u8, out.as_mut_ptr(), out.len()) };
+        true
+    }
+
+    fn word(&mut self, at: u64) -> Option<u64> {
+        let mut bytes = [0; 8];
+        self.read(at, &mut bytes).then(|| u64::from_le_bytes(bytes))
+    }
+}
+
+/// Whether there is memory at an address. rt_sigprocmask(2) reads a set of signals
+/// from there, EFAULT, before it finds that it shall do nothing with it, EINVAL
+/// (kernel/signal.c); a tenth of what process_vm_readv(2) costs.
+fn is_readable(at: u64) -> bool {
+    const NOTHING: i64 = -1;
+    // SAFETY: with that first argument the call changes nothing.
+    unsafe {
+        libc::syscall(libc::SYS_rt_sigprocmask, NOTHING, at, ptr::null_mut::<c_void>(), size_of::<u64>());
+        *libc::__errno_location() == libc::EINVAL
+    }
 }
 
 /// A stack leads through this object for the first time: perhaps it is CPython.
@@ -123,14 +155,14 @@ pub fn forget() {
 fn find(object: &Object) -> Option<Python> {
     let symbols = Symbols::of(object)?;
     let runtime = symbols.find(b"_PyRuntime")?;
+    let mut memory = Own { pages: [0; PAGES_COUNT] };
     let mut bytes = [0; DEBUG_OFFSETS_BYTES];
-    let layout = match read_exact(runtime, &mut bytes).then(|| Layout::from_debug_offsets(&bytes)).flatten() {
+    let layout = match memory.read(runtime, &mut bytes).then(|| Layout::from_debug_offsets(&bytes)).flatten() {
         Some(layout) => layout,
         None => {
-            let mut version = [0; 8];
-            // An unsigned long (Include/pyport.h, Python/getversion.c).
-            read_exact(symbols.find(b"Py_Version")?, &mut version).then_some(())?;
-            Layout::of_version(u32::try_from(u64::from_le_bytes(version)).ok()?)?
+            // An unsigned long (Python/getversion.c).
+            let version = memory.word(symbols.find(b"Py_Version")?)?;
+            Layout::of_version(u32::try_from(version).ok()?)?
         }
     };
     let function = |name: &[u8]| {
@@ -153,7 +185,8 @@ fn find(object: &Object) -> Option<Python> {
 pub fn merge(native: &Native<'_>, work: &mut Work, words: &mut [u64]) -> Option<(usize, bool)> {
     // SAFETY: what is published lives for ever and is not changed.
     let python = unsafe { PYTHON.load(Ordering::Acquire).as_ref() }?;
-    let thread = python.thread_state(native)?;
+    work.memory.pages = [0; PAGES_COUNT];
+    let thread = python.thread_state(native, &mut work.memory)?;
     let whole = work.find_frames(&python.layout, thread);
     if work.count == 0 {
         return None;
@@ -227,7 +260,7 @@ impl Out<'_> {
 
 impl Python {
     /// This thread's `PyThreadState`.
-    fn thread_state(&self, native: &Native<'_>) -> Option<u64> {
+    fn thread_state(&self, native: &Native<'_>, memory: &mut Own) -> Option<u64> {
         // From 3.14 on it is a thread-local variable, which a thread that has
         // nothing to do with Python would have to make first.
         let object = find_object(self.own_state as usize as u64).filter(|o| o.start == self.object)?;
@@ -238,11 +271,9 @@ impl Python {
         if let Some(holder) = self.gil_holder {
             // SAFETY: it reads a global variable; its object is loaded.
             let state = unsafe { holder() };
-            let mut id = [0; 8];
             // SAFETY: pthread_self(3) has no arguments.
             let own = unsafe { libc::pthread_self() } as u64;
-            if state != 0 && read_exact(state.wrapping_add(self.layout.thread.id), &mut id) && u64::from_le_bytes(id) == own
-            {
+            if state != 0 && memory.word(state.wrapping_add(self.layout.thread.id)) == Some(own) {
                 return Some(state);
             }
         }
@@ -255,44 +286,10 @@ impl Python {
 impl Work {
     /// Fills `frames`; returns whether the outermost was reached.
     fn find_frames(&mut self, layout: &Layout, thread: u64) -> bool {
-        self.window_length = 0;
         self.count = 0;
-        let Work { frames, count, window, window_start, window_length, .. } = self;
+        let Work { frames, count, memory, .. } = self;
         let mut is_cut = false;
-        let mut read = |at: u64, out: &mut [u8]| {
-            // Single words are of the thread's state and of the C stack.
-            if out.len() <= 8 {
-                return read_exact(at, out);
-            }
-            let inside = |start: u64, length: usize| {
-                let from = usize::try_from(at.wrapping_sub(start)).ok()?;
-                (from.checked_add(out.len())? <= length).then_some(from)
-            };
-            let from = match inside(*window_start, *window_length) {
-                Some(from) => from,
-                None => {
-                    let Some(end) = at.checked_add(out.len() as u64 + 4095).map(|end| end & !4095) else { return false };
-                    // The page before may not be there.
-                    *window_start = end.saturating_sub(WINDOW_BYTES as u64);
-                    *window_length = WINDOW_BYTES;
-                    if !read_exact(*window_start, &mut window[..]) {
-                        *window_start = at & !4095;
-                        *window_length = usize::try_from(end - *window_start).unwrap_or(0).min(WINDOW_BYTES);
-                        if !read_exact(*window_start, &mut window[..*window_length]) {
-                            *window_length = 0;
-                            return false;
-                        }
-                    }
-                    match inside(*window_start, *window_length) {
-                        Some(from) => from,
-                        None => return false,
-                    }
-                }
-            };
-            out.copy_from_slice(&window[from..from + out.len()]);
-            true
-        };
-        let whole = walk(layout, &mut read, thread, &mut |step| match step {
+        let whole = walk(layout, &mut |at, out| memory.read(at, out), thread, &mut |step| match step {
             // Only the end of the run is still looked for.
             Step::Frame { .. } if *count == PYTHON_FRAMES => {
                 is_cut = true;
@@ -315,41 +312,17 @@ impl Work {
         whole && !is_cut
     }
 
-    /// Reads, by one system call, what tells the code objects from others.
+    /// Finds what tells the code objects from others that come to their place.
     fn find_checks(&mut self, layout: &Layout) {
         let fields = layout.code;
-        let from = fields.qualname.min(fields.linetable).min(fields.first_line);
-        let end = fields.qualname.max(fields.linetable).max(fields.first_line) + 8;
-        let Some(bytes) = usize::try_from(end - from).ok().filter(|&bytes| bytes <= IDENTITY_BYTES) else { return };
-        for index in 0..self.count {
-            self.local[index] = iovec { iov_base: self.identities[index].as_mut_ptr().cast(), iov_len: bytes };
-            let at = self.frames[index].code.wrapping_add(from);
-            self.remote[index] = iovec { iov_base: at as *mut c_void, iov_len: bytes };
-        }
-        let count = self.count as u64;
-        // SAFETY: the local pieces are ours and of that size; what cannot be read
-        // of the others ends the call early.
-        let got = unsafe {
-            libc::process_vm_readv(libc::getpid(), self.local.as_ptr(), count, self.remote.as_ptr(), count, 0)
-        };
-        let complete = usize::try_from(got).unwrap_or(0) / bytes;
-        for (frame, identity) in self.frames[..self.count].iter_mut().zip(&self.identities).take(complete) {
-            let word = |offset: u64| {
-                let mut word = [0; 8];
-                word.copy_from_slice(&identity[(offset - from) as usize..][..8]);
-                u64::from_le_bytes(word)
-            };
-            frame.check = check(word(fields.qualname), word(fields.linetable), word(fields.first_line) as u32);
+        let Work { frames, count, memory, .. } = self;
+        for frame in &mut frames[..*count] {
+            let mut word = |offset: u64| memory.word(frame.code.wrapping_add(offset));
+            if let (Some(qualname), Some(linetable), Some(first_line)) =
+                (word(fields.qualname), word(fields.linetable), word(fields.first_line))
+            {
+                frame.check = check(qualname, linetable, first_line as u32);
+            }
         }
     }
-}
-
-/// Reads our own memory, if it is there.
-fn read_exact(at: u64, out: &mut [u8]) -> bool {
-    let local = iovec { iov_base: out.as_mut_ptr().cast(), iov_len: out.len() };
-    let remote = iovec { iov_base: at as *mut c_void, iov_len: out.len() };
-    // SAFETY: the local buffer is ours and of that size; what cannot be read of the
-    // other is an error.
-    let got = unsafe { libc::process_vm_readv(libc::getpid(), &raw const local, 1, &raw const remote, 1, 0) };
-    usize::try_from(got) == Ok(out.len())
 }

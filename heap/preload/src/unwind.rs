@@ -119,11 +119,7 @@ pub fn with_stack(writer: Writer<'_>, bounds: (u64, u64), use_it: impl FnOnce(St
     let work = unsafe { &mut *scratch.work.get() };
     work.window_words = 0;
     let (length, cut) = walk(writer, work, bounds);
-    let native = python::Native {
-        frames: &work.frames[..length],
-        stack_pointers: &work.stack_pointers[..length],
-        cut,
-    };
+    let native = python::Native { frames: &work.frames[..length], stack_pointers: &work.stack_pointers[..length], cut };
     match python::merge(&native, &mut work.python, &mut work.words) {
         Some((length, cut)) => use_it(Stack { frames: &work.words[..length], cut }),
         None => use_it(Stack { frames: &work.frames[..length], cut }),
