@@ -28,8 +28,7 @@ pub fn views(incident: &Incident) -> Vec<View> {
         views.push(View {
             name: "heap",
             title: "Live heap by stack",
-            explanation: "Who allocated what was not freed when memory ran out. Width is estimated bytes, from \
-                allocations sampled as they were made.",
+            explanation: heap_explanation(incident),
             profile: heap(incident),
         });
     }
@@ -50,6 +49,18 @@ pub fn views(incident: &Incident) -> Vec<View> {
         },
     ]);
     views
+}
+
+/// What the heap's view shows.
+fn heap_explanation(incident: &Incident) -> &'static str {
+    const ALL: &str = "Who allocated what was not freed when memory ran out. Width is estimated bytes, from \
+        allocations sampled as they were made.";
+    const PYTHON: &str = "Who allocated what was not freed when memory ran out. Width is estimated bytes, from \
+        allocations sampled as they were made. Python puts objects of up to 512 bytes into arenas of 1 MiB \
+        (pymalloc): an arena counts for the line that made it grow, so a leak of small objects shows at the lines \
+        that leak, in coarse steps. A program started with PYTHONMALLOC=malloc shows each object's own line.";
+    let is_python = |p: &Process| !p.heaps.is_empty() && p.threads.iter().any(|t| !t.script.is_empty());
+    if incident.processes.iter().any(is_python) { PYTHON } else { ALL }
 }
 
 /// Threads by stack.

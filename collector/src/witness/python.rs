@@ -27,7 +27,10 @@ pub struct Python {
 pub fn find(target: &mut Target<'_>, gaps: &mut Vec<String>) -> Option<Python> {
     for module in target.modules {
         if let Some(why) = other_python(target.module_path(module)) {
-            gaps.push(why);
+            // The program and its library say the same.
+            if !gaps.contains(&why) {
+                gaps.push(why);
+            }
             continue;
         }
         let Some((range, _)) = module.image.section_data(".PyRuntime") else { continue };
