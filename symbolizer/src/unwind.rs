@@ -54,6 +54,10 @@ pub struct RawFrame {
     pub address: Avma,
     /// How it was found.
     pub found: FoundBy,
+    /// Stack pointer in it: the frame reaches from here to that of its caller. It is
+    /// not recorded.
+    #[serde(skip)]
+    pub stack_pointer: u64,
 }
 
 impl RawFrame {
@@ -192,7 +196,11 @@ impl Unwinder {
         #[cfg(target_arch = "aarch64")]
         let mut regs = arch::UnwindRegsAarch64::new(registers.lr, registers.sp, registers.fp);
         let mut stack = RawStack {
-            frames: vec![RawFrame { address: Avma(registers.ip), found: FoundBy::Register }],
+            frames: vec![RawFrame {
+                address: Avma(registers.ip),
+                found: FoundBy::Register,
+                stack_pointer: registers.sp,
+            }],
             end: StackEnd::Complete,
         };
         let mut missing = None;
@@ -220,7 +228,7 @@ impl Unwinder {
                         return stack;
                     }
                     let found = if self.has_cfi(lookup) { FoundBy::Cfi } else { FoundBy::FramePointer };
-                    stack.frames.push(RawFrame { address: Avma(caller), found });
+                    stack.frames.push(RawFrame { address: Avma(caller), found, stack_pointer: regs.sp() });
                     address = next;
                 }
                 Ok(None) => return stack,

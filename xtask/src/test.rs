@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 const TEST_PACKAGES: &[Package] = &[
     Package { name: "binutils", why: "strip, objcopy and addr2line, to compare symbols with" },
     Package { name: "python3", why: "a real program to run out of memory" },
+    Package { name: "python3-numpy", why: "a C extension whose arrays belong to lines of Python" },
     Package { name: "nodejs", why: "a real program to run out of memory" },
     Package { name: "redis-server", why: "a real program to run out of memory" },
     Package { name: "redis-tools", why: "the client that fills redis" },

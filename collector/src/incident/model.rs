@@ -356,6 +356,19 @@ pub struct Thread {
     /// For each frame of `stack` the index in `Incident::modules` and the
     /// ELF address to look up; `None` outside any module.
     pub frame_modules: Vec<Option<ModuleAddress>>,
+    /// Its frames in an interpreter, innermost first; empty where it runs none.
+    #[serde(default)]
+    pub script: Vec<ScriptFrame>,
+}
+
+/// A frame of an interpreter.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScriptFrame {
+    /// Index in `stack.frames` of the native frame that runs it; one may run
+    /// several. `None` where that is not known.
+    pub native: Option<u32>,
+    /// Its name and place.
+    pub frame: Frame,
 }
 
 /// An address inside a module, ready to look up.

@@ -52,8 +52,7 @@ pub fn views(incident: &Incident) -> Vec<View> {
         views.push(View {
             name: "heap",
             title: "Live heap by stack",
-            explanation: "Who allocated what was not freed when memory ran out, estimated from allocations sampled \
-                as they were made; or who ever allocated, freed or not, which shows churn.",
+            explanation: heap_explanation(incident),
             profile: heap(incident),
         });
     }
@@ -87,6 +86,18 @@ pub fn whole(incident: &Incident) -> Profile {
     let mut whole = heap(incident);
     whole.append(&threads);
     whole
+}
+
+/// What the heap's view shows.
+fn heap_explanation(incident: &Incident) -> &'static str {
+    const ALL: &str = "Who allocated what was not freed when memory ran out, estimated from allocations sampled \
+        as they were made; or who ever allocated, freed or not, which shows churn.";
+    const PYTHON: &str = "Who allocated what was not freed when memory ran out, estimated from allocations sampled \
+        as they were made; or who ever allocated, freed or not, which shows churn. Python puts objects of up to 512 bytes into arenas of 1 MiB \
+        (pymalloc): an arena counts for the line that made it grow, so a leak of small objects shows at the lines \
+        that leak, in coarse steps. A program started with PYTHONMALLOC=malloc shows each object's own line.";
+    let is_python = |p: &Process| !p.heaps.is_empty() && p.threads.iter().any(|t| !t.script.is_empty());
+    if incident.processes.iter().any(is_python) { PYTHON } else { ALL }
 }
 
 /// Threads by stack.
@@ -138,12 +149,31 @@ fn thread_frames(
     thread: &Thread,
 ) -> Vec<Frame> {
     let mut frames = Vec::new();
-    for (raw, at) in thread.stack.frames.iter().zip(&thread.frame_modules) {
+    let script = |native: Option<u32>| thread.script.iter().filter(move |frame| frame.native == native);
+    for (index, (raw, at)) in thread.stack.frames.iter().zip(&thread.frame_modules).enumerate() {
+        // What an interpreter runs tells more than how it runs it.
+        let before = frames.len();
+        frames.extend(script(u32::try_from(index).ok()).map(|script| known_frame(&script.frame)));
+        if frames.len() > before {
+            continue;
+        }
         let kind = if raw.found == FoundBy::FramePointer { FrameKind::Guessed } else { FrameKind::Function };
         frames.extend(named_frames(incident, symbols, raw.address.0, *at, kind));
     }
+    frames.extend(script(None).map(|script| known_frame(&script.frame)));
     frames.reverse();
     frames
+}
+
+/// A frame that needs no symbols.
+fn known_frame(frame: &reprieve_symbolizer::Frame) -> Frame {
+    Frame {
+        name: frame.function.clone(),
+        file: frame.file.clone(),
+        line: frame.line,
+        inlined: frame.inlined,
+        ..Frame::default()
+    }
 }
 
 /// The frames of one address, innermost first: more than one where functions
@@ -216,13 +246,7 @@ fn heap_frames(
     frame: &HeapFrame,
 ) -> Vec<Frame> {
     match &frame.named {
-        Some(named) => vec![Frame {
-            name: named.function.clone(),
-            file: named.file.clone(),
-            line: named.line,
-            inlined: named.inlined,
-            ..Frame::default()
-        }],
+        Some(named) => vec![known_frame(named)],
         None => named_frames(incident, symbols, frame.address, frame.at, FrameKind::Function),
     }
 }

@@ -36,6 +36,7 @@ pub fn read_thread(
         wchan,
         stack,
         frame_modules,
+        script: Vec::new(),
     }
 }
 

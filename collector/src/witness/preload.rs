@@ -2,9 +2,10 @@
 
 use crate::incident::model::{Estimate, Heap, HeapFrame, HeapStack, Witness};
 use crate::snapshot::{LoadedModule, Pagemap, locate, page_size};
+use crate::witness::python::{self, Python};
 use crate::witness::{ProcessTables, TABLE_NAME, Target};
-use reprieve_heap_table::{LiveSample, ProcessTable, Stack, probability};
-use reprieve_symbolizer::Avma;
+use reprieve_heap_table::{self as words, LiveSample, ProcessTable, Stack, probability};
+use reprieve_symbolizer::{Avma, Frame};
 use std::collections::BTreeMap;
 
 /// Pages of mappings that are asked about; what lies beyond counts as present.
@@ -14,44 +15,58 @@ const MAX_PAGES: u64 = 1 << 20;
 const NO_LIBRARY: &str = "its heap is not known: it is static, setuid, has a malloc of its own, or is new";
 
 /// What the library recorded in a process, or why there is nothing.
-pub fn look(target: &Target<'_>, tables: &ProcessTables) -> Result<Heap, String> {
+/// `python` names the frames of that interpreter.
+pub fn look(target: &mut Target<'_>, tables: &ProcessTables, mut python: Option<&mut Python>) -> Result<Heap, String> {
     // The table of the program that it was before an exec is not its own.
     let is_mapped = |t: &&ProcessTable| target.maps.iter().any(|m| m.start == t.base && m.name.contains(TABLE_NAME));
     let table = tables.by_pid.get(&target.pid).filter(is_mapped).ok_or_else(|| NO_LIBRARY.to_owned())?;
-    Ok(heap(table, tables.period, Pagemap::open(target.pid).ok().as_ref(), target.modules))
+    let mut frames = Frames::default();
+    let mut stacks: BTreeMap<u64, Vec<u32>> = BTreeMap::new();
+    for (&key, stack) in &table.stacks {
+        let indices = words::frames(&stack.frames).map(|frame| match frame {
+            words::Frame::Native(address) => frames.native(address, target.modules),
+            words::Frame::Script(script) => {
+                let named = match &mut python {
+                    Some(python) => python.recorded(target.memory, script),
+                    None => python::unknown(),
+                };
+                frames.named(script.code, named)
+            }
+        });
+        stacks.insert(key, indices.collect());
+    }
+    Ok(heap(table, tables.period, Pagemap::open(target.pid).ok().as_ref(), &stacks, frames.list))
 }
 
-/// What `table` says, with one sample in `period` bytes on average.
+/// What `table` says, with one sample in `period` bytes on average; `stacks` are
+/// its stacks as indices in `frames`.
 #[must_use]
-fn heap(table: &ProcessTable, period: u64, pagemap: Option<&Pagemap>, modules: &[LoadedModule]) -> Heap {
-    let mut frames = Frames::default();
+fn heap(
+    table: &ProcessTable,
+    period: u64,
+    pagemap: Option<&Pagemap>,
+    stacks: &BTreeMap<u64, Vec<u32>>,
+    frames: Vec<HeapFrame>,
+) -> Heap {
     let mut pages_left = MAX_PAGES;
-    let mut stacks: BTreeMap<u64, (Sum, Vec<u32>)> = BTreeMap::new();
+    // By frames: instructions of one line are one stack.
+    let mut sums: BTreeMap<(&[u32], bool), (Sum, Sum)> = BTreeMap::new();
     for sample in &table.live {
         let usable = resident(sample, pagemap, &mut pages_left);
-        let (sum, _) = stacks.entry(sample.stack).or_default();
-        sum.add(usable, probability(sample.asked, period, f64::exp));
+        let key = (stacks.get(&sample.stack).map_or(&[][..], Vec::as_slice), is_cut(table, sample.stack));
+        sums.entry(key).or_default().0.add(usable, probability(sample.asked, period, f64::exp));
     }
     for (key, stack) in &table.stacks {
-        let (_, indices) = stacks.entry(*key).or_default();
-        *indices = stack.frames.iter().map(|&address| frames.index_of(address, modules)).collect();
+        let key = (stacks.get(key).map_or(&[][..], Vec::as_slice), stack.cut);
+        sums.entry(key).or_default().1.join(&Sum::of_all(stack));
     }
-    let mut total = Sum::default();
-    let mut ever = Sum::default();
-    let mut listed: Vec<HeapStack> = stacks
+    let (mut inuse, mut alloc) = (Sum::default(), Sum::default());
+    let mut listed: Vec<HeapStack> = sums
         .into_iter()
-        .map(|(key, (sum, frames))| {
-            total.join(&sum);
-            let stack = table.stacks.get(&key);
-            if let Some(stack) = stack {
-                ever.join(&Sum::of_all(stack));
-            }
-            HeapStack {
-                frames,
-                cut: stack.is_none_or(|s| s.cut),
-                inuse: sum.estimate(),
-                alloc: stack.map_or(Estimate::default(), |stack| Sum::of_all(stack).estimate()),
-            }
+        .map(|((frames, cut), (own, ever))| {
+            inuse.join(&own);
+            alloc.join(&ever);
+            HeapStack { frames: frames.to_vec(), cut, inuse: own.estimate(), alloc: ever.estimate() }
         })
         .collect();
     listed.sort_by_key(|stack| std::cmp::Reverse((stack.inuse.bytes, stack.alloc.bytes)));
@@ -60,11 +75,16 @@ fn heap(table: &ProcessTable, period: u64, pagemap: Option<&Pagemap>, modules: &
         period_bytes: period,
         lost_samples: table.lost_samples,
         lost_bytes: table.lost_bytes,
-        inuse: total.estimate(),
-        alloc: ever.estimate(),
-        frames: frames.list,
+        inuse: inuse.estimate(),
+        alloc: alloc.estimate(),
+        frames,
         stacks: listed,
     }
+}
+
+/// Whether a stack's outer end is missing; of one that is not there, all is.
+fn is_cut(table: &ProcessTable, stack: u64) -> bool {
+    table.stacks.get(&stack).is_none_or(|stack| stack.cut)
 }
 
 /// Bytes of a block; of a mapping, those that are in memory.
@@ -133,19 +153,30 @@ impl Sum {
     }
 }
 
-/// Distinct return addresses.
+/// Distinct frames.
 #[derive(Default)]
 struct Frames {
     list: Vec<HeapFrame>,
-    known: BTreeMap<u64, u32>,
+    by_address: BTreeMap<u64, u32>,
+    by_name: BTreeMap<(String, Option<String>, Option<u32>), u32>,
 }
 
 impl Frames {
-    fn index_of(&mut self, address: u64, modules: &[LoadedModule]) -> u32 {
-        *self.known.entry(address).or_insert_with(|| {
+    fn native(&mut self, address: u64, modules: &[LoadedModule]) -> u32 {
+        *self.by_address.entry(address).or_insert_with(|| {
             // A return address stands behind its call.
             let at = locate(Avma(address.wrapping_sub(1)), modules);
             self.list.push(HeapFrame { address, at, named: None });
+            self.list.len() as u32 - 1
+        })
+    }
+
+    /// A frame that its runtime named. Names that are equal are one frame: code
+    /// that is compiled again has another address.
+    fn named(&mut self, address: u64, named: Frame) -> u32 {
+        let key = (named.function.clone(), named.file.clone(), named.line);
+        *self.by_name.entry(key).or_insert_with(|| {
+            self.list.push(HeapFrame { address, at: None, named: Some(named) });
             self.list.len() as u32 - 1
         })
     }

@@ -1,6 +1,7 @@
 //! The functions that programs find instead of the C library's.
 
 use crate::process;
+use crate::python;
 use crate::real;
 use crate::sampler::{MARK, freeing, inside, is_due, is_marked, mapped, not_freed, record};
 use core::ptr;
@@ -299,6 +300,7 @@ pub unsafe extern "C" fn dlclose(library: *mut c_void) -> c_int {
     let Some(real) = real::dlclose() else { return -1 };
     // SAFETY: the caller's argument, passed on.
     let result = unsafe { real(library) };
+    python::forget();
     if let Some(attached) = process::attached() {
         attached.writer().forget_plans();
     }

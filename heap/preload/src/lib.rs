@@ -13,8 +13,10 @@
 // Only what aborts on panics can be without std; checked with std otherwise.
 #![cfg_attr(panic = "abort", no_std)]
 
+mod elf;
 mod exports;
 mod process;
+mod python;
 mod real;
 mod sampler;
 mod tls;

@@ -108,6 +108,9 @@ pub fn record(block: *mut c_void, asked: usize, mapping: Option<usize>) {
     }
     let local = local();
     let before = local.busy.replace(true);
+    // What cannot be read below is no error of the program's.
+    // SAFETY: the thread's errno always exists.
+    let errno = unsafe { *libc::__errno_location() };
     let usable = mapping.unwrap_or_else(|| {
         // SAFETY: the block was just allocated by the same allocator.
         real::malloc_usable_size().map_or(asked, |usable| unsafe { usable(block) })
@@ -127,6 +130,8 @@ pub fn record(block: *mut c_void, asked: usize, mapping: Option<usize>) {
             cut: stack.cut,
         });
     });
+    // SAFETY: as above.
+    unsafe { *libc::__errno_location() = errno };
     local.busy.set(before);
 }
 

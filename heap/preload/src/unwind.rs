@@ -7,7 +7,8 @@
 //! process_vm_readv(2): whatever a broken frame leads to, a read that fails is an
 //! error and not a fault.
 
-use crate::real;
+use crate::elf::find_object;
+use crate::python;
 use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -16,7 +17,7 @@ use gimli::{
     UnwindContextStorage, UnwindSection, UnwindTableRow, X86_64,
 };
 use libc::c_void;
-use reprieve_heap_table::{MAX_FRAMES, Writer};
+use reprieve_heap_table::{MAX_FRAMES, SCRIPT, Writer};
 
 /// Words read at once: most stacks are shorter than two pieces.
 const WINDOW_WORDS: usize = 512;
@@ -25,7 +26,10 @@ const FRAME_MAX: u64 = 64 << 20;
 /// Samples taken at the same instant by different threads; more are dropped.
 const SCRATCHES: usize = 32;
 
-/// Return addresses, innermost first.
+/// Return addresses of more frames than this are not looked for.
+const NATIVE_FRAMES: usize = 128;
+
+/// Frames as words, innermost first.
 pub struct Stack<'s> {
     pub frames: &'s [u64],
     /// Whether they end before the thread's start.
@@ -41,7 +45,11 @@ struct Scratch {
 unsafe impl Sync for Scratch {}
 
 struct Work {
-    frames: [u64; MAX_FRAMES],
+    frames: [u64; NATIVE_FRAMES],
+    /// The stack pointer in each of them.
+    stack_pointers: [u64; NATIVE_FRAMES],
+    words: [u64; MAX_FRAMES],
+    python: python::Work,
     window: [u64; WINDOW_WORDS],
     window_start: u64,
     window_words: usize,
@@ -54,7 +62,10 @@ static SCRATCH: [Scratch; SCRATCHES] = [const {
     Scratch {
         taken: AtomicBool::new(false),
         work: UnsafeCell::new(Work {
-            frames: [0; MAX_FRAMES],
+            frames: [0; NATIVE_FRAMES],
+            stack_pointers: [0; NATIVE_FRAMES],
+            words: [0; MAX_FRAMES],
+            python: python::Work::NEW,
             window: [0; WINDOW_WORDS],
             window_start: 0,
             window_words: 0,
@@ -108,7 +119,11 @@ pub fn with_stack(writer: Writer<'_>, bounds: (u64, u64), use_it: impl FnOnce(St
     let work = unsafe { &mut *scratch.work.get() };
     work.window_words = 0;
     let (length, cut) = walk(writer, work, bounds);
-    use_it(Stack { frames: &work.frames[..length], cut });
+    let native = python::Native { frames: &work.frames[..length], stack_pointers: &work.stack_pointers[..length], cut };
+    match python::merge(&native, &mut work.python, &mut work.words) {
+        Some((length, cut)) => use_it(Stack { frames: &work.words[..length], cut }),
+        None => use_it(Stack { frames: &work.frames[..length], cut }),
+    }
     scratch.taken.store(false, Ordering::Release);
 }
 
@@ -140,12 +155,14 @@ fn walk(writer: Writer<'_>, work: &mut Work, bounds: (u64, u64)) -> (usize, bool
     let own = find_object(at.ip).map_or(0..0, |o| o.start..o.end);
     let mut length = 0;
     // Our own frames are few.
-    for _ in 0..MAX_FRAMES + 16 {
+    for _ in 0..NATIVE_FRAMES + 16 {
         if !own.contains(&at.ip) {
-            if length == MAX_FRAMES {
+            // No code has an address with that bit, which marks other frames.
+            if length == NATIVE_FRAMES || at.ip & SCRIPT != 0 {
                 return (length, true);
             }
             work.frames[length] = at.ip;
+            work.stack_pointers[length] = at.sp;
             length += 1;
         }
         match step(writer, work, at) {
@@ -273,41 +290,10 @@ impl Plan {
     }
 }
 
-/// struct dl_find_object (dlfcn.h of glibc 2.35 and later, x86-64).
-#[repr(C)]
-struct DlFindObject {
-    flags: u64,
-    map_start: *mut c_void,
-    map_end: *mut c_void,
-    link_map: *mut c_void,
-    eh_frame_hdr: *mut c_void,
-    reserved: [u64; 7],
-}
-
-struct Object {
-    start: u64,
-    end: u64,
-    eh_frame_hdr: u64,
-}
-
-/// The object that holds an address. _dl_find_object takes no lock and may be
-/// called in a signal handler.
-fn find_object(ip: u64) -> Option<Object> {
-    let find = real::find_object()?;
-    let mut found = MaybeUninit::<DlFindObject>::zeroed();
-    // SAFETY: the structure is as the C library wants it; 0 is success.
-    let found = unsafe {
-        if find(ip as *mut c_void, found.as_mut_ptr().cast()) != 0 {
-            return None;
-        }
-        found.assume_init()
-    };
-    Some(Object { start: found.map_start as u64, end: found.map_end as u64, eh_frame_hdr: found.eh_frame_hdr as u64 })
-}
-
 /// What CFI says of an address; `None` without any.
 fn find_plan(work: &mut Work, ip: u64) -> Option<Plan> {
     let object = find_object(ip)?;
+    python::notice(&object);
     if object.eh_frame_hdr == 0 {
         return None;
     }

@@ -144,7 +144,7 @@ pub mod stack {
     pub const HASH: usize = 0;
     /// Offset of the next with the same place in the index, or 0.
     pub const NEXT: usize = 8;
-    /// Number of frames | [`FLAG_CUT`].
+    /// Number of words of its frames | [`FLAG_CUT`].
     pub const LENGTH: usize = 16;
     /// Estimated bytes allocated with it, ever.
     pub const ALLOC_BYTES: usize = 24;
@@ -156,7 +156,7 @@ pub mod stack {
     pub const ALLOC_VARIANCE: usize = 48;
     /// Variance of the estimate of blocks.
     pub const ALLOC_OBJECTS_VARIANCE: usize = 56;
-    /// Return addresses, innermost first.
+    /// The words of its frames, innermost first ([`crate::frames`]).
     pub const FRAMES: usize = 64;
 
     /// In [`LENGTH`]: it does not reach the thread's start.

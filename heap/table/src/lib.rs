@@ -13,6 +13,7 @@
 #[cfg(feature = "reader")]
 extern crate alloc;
 
+mod frame;
 pub mod layout;
 #[cfg(feature = "reader")]
 mod reader;
@@ -20,14 +21,16 @@ mod region;
 mod words;
 mod writer;
 
+pub use frame::{Frame, SCRIPT, ScriptFrame, frames};
 #[cfg(feature = "reader")]
 pub use reader::{LiveSample, ProcessTable, Stack, read};
 pub use region::{NotARegion, Region, RegionState, Settings};
 pub use words::Words;
 pub use writer::{Allocation, Entry, Writer, filter_place};
 
-/// Most frames kept of a stack; the outermost beyond are cut.
-pub const MAX_FRAMES: usize = 128;
+/// Most words kept of a stack; the outermost frames beyond are cut. A return
+/// address is one, a frame of an interpreter two.
+pub const MAX_FRAMES: usize = 352;
 
 /// Probability that an allocation of `bytes` is sampled when one byte in
 /// `period` is, on average (Poisson): 1 - e^(-bytes/period).

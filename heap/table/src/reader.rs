@@ -53,7 +53,7 @@ pub struct LiveSample {
 /// A stack and what was ever allocated with it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Stack {
-    /// Return addresses, innermost first.
+    /// The words of its frames, innermost first ([`crate::frames`]).
     pub frames: Vec<u64>,
     /// Whether frames are missing at the outer end.
     pub cut: bool,

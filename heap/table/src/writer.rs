@@ -32,7 +32,7 @@ pub struct Allocation<'s> {
     pub probability: f64,
     /// Whether it is a mapping.
     pub mapping: bool,
-    /// Return addresses, innermost first.
+    /// The words of its frames, innermost first ([`crate::frames`]).
     pub frames: &'s [u64],
     /// Whether frames are missing at the outer end.
     pub cut: bool,
