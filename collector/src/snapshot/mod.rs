@@ -116,11 +116,12 @@ fn take_process(
         let thread = threads::read_thread(pid, tid, held.get(&tid), &mut unwinder, &modules, &mut memory);
         process.threads.push(thread);
     }
-    witness::ask(&mut process, &mut Target { pid, maps: &maps, modules: &modules, memory: &mut memory }, heaps);
+    // What witnesses miss they tell themselves.
     let absent = memory.absent_pages() - absent_before;
     if absent > 0 {
         process.gaps.push(format!("{} that stacks needed were not in memory", units::count(absent, "page")));
     }
+    witness::ask(&mut process, &mut Target { pid, maps: &maps, modules: &modules, memory: &mut memory }, heaps);
     Some(process)
 }
 

@@ -1,12 +1,13 @@
 //! Witnesses: who owns the memory, seen from outside while nobody can move.
 
+pub mod go;
 pub mod library;
 pub mod preload;
 mod table;
 
 pub use table::{HeapTable, ProcessTables, TABLE_NAME};
 
-use crate::incident::model::Process;
+use crate::incident::model::{Process, Witness};
 use crate::snapshot::{LoadedModule, MapLine, TargetMemory};
 
 /// A stopped process, as witnesses look at it.
@@ -25,9 +26,15 @@ pub struct Target<'t> {
 /// Asks every witness about a process and puts down what they say; `tables` are
 /// those of the library where the process was started with it.
 pub fn ask(process: &mut Process, target: &mut Target<'_>, tables: Option<&ProcessTables>) {
+    if let Some((heap, gaps)) = go::look(target) {
+        process.heaps.extend(heap);
+        process.gaps.extend(gaps);
+    }
     if let Some(tables) = tables {
         match preload::look(target, tables) {
             Ok(heap) => process.heaps.push(heap),
+            // A Go program is static as a rule, and its runtime knows its heap.
+            Err(_) if process.heaps.iter().any(|heap| heap.witness == Witness::Go) => {}
             Err(why) => process.gaps.push(why),
         }
     }
