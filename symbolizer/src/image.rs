@@ -2,8 +2,8 @@
 
 use crate::address::Svma;
 use memmap2::Mmap;
-use object::read::elf::{FileHeader, ProgramHeader};
-use object::{Object, ObjectSection, ObjectSegment, ObjectSymbol};
+use object::read::elf::{Dyn, FileHeader, ProgramHeader};
+use object::{CompressionFormat, Object, ObjectSection, ObjectSegment, ObjectSymbol, SegmentFlags};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::fs::File;
@@ -69,6 +69,14 @@ struct Segment {
     offset: u64,
     file_size: u64,
     address: u64,
+    writable: bool,
+}
+
+impl Segment {
+    fn bytes<'b>(&self, file: &'b [u8]) -> Option<&'b [u8]> {
+        let end = self.offset.checked_add(self.file_size)?.min(file.len() as u64);
+        file.get(usize::try_from(self.offset).ok()?..usize::try_from(end).ok()?)
+    }
 }
 
 /// What framehop asks for of a section: address range and file range.
@@ -91,6 +99,8 @@ struct Facts {
     segments: Vec<Segment>,
     base: u64,
     sections: Vec<(&'static str, Section)>,
+    has_sections: bool,
+    is_x86_64: bool,
 }
 
 /// Sections that unwinding uses.
@@ -168,6 +178,70 @@ impl Image {
         Some((svma, self.bytes().get(usize::try_from(offset).ok()?..usize::try_from(end).ok()?)?))
     }
 
+    /// What the file has at an address, to the end of that segment.
+    #[must_use]
+    pub fn at(&self, address: Svma) -> Option<&[u8]> {
+        self.facts.segments.iter().find_map(|segment| {
+            let within = usize::try_from(address.0.checked_sub(segment.address)?).ok()?;
+            segment.bytes(&self.bytes)?.get(within..).filter(|rest| !rest.is_empty())
+        })
+    }
+
+    /// Whether it is code for x86-64.
+    #[must_use]
+    pub fn is_x86_64(&self) -> bool {
+        self.facts.is_x86_64
+    }
+
+    /// A word of the file, before relocation.
+    pub(crate) fn word(&self, address: u64) -> Option<u64> {
+        Some(u64::from_le_bytes(self.at(Svma(address))?.get(..8)?.try_into().ok()?))
+    }
+
+    /// Addresses of the first words of variables that the file has with this value.
+    pub(crate) fn words_equal(&self, value: u64, most: usize) -> Vec<u64> {
+        let writable = self.facts.segments.iter().filter(|s| s.writable);
+        let words = writable.flat_map(|segment| {
+            let bytes = segment.bytes(&self.bytes).unwrap_or_default();
+            // Words are aligned in memory, and segments may begin anywhere.
+            let skipped = (segment.address.wrapping_neg() % 8) as usize;
+            let words = bytes.get(skipped..).unwrap_or_default().chunks_exact(8).enumerate();
+            words
+                .filter(move |(_, word)| *word == value.to_le_bytes())
+                .map(move |(index, _)| segment.address.wrapping_add((skipped + index * 8) as u64))
+        });
+        words.take(most).collect()
+    }
+
+    /// Words that the loader fills with an address of this image: where, and with
+    /// what.
+    pub(crate) fn relative_relocations(&self) -> impl Iterator<Item = (u64, u64)> {
+        let table = relocations(&self.bytes, self).unwrap_or_default();
+        table.chunks_exact(24).filter_map(|entry| {
+            // Elf64_Rela: offset, info, addend.
+            let word = |index: usize| u64::from_le_bytes(entry[index * 8..][..8].try_into().expect("eight bytes"));
+            let kind = word(1) as u32;
+            let is_relative = kind == object::elf::R_X86_64_RELATIVE || kind == object::elf::R_AARCH64_RELATIVE;
+            is_relative.then(|| (word(0), word(2)))
+        })
+    }
+
+    /// Bytes of the segments with variables.
+    pub(crate) fn variables_bytes(&self) -> impl Iterator<Item = &[u8]> {
+        self.facts.segments.iter().filter(|s| s.writable).filter_map(|s| s.bytes(&self.bytes))
+    }
+
+    /// Where segments begin.
+    pub(crate) fn segment_addresses(&self) -> Vec<u64> {
+        self.facts.segments.iter().map(|s| s.address).collect()
+    }
+
+    /// Whether there are section headers.
+    #[must_use]
+    pub fn has_sections(&self) -> bool {
+        self.facts.has_sections
+    }
+
     /// All bytes.
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.bytes
@@ -195,7 +269,12 @@ impl Facts {
         let build_id = file.build_id().ok().flatten().map(BuildId::from_bytes);
         let mut segments: Vec<Segment> = file
             .segments()
-            .map(|s| Segment { offset: s.file_range().0, file_size: s.file_range().1, address: s.address() })
+            .map(|s| Segment {
+                offset: s.file_range().0,
+                file_size: s.file_range().1,
+                address: s.address(),
+                writable: matches!(s.flags(), SegmentFlags::Elf { p_flags } if p_flags & object::elf::PF_W != 0),
+            })
             .collect();
         segments.sort_by_key(|s| s.offset);
         let base = segments.iter().map(|s| s.address).min().unwrap_or(0);
@@ -204,7 +283,12 @@ impl Facts {
             .filter_map(|&name| {
                 let section = file.section_by_name(name)?;
                 let (offset, size) = section.file_range()?;
-                // A compressed or cut section is of no use to the unwinder.
+                // A compressed or cut section is of no use to the unwinder: Go's
+                // linker compresses .debug_frame.
+                let format = section.compressed_file_range().ok()?.format;
+                if format != CompressionFormat::None {
+                    return None;
+                }
                 let end = offset.checked_add(size).filter(|&end| end <= bytes.len() as u64)?;
                 let svma = section.address()..section.address().checked_add(section.size())?;
                 (svma.end - svma.start == size).then_some((name, Section { svma, file: offset as usize..end as usize }))
@@ -216,8 +300,23 @@ impl Facts {
             // No section headers (sstrip, some packers): the program header has it.
             sections.push((".eh_frame_hdr", section));
         }
-        Ok(Facts { build_id, segments, base, sections })
+        let has_sections = file.sections().next().is_some();
+        let is_x86_64 = file.architecture() == object::Architecture::X86_64;
+        Ok(Facts { build_id, segments, base, sections, has_sections, is_x86_64 })
     }
+}
+
+/// The dynamic loader's table of relocations with addends (`DT_RELA`,
+/// `DT_RELASZ`).
+fn relocations<'b>(bytes: &'b [u8], image: &'b Image) -> Option<&'b [u8]> {
+    let header = object::elf::FileHeader64::<object::Endianness>::parse(bytes).ok()?;
+    let endian = header.endian().ok()?;
+    let mut dynamic = header.program_headers(endian, bytes).ok()?.iter();
+    let entries = dynamic.find_map(|segment| segment.dynamic(endian, bytes).ok()?)?;
+    let value = |tag: i64| entries.iter().find(|e| e.tag(endian) == tag).map(|e| e.val(endian));
+    let table = image.at(Svma(value(object::elf::DT_RELA)?))?;
+    let size = usize::try_from(value(object::elf::DT_RELASZ)?).ok()?;
+    Some(&table[..size.min(table.len())])
 }
 
 /// `PT_GNU_EH_FRAME`.

@@ -33,6 +33,7 @@
 mod address;
 mod debug_files;
 mod demangle;
+mod go;
 mod image;
 mod resolve;
 mod symtab;
@@ -40,6 +41,7 @@ mod unwind;
 
 pub use address::{Avma, Svma};
 pub use debug_files::DebugDirs;
+pub use go::{GoFunction, GoImage, GoPlace, GoVersion};
 pub use image::{BuildId, Image, ImageError};
 pub use resolve::{Frame, Miss, Resolution, SymbolSource, resolve};
 pub use unwind::{FoundBy, RawFrame, RawStack, Registers, StackEnd, Unwinder};

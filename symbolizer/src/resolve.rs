@@ -3,6 +3,7 @@
 use crate::Svma;
 use crate::debug_files::DebugDirs;
 use crate::demangle::demangle;
+use crate::go::GoImage;
 use crate::image::Image;
 use crate::symtab::SymbolTable;
 use gimli::{DwarfSections, EndianSlice, RunTimeEndian, SectionId};
@@ -38,6 +39,8 @@ pub enum SymbolSource {
     SymbolTable,
     /// `.dynsym`: exported functions only.
     DynamicSymbolTable,
+    /// What Go's runtime prints stacks from, which `strip` leaves in place.
+    GoPclntab,
 }
 
 /// What an address stands for, innermost frame first.
@@ -115,6 +118,13 @@ pub fn resolve(
     for (address, answer) in &mut answers {
         *answer = resolve_one(*address, context.as_ref(), &tables);
     }
+    let mut go = None;
+    for (address, answer) in answers.iter_mut().filter(|(_, answer)| answer.is_err()) {
+        let go = go.get_or_insert_with(|| GoImage::find(image));
+        if let Some(found) = go.as_ref().and_then(|go| resolve_go(go, *address)) {
+            *answer = Ok(found);
+        }
+    }
     addresses.iter().map(|a| answers[a].clone()).collect()
 }
 
@@ -145,6 +155,22 @@ fn resolve_one(
         "??".clone_into(&mut frame.function);
     }
     Ok(Resolution { frames, source: SymbolSource::Dwarf })
+}
+
+/// Entries of Go's tables that one address may cost.
+const GO_STEPS: u64 = 1 << 20;
+
+fn resolve_go(go: &GoImage, address: Svma) -> Option<Resolution> {
+    let places = go.places(address, &mut GO_STEPS.clone());
+    let last = places.len().checked_sub(1)?;
+    let frames = places.into_iter().enumerate().map(|(index, place)| Frame {
+        function: place.function,
+        file: place.file,
+        line: place.line,
+        column: None,
+        inlined: index < last,
+    });
+    Some(Resolution { frames: frames.collect(), source: SymbolSource::GoPclntab })
 }
 
 /// Inline chain, innermost first; the function is empty where DWARF names none.

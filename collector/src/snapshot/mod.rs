@@ -116,13 +116,14 @@ fn take_process(
         let thread = threads::read_thread(pid, tid, held.get(&tid), &mut unwinder, &modules, &mut memory);
         process.threads.push(thread);
     }
-    let files = &table.modules;
-    let mut target = Target { pid, maps: &maps, modules: &modules, files, memory: &mut memory };
-    witness::ask(&mut process, &mut target, heaps);
+    // What witnesses miss they tell themselves.
     let absent = memory.absent_pages() - absent_before;
     if absent > 0 {
         process.gaps.push(format!("{} that stacks needed were not in memory", units::count(absent, "page")));
     }
+    let files = &table.modules;
+    let mut target = Target { pid, maps: &maps, modules: &modules, files, memory: &mut memory };
+    witness::ask(&mut process, &mut target, heaps);
     Some(process)
 }
 

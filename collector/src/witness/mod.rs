@@ -1,5 +1,6 @@
 //! Witnesses: who owns the memory, seen from outside while nobody can move.
 
+pub mod go;
 pub mod library;
 pub mod preload;
 pub mod python;
@@ -7,7 +8,7 @@ mod table;
 
 pub use table::{HeapTable, ProcessTables, TABLE_NAME};
 
-use crate::incident::model::{Module, Process};
+use crate::incident::model::{Module, Process, Witness};
 use crate::snapshot::{LoadedModule, MapLine, TargetMemory};
 
 /// A stopped process, as witnesses look at it.
@@ -36,6 +37,10 @@ impl Target<'_> {
 /// Asks every witness about a process and puts down what they say; `tables` are
 /// those of the library where the process was started with it.
 pub fn ask(process: &mut Process, target: &mut Target<'_>, tables: Option<&ProcessTables>) {
+    if let Some((heap, gaps)) = go::look(target) {
+        process.heaps.extend(heap);
+        process.gaps.extend(gaps);
+    }
     let mut python = python::find(target, &mut process.gaps);
     if let Some(python) = &mut python {
         python.threads(target, &mut process.threads);
@@ -43,6 +48,8 @@ pub fn ask(process: &mut Process, target: &mut Target<'_>, tables: Option<&Proce
     if let Some(tables) = tables {
         match preload::look(target, tables, python.as_mut()) {
             Ok(heap) => process.heaps.push(heap),
+            // A Go program is static as a rule, and its runtime knows its heap.
+            Err(_) if process.heaps.iter().any(|heap| heap.witness == Witness::Go) => {}
             Err(why) => process.gaps.push(why),
         }
     }

@@ -9,6 +9,7 @@
 //! the walk with a reason. The crate knows nothing of `/proc` or cgroups.
 
 pub mod cpython;
+pub mod go;
 mod memory;
 
 pub use memory::{Bounded, Memory};

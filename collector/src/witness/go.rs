@@ -1,0 +1,152 @@
+//! Live heap by stack, from the memory profile of a Go program.
+
+use crate::incident::model::{Estimate, Heap, HeapFrame, HeapStack, Witness};
+use crate::snapshot::{LoadedModule, locate};
+use crate::witness::Target;
+use reprieve_heap_walk::go::{self, Folder, Profile, Program, Refusal, Stack, Sum};
+use reprieve_symbolizer::{Avma, GoImage, Svma};
+use std::collections::HashMap;
+
+/// Variables of the runtime that the walk needs.
+const VARIABLES: [&str; 2] = ["runtime.mbuckets", "runtime.MemProfileRate"];
+/// What a program must reach for the linker to leave its profile on: the first
+/// since Go 1.23, the second before (`linksetup` in `cmd/link/internal/ld/lib.go`).
+const SWITCHES: [&str; 2] = ["runtime.memProfileInternal", "runtime.MemProfile"];
+/// How to have a profile.
+const REMEDY: &str = "import net/http/pprof, or call runtime/pprof.WriteHeapProfile somewhere";
+
+/// What the Go runtime of a process knows of its heap, with sentences about what
+/// is missing; `None` without Go in it.
+pub fn look(target: &mut Target<'_>) -> Option<(Option<Heap>, Vec<String>)> {
+    let is_go = |m: &&LoadedModule| m.image.section_data(".go.buildinfo").is_some() || !m.image.has_sections();
+    for module in target.modules.iter().filter(is_go) {
+        let Some(image) = GoImage::find(&module.image) else {
+            if module.image.has_sections() {
+                let why = "its Go heap is not known: its Go runtime is older than 1.18, or damaged";
+                return Some((None, vec![why.to_owned()]));
+            }
+            continue;
+        };
+        return Some(match read(target, module, &image) {
+            Ok((heap, gaps)) => (Some(heap), gaps),
+            Err(why) => (None, vec![format!("its Go heap is not known: {why}")]),
+        });
+    }
+    None
+}
+
+fn read(target: &mut Target<'_>, module: &LoadedModule, image: &GoImage) -> Result<(Heap, Vec<String>), String> {
+    let place = |svma: Svma| svma.0.wrapping_add(module.bias);
+    let symbols = module.image.symbols(&VARIABLES);
+    let symbol = |index: usize| symbols[index].map(|(svma, _)| svma);
+    let program = Program {
+        buckets: symbol(0).map(place),
+        zeroed: image.zeroed().map(|range| place(range.start)..place(range.end)).to_vec(),
+        rate: symbol(1).or_else(|| go::rate_address(image)).map(place),
+    };
+    let version = image.version().map_or("an unknown Go", |version| version.text.as_str());
+    let profile = go::walk(target.memory, &program).map_err(|why| match why {
+        Refusal::Off | Refusal::NoBuckets if is_switched_off(image) => {
+            format!("the linker switched its profile off, since nothing in it asks for one; {REMEDY}")
+        }
+        Refusal::Off => format!("{why}; do not set it, nor GODEBUG=memprofilerate=0"),
+        _ => format!("{why} ({version})"),
+    })?;
+    let mut gaps = Vec::new();
+    if program.rate.is_none() {
+        gaps.push(format!(
+            "the sampling rate of its Go heap is not known: {} bytes, the default, assumed",
+            profile.rate
+        ));
+    }
+    if profile.is_cut {
+        gaps.push("its Go heap is only partly known: the list of its profile breaks off".to_owned());
+    }
+    if profile.without_stack > 0 {
+        gaps.push(format!("its Go heap has {} stacks that own little and are not listed", profile.without_stack));
+    }
+    let mut folder = Folder::new(image, module.bias);
+    let heap = heap(&profile, &mut folder, target.modules);
+    if folder.is_used_up() {
+        gaps.push("its Go heap has so many stacks that inlined functions may be shown twice".to_owned());
+    }
+    Ok((heap, gaps))
+}
+
+fn is_switched_off(image: &GoImage) -> bool {
+    let switch = usize::from(image.version().and_then(|v| v.minor).is_some_and(|minor| minor < 23));
+    image.functions(&SWITCHES[switch..=switch])[0].is_none()
+}
+
+/// Sizes of one stack are one stack to us.
+fn heap(profile: &Profile, folder: &mut Folder<'_>, modules: &[LoadedModule]) -> Heap {
+    let mut stacks: HashMap<Stack, (Sum, Sum)> = HashMap::new();
+    let (mut inuse, mut alloc) = (Sum::default(), Sum::default());
+    for record in &profile.records {
+        let sums = stacks.entry(folder.fold(&record.counters)).or_default();
+        sums.0.join(&record.inuse);
+        sums.1.join(&record.alloc);
+        inuse.join(&record.inuse);
+        alloc.join(&record.alloc);
+    }
+    let mut frames = Vec::new();
+    let mut known = HashMap::new();
+    let mut listed: Vec<HeapStack> = stacks
+        .into_iter()
+        .map(|(stack, (inuse, alloc))| HeapStack {
+            frames: stack
+                .addresses
+                .iter()
+                .map(|&address| index_of(address, &mut frames, &mut known, modules))
+                .collect(),
+            cut: stack.cut,
+            inuse: estimate(&inuse),
+            alloc: estimate(&alloc),
+        })
+        .collect();
+    if profile.without_stack > 0 {
+        let rest = |all: &Sum, listed: &Sum| {
+            estimate(&Sum {
+                bytes: all.bytes - listed.bytes,
+                objects: all.objects - listed.objects,
+                samples: all.samples.saturating_sub(listed.samples),
+                variance: all.variance - listed.variance,
+            })
+        };
+        let (inuse, alloc) = (rest(&profile.inuse, &inuse), rest(&profile.alloc, &alloc));
+        listed.push(HeapStack { frames: Vec::new(), cut: true, inuse, alloc });
+    }
+    listed.sort_by(|a, b| {
+        let rank = |stack: &HeapStack| (stack.inuse.bytes, stack.alloc.bytes);
+        rank(b).cmp(&rank(a)).then_with(|| a.frames.cmp(&b.frames))
+    });
+    Heap {
+        witness: Witness::Go,
+        period_bytes: profile.rate,
+        lost_samples: 0,
+        lost_bytes: 0,
+        inuse: estimate(&profile.inuse),
+        alloc: estimate(&profile.alloc),
+        frames,
+        stacks: listed,
+    }
+}
+
+fn index_of(address: u64, frames: &mut Vec<HeapFrame>, known: &mut HashMap<u64, u32>, modules: &[LoadedModule]) -> u32 {
+    *known.entry(address).or_insert_with(|| {
+        // A return address stands behind its call.
+        let at = locate(Avma(address.wrapping_sub(1)), modules);
+        frames.push(HeapFrame { address, at, named: None });
+        frames.len() as u32 - 1
+    })
+}
+
+fn estimate(sum: &Sum) -> Estimate {
+    Estimate {
+        bytes: sum.bytes as u64,
+        objects: sum.objects as u64,
+        samples: sum.samples,
+        sigma_bytes: sum.variance.sqrt() as u64,
+        sigma_objects: sum.objects_variance.sqrt() as u64,
+    }
+}
