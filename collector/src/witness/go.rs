@@ -1,9 +1,11 @@
 //! Live heap by stack, from the memory profile of a Go program.
 
-use crate::incident::model::{Estimate, Heap, HeapFrame, HeapStack, Witness};
+use super::estimate;
+use crate::incident::model::{Heap, HeapFrame, HeapStack, Witness};
 use crate::snapshot::{LoadedModule, locate};
 use crate::witness::Target;
-use reprieve_heap_walk::go::{self, Folder, Profile, Program, Refusal, Stack, Sum};
+use reprieve_heap_walk::Sum;
+use reprieve_heap_walk::go::{self, Folder, Profile, Program, Refusal, Stack};
 use reprieve_symbolizer::{Avma, GoImage, Svma};
 use std::collections::HashMap;
 
@@ -105,15 +107,7 @@ fn heap(profile: &Profile, folder: &mut Folder<'_>, modules: &[LoadedModule]) ->
         })
         .collect();
     if profile.without_stack > 0 {
-        let rest = |all: &Sum, listed: &Sum| {
-            estimate(&Sum {
-                bytes: all.bytes - listed.bytes,
-                objects: all.objects - listed.objects,
-                samples: all.samples.saturating_sub(listed.samples),
-                variance: all.variance - listed.variance,
-            })
-        };
-        let (inuse, alloc) = (rest(&profile.inuse, &inuse), rest(&profile.alloc, &alloc));
+        let (inuse, alloc) = (estimate(&profile.inuse.without(&inuse)), estimate(&profile.alloc.without(&alloc)));
         listed.push(HeapStack { frames: Vec::new(), cut: true, inuse, alloc });
     }
     listed.sort_by(|a, b| {
@@ -139,14 +133,4 @@ fn index_of(address: u64, frames: &mut Vec<HeapFrame>, known: &mut HashMap<u64, 
         frames.push(HeapFrame { address, at, named: None });
         frames.len() as u32 - 1
     })
-}
-
-fn estimate(sum: &Sum) -> Estimate {
-    Estimate {
-        bytes: sum.bytes as u64,
-        objects: sum.objects as u64,
-        samples: sum.samples,
-        sigma_bytes: sum.variance.sqrt() as u64,
-        sigma_objects: sum.objects_variance.sqrt() as u64,
-    }
 }

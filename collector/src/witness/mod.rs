@@ -8,8 +8,9 @@ mod table;
 
 pub use table::{HeapTable, ProcessTables, TABLE_NAME};
 
-use crate::incident::model::{Module, Process, Witness};
+use crate::incident::model::{Estimate, Module, Process, Witness};
 use crate::snapshot::{LoadedModule, MapLine, TargetMemory};
+use reprieve_heap_walk::Sum;
 
 /// A stopped process, as witnesses look at it.
 #[derive(Debug)]
@@ -54,4 +55,15 @@ pub fn ask(process: &mut Process, target: &mut Target<'_>, tables: Option<&Proce
         }
     }
     process.heaps.sort_by_key(|heap| heap.witness);
+}
+
+/// An estimate in whole bytes and blocks.
+fn estimate(sum: &Sum) -> Estimate {
+    Estimate {
+        bytes: sum.bytes as u64,
+        objects: sum.objects as u64,
+        samples: sum.samples,
+        sigma_bytes: sum.variance.sqrt() as u64,
+        sigma_objects: sum.objects_variance.sqrt() as u64,
+    }
 }

@@ -1,10 +1,12 @@
 //! Live heap by stack, from the table of a process that has the library.
 
-use crate::incident::model::{Estimate, Heap, HeapFrame, HeapStack, Witness};
+use super::estimate;
+use crate::incident::model::{Heap, HeapFrame, HeapStack, Witness};
 use crate::snapshot::{LoadedModule, Pagemap, locate, page_size};
 use crate::witness::python::{self, Python};
 use crate::witness::{ProcessTables, TABLE_NAME, Target};
 use reprieve_heap_table::{self as words, LiveSample, ProcessTable, Stack, probability};
+use reprieve_heap_walk::Sum;
 use reprieve_symbolizer::{Avma, Frame};
 use std::collections::BTreeMap;
 
@@ -54,11 +56,12 @@ fn heap(
     for sample in &table.live {
         let usable = resident(sample, pagemap, &mut pages_left);
         let key = (stacks.get(&sample.stack).map_or(&[][..], Vec::as_slice), is_cut(table, sample.stack));
-        sums.entry(key).or_default().0.add(usable, probability(sample.asked, period, f64::exp));
+        let p = probability(sample.asked, period, f64::exp);
+        sums.entry(key).or_default().0.join(&Sum::of(1, usable as f64, p));
     }
     for (key, stack) in &table.stacks {
         let key = (stacks.get(key).map_or(&[][..], Vec::as_slice), stack.cut);
-        sums.entry(key).or_default().1.join(&Sum::of_all(stack));
+        sums.entry(key).or_default().1.join(&ever_allocated(stack));
     }
     let (mut inuse, mut alloc) = (Sum::default(), Sum::default());
     let mut listed: Vec<HeapStack> = sums
@@ -66,7 +69,7 @@ fn heap(
         .map(|((frames, cut), (own, ever))| {
             inuse.join(&own);
             alloc.join(&ever);
-            HeapStack { frames: frames.to_vec(), cut, inuse: own.estimate(), alloc: ever.estimate() }
+            HeapStack { frames: frames.to_vec(), cut, inuse: estimate(&own), alloc: estimate(&ever) }
         })
         .collect();
     listed.sort_by_key(|stack| std::cmp::Reverse((stack.inuse.bytes, stack.alloc.bytes)));
@@ -75,8 +78,8 @@ fn heap(
         period_bytes: period,
         lost_samples: table.lost_samples,
         lost_bytes: table.lost_bytes,
-        inuse: inuse.estimate(),
-        alloc: alloc.estimate(),
+        inuse: estimate(&inuse),
+        alloc: estimate(&alloc),
         frames,
         stacks: listed,
     }
@@ -100,56 +103,14 @@ fn resident(sample: &LiveSample, pagemap: Option<&Pagemap>, pages_left: &mut u64
     }
 }
 
-/// An estimate as it adds up.
-#[derive(Default)]
-struct Sum {
-    bytes: f64,
-    objects: f64,
-    samples: u64,
-    variance: f64,
-    objects_variance: f64,
-}
-
-impl Sum {
-    /// A sample stands for 1/p others; the variance of that is (1-p)/p²
-    /// (Horvitz and Thompson, 1952).
-    fn add(&mut self, bytes: u64, p: f64) {
-        let p = p.clamp(f64::MIN_POSITIVE, 1.0);
-        let weighted = bytes as f64 / p;
-        self.bytes += weighted;
-        self.objects += 1.0 / p;
-        self.samples += 1;
-        self.variance += weighted * weighted * (1.0 - p);
-        self.objects_variance += (1.0 - p) / (p * p);
-    }
-
-    /// What a stack ever allocated, which the library sums up itself.
-    fn of_all(stack: &Stack) -> Self {
-        Sum {
-            bytes: stack.alloc_bytes as f64,
-            objects: stack.alloc_objects as f64,
-            samples: stack.alloc_samples,
-            variance: stack.alloc_variance_kib2 as f64 * 1024.0 * 1024.0,
-            objects_variance: stack.alloc_objects_variance as f64,
-        }
-    }
-
-    fn join(&mut self, other: &Sum) {
-        self.bytes += other.bytes;
-        self.objects += other.objects;
-        self.samples += other.samples;
-        self.variance += other.variance;
-        self.objects_variance += other.objects_variance;
-    }
-
-    fn estimate(&self) -> Estimate {
-        Estimate {
-            bytes: self.bytes as u64,
-            objects: self.objects as u64,
-            samples: self.samples,
-            sigma_bytes: self.variance.sqrt() as u64,
-            sigma_objects: self.objects_variance.sqrt() as u64,
-        }
+/// What a stack ever allocated, which the library sums up itself.
+fn ever_allocated(stack: &Stack) -> Sum {
+    Sum {
+        bytes: stack.alloc_bytes as f64,
+        objects: stack.alloc_objects as f64,
+        samples: stack.alloc_samples,
+        variance: stack.alloc_variance_kib2 as f64 * 1024.0 * 1024.0,
+        objects_variance: stack.alloc_objects_variance as f64,
     }
 }
 

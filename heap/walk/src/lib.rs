@@ -9,7 +9,9 @@
 //! the walk with a reason. The crate knows nothing of `/proc` or cgroups.
 
 pub mod cpython;
+mod estimate;
 pub mod go;
 mod memory;
 
+pub use estimate::{Sum, probability};
 pub use memory::{Bounded, Memory};

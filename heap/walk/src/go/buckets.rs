@@ -5,7 +5,8 @@
 //! a `memRecord`: the published cycle and three future ones. A cycle is allocs,
 //! frees, alloc_bytes, free_bytes up to Go 1.26, and allocs, frees since 1.27.
 
-use super::{DEFAULT_RATE, Program, Sum, search};
+use super::{DEFAULT_RATE, Program, search};
+use crate::estimate::{Sum, probability};
 use crate::memory::{Bounded, Memory};
 use std::fmt;
 
@@ -276,12 +277,18 @@ impl Bucket {
 }
 
 impl Counted {
+    /// What so many of its samples stand for (`scaleHeapSample` in
+    /// `runtime/pprof/protomem.go`).
+    fn sum(&self, samples: u64, rate: u64) -> Sum {
+        Sum::of(samples, self.bucket.size as f64, probability(self.bucket.size, rate))
+    }
+
     fn alloc(&self, rate: u64) -> Sum {
-        Sum::of(self.allocated, self.bucket.size, rate)
+        self.sum(self.allocated, rate)
     }
 
     fn inuse(&self, rate: u64) -> Sum {
-        Sum::of(self.allocated.saturating_sub(self.freed), self.bucket.size, rate)
+        self.sum(self.allocated.saturating_sub(self.freed), rate)
     }
 
     /// More is more interesting.
