@@ -58,6 +58,8 @@ pub enum FrameKind {
     Unknown,
     /// A function found by frame pointers only: a guess.
     Guessed,
+    /// A function of an interpreter, as its runtime names it.
+    Script,
     /// A process, a kind of memory or another heading.
     Label,
 }

@@ -18,18 +18,20 @@ pub struct TopStack {
     pub spread: Spread,
 }
 
-/// The `n` biggest distinct stacks.
+/// The `n` biggest distinct stacks. Where an interpreter's frames are known, they
+/// tell who it was, and how the interpreter came to allocate does not: stacks that
+/// differ only in that count as one.
 #[must_use]
 pub fn stacks(profile: &Profile, sample_type: usize, n: usize) -> Vec<TopStack> {
-    let mut sums: HashMap<&[usize], (i64, Spread)> = HashMap::new();
+    let mut sums: HashMap<Vec<usize>, (i64, Spread)> = HashMap::new();
     for sample in &profile.samples {
-        let (value, spread) = sums.entry(&sample.stack).or_default();
+        let (value, spread) = sums.entry(telling(profile, &sample.stack)).or_default();
         *value += sample.values.get(sample_type).copied().unwrap_or(0);
         *spread += sample.spread.get(sample_type).copied().unwrap_or_default();
     }
     let total = sums.values().map(|(value, _)| value).sum::<i64>();
     let mut sums: Vec<_> = sums.into_iter().filter(|(_, (value, _))| *value > 0).collect();
-    sums.sort_by(|a, b| b.1.0.cmp(&a.1.0).then_with(|| a.0.cmp(b.0)));
+    sums.sort_by(|a, b| b.1.0.cmp(&a.1.0).then_with(|| a.0.cmp(&b.0)));
     sums.truncate(n);
     sums.into_iter()
         .map(|(stack, (value, spread))| {
@@ -44,4 +46,12 @@ pub fn stacks(profile: &Profile, sample_type: usize, n: usize) -> Vec<TopStack> 
             }
         })
         .collect()
+}
+
+/// Frames that tell one stack from another.
+fn telling(profile: &Profile, stack: &[usize]) -> Vec<usize> {
+    let kind = |frame: &usize| profile.frames.get(*frame).map(|f| f.kind);
+    let has_script = stack.iter().any(|frame| kind(frame) == Some(FrameKind::Script));
+    let tells = |frame: &usize| !has_script || matches!(kind(frame), Some(FrameKind::Script | FrameKind::Label));
+    stack.iter().copied().filter(tells).collect()
 }

@@ -147,3 +147,18 @@ fn one_profile_of_two_keeps_both() {
     let mut bytes = Vec::new();
     pprof::write(&whole, &mut bytes).unwrap();
 }
+
+#[test]
+fn an_interpreters_frames_tell_stacks_apart() {
+    let mut p = Profile::new(vec![SampleType::new("space", "bytes")]);
+    let native = p.frame(Frame::named("eval"));
+    let script = p.frame(Frame { name: "load".into(), kind: FrameKind::Script, ..Frame::default() });
+    let leaves = ["new_list", "new_dict"].map(|name| p.frame(Frame::named(name)));
+    for leaf in leaves {
+        p.samples.push(Sample { stack: vec![native, script, leaf], values: vec![2], ..Sample::default() });
+    }
+    p.samples.push(Sample { stack: vec![native, leaves[0]], values: vec![3], ..Sample::default() });
+    let top = top::stacks(&p, 0, 5);
+    let top: Vec<_> = top.iter().map(|s| (s.value, s.frames.join(" "))).collect();
+    assert_eq!(top, [(4, "load".to_owned()), (3, "new_list eval".to_owned())]);
+}

@@ -172,6 +172,7 @@ fn known_frame(frame: &reprieve_symbolizer::Frame) -> Frame {
         file: frame.file.clone(),
         line: frame.line,
         inlined: frame.inlined,
+        kind: FrameKind::Script,
         ..Frame::default()
     }
 }
