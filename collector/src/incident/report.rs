@@ -19,6 +19,7 @@ struct Report<'a> {
     stacks: Vec<top::TopStack>,
     owners: Vec<top::TopStack>,
     heap_line: Option<String>,
+    malloc: Vec<show::MallocRow>,
     graphs: Vec<Graph<'a>>,
     unknown: Vec<String>,
 }
@@ -52,6 +53,7 @@ pub fn html(incident: &Incident, graphs: &[(View, String)]) -> String {
         stacks: top_of("threads"),
         owners: top_of("heap"),
         heap_line: show::heap_line(incident),
+        malloc: show::malloc_rows(incident),
         graphs: graphs.iter().map(|(view, svg)| Graph { view, svg }).collect(),
         unknown,
     };

@@ -1,6 +1,6 @@
 //! An incident as text for a terminal.
 
-use super::model::{Heap, HoldReport, Incident, SymbolState, Trigger};
+use super::model::{Heap, HoldReport, Incident, MallocArena, SymbolState, Trigger};
 use super::profile;
 use super::units::{bytes, count, micros, time};
 use reprieve_flamegraph::{Profile, top};
@@ -85,6 +85,51 @@ pub fn heap_line(incident: &Incident) -> Option<String> {
     Some(line)
 }
 
+/// A process's malloc in figures for people; those that are not known are a dash.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MallocRow {
+    /// PID.
+    pub pid: i32,
+    /// Its name.
+    pub name: String,
+    /// Chunks given out from arenas.
+    pub live: String,
+    /// Free chunks.
+    pub free: String,
+    /// What of those is in memory.
+    pub free_resident: String,
+    /// Behind the last chunks.
+    pub top: String,
+    /// Blocks with mappings of their own.
+    pub mmapped: String,
+    /// Anonymous memory of the process, malloc's or not.
+    pub anon: String,
+}
+
+/// A row for each process whose malloc was walked, the biggest first.
+#[must_use]
+pub fn malloc_rows(incident: &Incident) -> Vec<MallocRow> {
+    let mut walked: Vec<_> = incident.processes.iter().filter_map(|p| Some((p, p.malloc.as_ref()?))).collect();
+    walked.sort_by_key(|(process, _)| std::cmp::Reverse(process.memory.pss_anon_bytes));
+    let known = |figure: Option<u64>| figure.map_or_else(|| "—".to_owned(), bytes);
+    walked
+        .into_iter()
+        .map(|(process, malloc)| {
+            let sum = |of: fn(&MallocArena) -> u64| malloc.arenas.iter().map(of).sum::<u64>();
+            MallocRow {
+                pid: process.pid,
+                name: process.comm.clone(),
+                live: bytes(sum(|a| a.live.bytes)),
+                free: bytes(sum(|a| a.free.all().bytes)),
+                free_resident: known(malloc.arenas.iter().map(|a| a.free_resident_bytes).sum()),
+                top: bytes(sum(|a| a.top_bytes)),
+                mmapped: known(malloc.mmapped.map(|m| m.bytes)),
+                anon: bytes(process.memory.pss_anon_bytes),
+            }
+        })
+        .collect()
+}
+
 /// How many frames have no name, and why; empty when all have.
 #[must_use]
 pub fn misses(incident: &Incident) -> Vec<String> {
@@ -140,6 +185,7 @@ pub fn page(incident: &Incident, dir: &Path, width: usize) -> String {
     }
     page.processes(incident);
     page.heap(incident);
+    page.malloc(incident);
     page.threads(incident);
     let unknown: Vec<String> = misses(incident).into_iter().chain(incident.gaps.iter().cloned()).collect();
     if !unknown.is_empty() {
@@ -210,6 +256,21 @@ impl Page {
         if let Some(line) = heap_line(incident) {
             self.prose("\nWHO OWNS THE HEAP  ", &line);
             self.stacks(&profile::heap(incident), bytes);
+        }
+    }
+
+    fn malloc(&mut self, incident: &Incident) {
+        let rows = malloc_rows(incident);
+        if rows.is_empty() {
+            return;
+        }
+        self.row("\nMALLOC  (what it gave out, what it holds free, beside what is charged)");
+        self.row("      PID      LIVE      FREE  RESIDENT       TOP    MAPPED  ANON CHARGED  NAME");
+        for r in rows.iter().take(PROCESSES) {
+            self.row(&format!(
+                "  {:>7} {:>9} {:>9} {:>9} {:>9} {:>9} {:>13}  {}",
+                r.pid, r.live, r.free, r.free_resident, r.top, r.mmapped, r.anon, r.name
+            ));
         }
     }
 

@@ -1,6 +1,7 @@
 //! Witnesses: who owns the memory, seen from outside while nobody can move.
 
 pub mod library;
+mod malloc;
 pub mod preload;
 mod table;
 
@@ -8,6 +9,7 @@ pub use table::{HeapTable, ProcessTables, TABLE_NAME};
 
 use crate::incident::model::Process;
 use crate::snapshot::{LoadedModule, MapLine, TargetMemory};
+use std::time::Instant;
 
 /// A stopped process, as witnesses look at it.
 #[derive(Debug)]
@@ -20,6 +22,8 @@ pub struct Target<'t> {
     pub modules: &'t [LoadedModule],
     /// Its memory, as far as it is present.
     pub memory: &'t mut TargetMemory,
+    /// When walks of long books must end, for all processes together.
+    pub until: Instant,
 }
 
 /// Asks every witness about a process and puts down what they say; `tables` are
@@ -31,5 +35,6 @@ pub fn ask(process: &mut Process, target: &mut Target<'_>, tables: Option<&Proce
             Err(why) => process.gaps.push(why),
         }
     }
+    malloc::look(process, target);
     process.heaps.sort_by_key(|heap| heap.witness);
 }

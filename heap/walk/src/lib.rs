@@ -8,6 +8,7 @@
 //! keeps, whatever it meets, and what does not look as it must ends that part of
 //! the walk with a reason. The crate knows nothing of `/proc` or cgroups.
 
+pub mod glibc;
 mod memory;
 
 pub use memory::{Bounded, Memory};
