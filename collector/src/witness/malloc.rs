@@ -39,8 +39,15 @@ pub fn look(process: &mut Process, target: &Target<'_>) {
             return;
         }
     };
-    // Never used, or another malloc took its place.
-    let Some(malloc) = walked else { return };
+    let malloc = match walked {
+        (Some(malloc), _) => malloc,
+        (None, true) => {
+            process.gaps.push("malloc's books were not read: other processes took all the time for that".to_owned());
+            return;
+        }
+        // Never used, or another malloc took its place.
+        (None, false) => return,
+    };
     process.gaps.extend(malloc.gaps.iter().cloned());
     let library = version.map_or(name, |(major, minor)| format!("glibc {major}.{minor}"));
     process.malloc = Some(state(&malloc, library));
@@ -73,7 +80,8 @@ fn version(module: &LoadedModule) -> Option<(u32, u32)> {
     Some((major.parse().ok()?, minor.parse().ok()?))
 }
 
-fn walk(target: &Target<'_>, module: &LoadedModule) -> std::io::Result<Option<Malloc>> {
+/// Walks, and says whether time was up.
+fn walk(target: &Target<'_>, module: &LoadedModule) -> std::io::Result<(Option<Malloc>, bool)> {
     let is_writable = |map: &&MapLine| map.permissions.as_bytes().get(1) == Some(&b'w');
     let ranges = |chosen: &dyn Fn(&MapLine) -> bool| -> Vec<Range<u64>> {
         target.maps.iter().filter(is_writable).filter(|map| chosen(map)).map(|map| map.start..map.end).collect()
@@ -88,9 +96,10 @@ fn walk(target: &Target<'_>, module: &LoadedModule) -> std::io::Result<Option<Ma
     });
     let place = Place { data: &data, heap, writable: &writable, anonymous: &anonymous };
     let memory = TargetMemory::reading_ahead(target.pid)?;
-    let mut memory = Timed { memory, until: target.until.min(Instant::now() + TIME), untimed: UNTIMED };
+    let mut memory = Timed { memory, until: target.until.min(Instant::now() + TIME), untimed: 0 };
     let mut pages = PresentPages::new(Pagemap::open(target.pid)?);
-    Ok(glibc::walk(&mut memory, &mut pages, &place, BUDGET_BYTES))
+    let walked = glibc::walk(&mut memory, &mut pages, &place, BUDGET_BYTES);
+    Ok((walked, memory.is_late()))
 }
 
 /// A memory that says no when time is up.
@@ -100,16 +109,21 @@ struct Timed {
     untimed: u32,
 }
 
+impl Timed {
+    fn is_late(&self) -> bool {
+        Instant::now() >= self.until
+    }
+}
+
 impl Memory for Timed {
     fn read(&mut self, address: u64, out: &mut [u8]) -> bool {
-        self.untimed -= 1;
         if self.untimed == 0 {
-            // It stays late.
-            self.untimed = if Instant::now() < self.until { UNTIMED } else { 1 };
-            if self.untimed == 1 {
+            if self.is_late() {
                 return false;
             }
+            self.untimed = UNTIMED;
         }
+        self.untimed -= 1;
         self.memory.read(address, out)
     }
 }

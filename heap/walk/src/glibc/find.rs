@@ -6,7 +6,10 @@ use crate::Memory;
 
 /// Most bytes of variables that are searched: glibc's own are 60 KiB, those of a
 /// static program may be more.
-const MAX_DATA: u64 = 4 << 20;
+const MAX_DATA: u64 = 8 << 20;
+/// Bytes that are searched at a time, and those behind that a structure may take.
+const BLOCK: u64 = 64 << 10;
+const OVERLAP: u64 = arena::BYTES;
 /// Bins of 127 that are empty even in a heap in great disorder.
 const EMPTY_BINS: u64 = 8;
 
@@ -38,19 +41,21 @@ pub fn find<M: Memory + ?Sized>(memory: &mut M, place: &Place<'_>) -> Option<Fou
     let mut parameters = None;
     let mut left = MAX_DATA;
     for range in place.data {
-        let bytes = range.end.saturating_sub(range.start).min(left) & !7;
-        left -= bytes;
-        let words = words(memory, range.start, bytes);
-        let mut window = Words { base: range.start, words: &words };
-        for at in (range.start..range.start.saturating_add(bytes)).step_by(8) {
-            window.words = &words[((at - range.start) / 8) as usize..];
-            window.base = at;
-            if found.is_none() && is_main_arena(&window, place) {
-                found = Some(at);
+        let end = range.end.min(range.start.saturating_add(left));
+        left -= end.saturating_sub(range.start);
+        let mut block = range.start.next_multiple_of(8);
+        while block < end {
+            let words = words(memory, block, (BLOCK + OVERLAP).min((end - block) & !7));
+            for (index, at) in (block..end.min(block + BLOCK)).step_by(8).enumerate() {
+                let window = Words { base: at, words: words.get(index..).unwrap_or_default() };
+                if found.is_none() && is_main_arena(&window, place) {
+                    found = Some(at);
+                }
+                if parameters.is_none() {
+                    parameters = PARAMETERS.iter().find_map(|layout| settings(&window, layout, place));
+                }
             }
-            if parameters.is_none() {
-                parameters = PARAMETERS.iter().find_map(|layout| settings(&window, layout, place));
-            }
+            block += BLOCK;
         }
     }
     Some(Found { main_arena: found?, parameters })
