@@ -1,10 +1,10 @@
-//! What malloc holds, against what it says itself, of processes that cannot move.
+//! What mallocs hold, against what they say themselves, of processes that cannot move.
 
 mod common;
 
 use common::{Lab, fixture, text};
 use serde_json::Value;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
 
 /// A child that is killed in the end.
@@ -172,4 +172,137 @@ fn real_programs_are_walked_whole() {
         assert!(main["unknown_bytes"] == 0 && chunks(&main["live"]).1 > 500_000, "{command}: {malloc:#}");
         assert!(chunks(&main["free"]["tcache"]).0 > 0, "{command}: {malloc:#}");
     }
+}
+
+/// Debian's jemalloc, by the name that the loader finds it by.
+const JEMALLOC: &str = "libjemalloc.so.2";
+
+/// Stacks of a dump of jemalloc itself: frames outside its library, and objects
+/// and bytes as it prints them.
+fn dumped(dump: &str) -> Vec<(Vec<u64>, f64, f64)> {
+    let hex = |text: &str| u64::from_str_radix(text.trim_start_matches("0x"), 16).unwrap();
+    let (stacks, maps) = dump.split_once("MAPPED_LIBRARIES").unwrap();
+    let own: Vec<(u64, u64)> = maps
+        .lines()
+        .filter(|line| line.contains(JEMALLOC))
+        .map(|line| line.split(' ').next().unwrap().split_once('-').unwrap())
+        .map(|(start, end)| (hex(start), hex(end)))
+        .collect();
+    assert!(!own.is_empty());
+    let mut all = Vec::new();
+    for stack in stacks.split("\n@ ").skip(1) {
+        let (frames, counts) = stack.split_once('\n').unwrap();
+        let frames = frames.split_whitespace().map(hex);
+        let frames = frames.skip_while(|at| own.iter().any(|(start, end)| (start..end).contains(&at)));
+        // t*: 28: 3000 [0: 0]
+        let numbers = counts.lines().next().unwrap().trim().strip_prefix("t*: ").unwrap();
+        let (objects, bytes) = numbers.split_once(" [").unwrap().0.split_once(": ").unwrap();
+        all.push((frames.collect(), objects.parse().unwrap(), bytes.parse().unwrap()));
+    }
+    all.retain(|(_, objects, _)| *objects > 0.0);
+    all
+}
+
+#[test]
+fn jemallocs_profile_agrees_with_its_own_dump() {
+    let lab = Lab::new();
+    let prefix = lab.out().join("dump");
+    let conf = format!("prof:true,lg_prof_sample:16,prof_final:true,prof_prefix:{}", prefix.display());
+    let mut program = Command::new(fixture("sites"));
+    program.env("LD_PRELOAD", JEMALLOC).env("MALLOC_CONF", conf);
+    let mut stopped = Stopped::start(&mut program, "site_large");
+    let process = stopped.snapshot(&lab);
+    assert_eq!(process["gaps"].as_array().unwrap().len(), 0, "{:#}", process["gaps"]);
+    assert!(process["malloc"].is_null(), "glibc's malloc is not used: {:#}", process["malloc"]);
+    let heap = &process["heaps"][0];
+    assert_eq!((&heap["witness"], &heap["period_bytes"]), (&Value::from("jemalloc"), &Value::from(65536)));
+    // What it owns by site, within its error.
+    let truth: Value = serde_json::from_str(&stopped.said).unwrap();
+    let folded = String::from_utf8(lab.file("heap.folded")).unwrap();
+    for (site, bytes) in truth.as_object().unwrap() {
+        let lines =
+            folded.lines().filter(|line| line.contains(&format!(";{site} ")) || line.contains(&format!(";{site};")));
+        let found: f64 = lines.map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()).sum();
+        let bytes = bytes.as_f64().unwrap();
+        // Its classes round a MiB and more up by a quarter at most, but not these sizes.
+        let error = 5.0 * (bytes * 65536.0).sqrt() + 5120.0;
+        assert!((found - bytes).abs() < error, "{site}: {found}, not {bytes} ± {error}\n{folded}");
+    }
+    // Let go, it writes the same down.
+    // SAFETY: a plain system call on our own child.
+    assert_eq!(unsafe { libc::kill(stopped.child.id() as i32, libc::SIGCONT) }, 0);
+    stopped.child.stdin.take().unwrap().write_all(b"\n").unwrap();
+    assert!(stopped.child.wait().unwrap().success());
+    let dumps = std::fs::read_dir(lab.out()).unwrap().flatten().map(|entry| entry.path());
+    let dump = dumps.into_iter().find(|path| path.extension().is_some_and(|e| e == "heap")).expect("a dump");
+    let dump = std::fs::read_to_string(dump).unwrap();
+    assert!(dump.starts_with("heap_v2/65536\n"), "{dump}");
+    let theirs = dumped(&dump);
+    let ours = heap["stacks"].as_array().unwrap();
+    assert_eq!(theirs.len(), ours.iter().filter(|s| s["inuse"]["samples"] != 0).count(), "{dump}");
+    for (frames, objects, bytes) in theirs {
+        let address = |index: &Value| heap["frames"][index.as_u64().unwrap() as usize]["address"].as_u64().unwrap();
+        let own = ours
+            .iter()
+            .find(|stack| stack["frames"].as_array().unwrap().iter().map(address).eq(frames.iter().copied()));
+        let own = &own.unwrap_or_else(|| panic!("{frames:x?} is missing"))["inuse"];
+        // It prints what jeprof makes the estimate of again, in whole objects (prof_do_unbias).
+        let (count, sum) = (own["objects"].as_f64().unwrap(), own["bytes"].as_f64().unwrap());
+        let printed = 1.0 - (-sum / count / 65536.0).exp();
+        assert!((count * printed - objects).abs() <= 1.0, "{own:#} is not {objects} objects");
+        assert!((sum * printed - bytes).abs() <= 1.0 + bytes / count, "{own:#} is not {bytes} bytes");
+    }
+}
+
+#[test]
+fn redis_at_its_limit_is_seen_by_jemalloc_too() {
+    let conf = "MALLOC_CONF=prof:true,lg_prof_sample:17";
+    for (options, witnesses) in [(&["--no-heap"][..], &["jemalloc"][..]), (&[], &["preload", "jemalloc"])] {
+        let lab = Lab::new();
+        let socket = lab.out().join("redis.sock");
+        let socket = socket.to_str().unwrap();
+        let mut all = vec!["--memory", "64M", "--on-oom", "kill"];
+        all.extend(options);
+        let mut command = vec!["env", conf, "redis-server", "--port", "0", "--unixsocket", socket, "--save", ""];
+        command.extend(["--enable-debug-command", "local"]);
+        let server = lab.start(&all, &command);
+        let client =
+            |arguments: &[&str]| Command::new("redis-cli").arg("-s").arg(socket).args(arguments).output().unwrap();
+        common::wait_for("redis", || client(&["ping"]).stdout == b"PONG\n");
+        client(&["debug", "populate", "300000", "key", "300"]);
+        let output = server.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(137), "{}", text(&output));
+        let incident = lab.incident();
+        common::assert_held_well(&incident);
+        let process = &incident["processes"][0];
+        let heaps = process["heaps"].as_array().unwrap();
+        let seen: Vec<&str> = heaps.iter().map(|heap| heap["witness"].as_str().unwrap()).collect();
+        assert_eq!(seen, witnesses, "{:#}", process["gaps"]);
+        let anon = process["memory"]["pss_anon_bytes"].as_f64().unwrap();
+        let inuse = &heaps.last().unwrap()["inuse"];
+        let (bytes, sigma) = (inuse["bytes"].as_f64().unwrap(), inuse["sigma_bytes"].as_f64().unwrap());
+        // Sampled blocks of jemalloc have a page each; its own books are not in the heap.
+        assert!(bytes < anon + 4.0 * sigma && bytes > anon * 0.75 - 4.0 * sigma, "{bytes} ± {sigma} of {anon}");
+        let folded = String::from_utf8(lab.file("heap.folded")).unwrap();
+        let largest =
+            folded.lines().max_by_key(|line| line.rsplit_once(' ').unwrap().1.parse::<u64>().unwrap()).unwrap();
+        assert!(largest.contains("debugCommand"), "{largest}");
+    }
+}
+
+#[test]
+fn without_a_profile_jemalloc_is_told_how_to_keep_one() {
+    let lab = Lab::new();
+    let mut program = Command::new(fixture("sites"));
+    let stopped = Stopped::start(program.env("LD_PRELOAD", JEMALLOC).env_remove("MALLOC_CONF"), "site_large");
+    let process = stopped.snapshot(&lab);
+    let gaps = process["gaps"].to_string();
+    assert!(gaps.contains("MALLOC_CONF=prof:true") && gaps.contains("build ID"), "{gaps}");
+    assert_eq!(process["heaps"].as_array().unwrap().len(), 0);
+    drop(stopped);
+    let mut program = Command::new(fixture("sites"));
+    program.env("LD_PRELOAD", JEMALLOC).env("MALLOC_CONF", "prof:true,prof_active:false");
+    let stopped = Stopped::start(&mut program, "site_large");
+    let gaps = stopped.snapshot(&lab)["gaps"].to_string();
+    assert!(gaps.contains("prof_active"), "{gaps}");
 }

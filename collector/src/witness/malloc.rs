@@ -1,19 +1,17 @@
 //! What malloc holds free, from glibc's own books.
 
 use super::Target;
+use super::timed::Timed;
 use crate::incident::model::{
     MallocArena, MallocChunks, MallocFree, MallocMmapped, MallocSizeClass, MallocState, Process,
 };
 use crate::snapshot::{LoadedModule, MapLine, Pagemap, TargetMemory, page_size};
-use reprieve_heap_walk::Memory;
 use reprieve_heap_walk::glibc::{self, Chunks, Malloc, Pages, Place};
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
 /// Longest walk of a process: 400 MB of small chunks take a third of it.
 const TIME: Duration = Duration::from_millis(400);
-/// Reads between looks at the clock.
-const UNTIMED: u32 = 1024;
 /// Reads of all, eight bytes each at least: what time cannot reach.
 const BUDGET_BYTES: u64 = 1 << 32;
 /// Newest glibc whose layout is known.
@@ -96,36 +94,10 @@ fn walk(target: &Target<'_>, module: &LoadedModule) -> std::io::Result<(Option<M
     });
     let place = Place { data: &data, heap, writable: &writable, anonymous: &anonymous };
     let memory = TargetMemory::reading_ahead(target.pid)?;
-    let mut memory = Timed { memory, until: target.until.min(Instant::now() + TIME), untimed: 0 };
+    let mut memory = Timed::new(memory, target.until.min(Instant::now() + TIME));
     let mut pages = PresentPages::new(Pagemap::open(target.pid)?);
     let walked = glibc::walk(&mut memory, &mut pages, &place, BUDGET_BYTES);
     Ok((walked, memory.is_late()))
-}
-
-/// A memory that says no when time is up.
-struct Timed {
-    memory: TargetMemory,
-    until: Instant,
-    untimed: u32,
-}
-
-impl Timed {
-    fn is_late(&self) -> bool {
-        Instant::now() >= self.until
-    }
-}
-
-impl Memory for Timed {
-    fn read(&mut self, address: u64, out: &mut [u8]) -> bool {
-        if self.untimed == 0 {
-            if self.is_late() {
-                return false;
-            }
-            self.untimed = UNTIMED;
-        }
-        self.untimed -= 1;
-        self.memory.read(address, out)
-    }
 }
 
 /// Pages looked up together.

@@ -1,9 +1,11 @@
 //! Witnesses: who owns the memory, seen from outside while nobody can move.
 
+mod jemalloc;
 pub mod library;
 mod malloc;
 pub mod preload;
 mod table;
+mod timed;
 
 pub use table::{HeapTable, ProcessTables, TABLE_NAME};
 
@@ -36,5 +38,6 @@ pub fn ask(process: &mut Process, target: &mut Target<'_>, tables: Option<&Proce
         }
     }
     malloc::look(process, target);
+    jemalloc::look(process, target);
     process.heaps.sort_by_key(|heap| heap.witness);
 }

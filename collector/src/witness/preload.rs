@@ -130,13 +130,13 @@ impl Sum {
 
 /// Distinct return addresses.
 #[derive(Default)]
-struct Frames {
-    list: Vec<HeapFrame>,
+pub(super) struct Frames {
+    pub(super) list: Vec<HeapFrame>,
     known: BTreeMap<u64, u32>,
 }
 
 impl Frames {
-    fn index_of(&mut self, address: u64, modules: &[LoadedModule]) -> u32 {
+    pub(super) fn index_of(&mut self, address: u64, modules: &[LoadedModule]) -> u32 {
         *self.known.entry(address).or_insert_with(|| {
             // A return address stands behind its call.
             let at = locate(Avma(address.wrapping_sub(1)), modules);

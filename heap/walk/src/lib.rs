@@ -9,6 +9,8 @@
 //! the walk with a reason. The crate knows nothing of `/proc` or cgroups.
 
 pub mod glibc;
+pub mod jemalloc;
 mod memory;
+mod search;
 
 pub use memory::{Bounded, Memory};

@@ -3,13 +3,8 @@
 use super::layout::{ARENA_TEST, GRAIN, MMAP_THRESHOLD, PARAMETERS, Parameters, arena, heap};
 use super::{PAGE, Place};
 use crate::Memory;
+use crate::search::{Words, search};
 
-/// Most bytes of variables that are searched: glibc's own are 60 KiB, those of a
-/// static program may be more.
-const MAX_DATA: u64 = 8 << 20;
-/// Bytes that are searched at a time, and those behind that a structure may take.
-const BLOCK: u64 = 64 << 10;
-const OVERLAP: u64 = arena::BYTES;
 /// Bins of 127 that are empty even in a heap in great disorder.
 const EMPTY_BINS: u64 = 8;
 
@@ -39,65 +34,23 @@ pub struct Settings {
 pub fn find<M: Memory + ?Sized>(memory: &mut M, place: &Place<'_>) -> Option<Found> {
     let mut found = None;
     let mut parameters = None;
-    let mut left = MAX_DATA;
-    for range in place.data {
-        let end = range.end.min(range.start.saturating_add(left));
-        left -= end.saturating_sub(range.start);
-        let mut block = range.start.next_multiple_of(8);
-        while block < end {
-            let words = words(memory, block, (BLOCK + OVERLAP).min((end - block) & !7));
-            for (index, at) in (block..end.min(block + BLOCK)).step_by(8).enumerate() {
-                let window = Words { base: at, words: words.get(index..).unwrap_or_default() };
-                if found.is_none() && is_main_arena(&window, place) {
-                    found = Some(at);
-                }
-                if parameters.is_none() {
-                    parameters = PARAMETERS.iter().find_map(|layout| settings(&window, layout, place));
-                }
-            }
-            block += BLOCK;
+    search(memory, place.data, arena::BYTES, |_, window| {
+        if found.is_none() && is_main_arena(window, place) {
+            found = Some(window.base);
         }
-    }
+        if parameters.is_none() {
+            parameters = PARAMETERS.iter().find_map(|layout| settings(window, layout, place));
+        }
+        found.is_some() && parameters.is_some()
+    });
     Some(Found { main_arena: found?, parameters })
-}
-
-/// Words of a range; those of absent pages, which nobody has written to, are 0.
-fn words<M: Memory + ?Sized>(memory: &mut M, start: u64, bytes: u64) -> Vec<u64> {
-    let mut raw = vec![0; bytes as usize];
-    let mut at = 0;
-    while at < raw.len() {
-        // To the end of the page.
-        let address = start.wrapping_add(at as u64);
-        let end = raw.len().min(at + (PAGE - address % PAGE) as usize);
-        if !memory.read(address, &mut raw[at..end]) {
-            raw[at..end].fill(0);
-        }
-        at = end;
-    }
-    raw.chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().unwrap_or_default())).collect()
-}
-
-/// Words from an address on.
-struct Words<'w> {
-    base: u64,
-    words: &'w [u64],
-}
-
-impl Words<'_> {
-    fn at(&self, offset: u64) -> u64 {
-        self.words.get((offset / 8) as usize).copied().unwrap_or(0)
-    }
-
-    fn half(&self, offset: u64) -> u64 {
-        self.at(offset & !7) >> (offset % 8 * 8) & 0xffff_ffff
-    }
 }
 
 /// Empty bins point at themselves, others at chunks; `top` is in a mapping or,
 /// before the first chunk, the unsorted bin; the circle of arenas starts well.
 fn is_main_arena(words: &Words<'_>, place: &Place<'_>) -> bool {
     let here = words.base;
-    if words.words.len() < (arena::BYTES / 8) as usize {
+    if !words.has(arena::BYTES) {
         return false;
     }
     let (top, next) = (words.at(arena::TOP), words.at(arena::NEXT));
@@ -127,7 +80,7 @@ fn is_main_arena(words: &Words<'_>, place: &Place<'_>) -> bool {
 
 /// Counts in `mp_` bound each other, and the tcache's are small.
 fn settings(words: &Words<'_>, layout: &Parameters, place: &Place<'_>) -> Option<Settings> {
-    if words.words.len() < (layout.bytes / 8) as usize {
+    if !words.has(layout.bytes) {
         return None;
     }
     let bins = words.at(layout.tcache_bins);

@@ -22,13 +22,10 @@ mod mmapped;
 
 pub use classes::SizeClass;
 
+use crate::search::{END, PAGE};
 use crate::{Bounded, Memory};
 use std::ops::Range;
 
-/// Page of x86-64.
-const PAGE: u64 = 4096;
-/// No mapping ends beyond (Documentation/arch/x86/x86_64/5level-paging.rst).
-const END: u64 = 1 << 56;
 /// Sentences kept.
 const MAX_GAPS: usize = 8;
 
