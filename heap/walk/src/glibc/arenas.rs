@@ -99,7 +99,7 @@ impl<M: Memory + ?Sized, P: Pages + ?Sized> Walk<'_, M, P> {
                 break;
             }
             here = self.memory.u64(here + heap::PREV)?;
-            if here % self.heap_max != 0 || sums.heaps >= MAX_HEAPS {
+            if !here.is_multiple_of(self.heap_max) || sums.heaps >= MAX_HEAPS {
                 return None;
             }
             end_of_chunks = here.checked_add(self.memory.u64(here.checked_add(heap::SIZE)?)?)?;
@@ -118,6 +118,13 @@ impl<M: Memory + ?Sized, P: Pages + ?Sized> Walk<'_, M, P> {
         let known = [sums.live.bytes, sums.free().bytes, sums.top_bytes, sums.overhead_bytes];
         let known = known.into_iter().fold(0, u64::saturating_add);
         sums.unknown_bytes = sums.system_bytes.saturating_sub(known);
+        if sums.unknown_bytes > 0 && self.malloc.gaps.is_empty() && !self.memory.is_used_up() {
+            let (bytes, at) = (sums.unknown_bytes, sums.address);
+            self.gap(format!(
+                "malloc's arena at {at:#x} counts {bytes} B more than its heaps have: a thread was growing or trimming it, \
+                 or the program calls sbrk itself"
+            ));
+        }
         sums
     }
 }

@@ -54,7 +54,7 @@ fn is_main_arena(words: &Words<'_>, place: &Place<'_>) -> bool {
         return false;
     }
     let (top, next) = (words.at(arena::TOP), words.at(arena::NEXT));
-    let is_chunk = |address: u64| address != 0 && address % GRAIN == 0;
+    let is_chunk = |address: u64| address != 0 && address.is_multiple_of(GRAIN);
     if !is_chunk(top) || next == 0 || next % 8 != 0 {
         return false;
     }

@@ -22,7 +22,7 @@ impl<M: Memory + ?Sized, P: Pages + ?Sized> Walk<'_, M, P> {
                 sums.overhead_bytes += end - at;
                 return;
             }
-            if bytes < SMALLEST || bytes % GRAIN != 0 || bytes > end - at || word & bit::IS_MMAPPED != 0 {
+            if bytes < SMALLEST || !bytes.is_multiple_of(GRAIN) || bytes > end - at || word & bit::IS_MMAPPED != 0 {
                 return self.gap(format!(
                     "malloc's chunk at {at:#x} has an impossible size: what lies behind it up to {end:#x} is unknown"
                 ));

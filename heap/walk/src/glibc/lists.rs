@@ -90,9 +90,9 @@ impl<M: Memory + ?Sized, P: Pages + ?Sized> Walk<'_, M, P> {
                 break;
             }
             if bytes < SMALLEST_LARGE {
-                small.add(bytes)
+                small.add(bytes);
             } else {
-                large.add(bytes)
+                large.add(bytes);
             }
             let Some(next) = self.memory.u64(entry.wrapping_add(chunk::BK)) else { break };
             entry = next;
@@ -118,14 +118,14 @@ impl<M: Memory + ?Sized, P: Pages + ?Sized> Walk<'_, M, P> {
     fn next(&mut self, field: u64, fits: impl Fn(&mut Self, u64) -> bool) -> Option<u64> {
         let word = self.memory.u64(field)?;
         let mixed = word ^ (field >> 12);
-        if mixed == 0 || (mixed % GRAIN == 0 && fits(self, mixed)) {
+        if mixed == 0 || (mixed.is_multiple_of(GRAIN) && fits(self, mixed)) {
             return Some(mixed);
         }
         (word == 0 || (word % GRAIN == 0 && fits(self, word))).then_some(word)
     }
 
     fn has_size(&mut self, at: u64, bytes: u64) -> bool {
-        at % GRAIN == 0
+        at.is_multiple_of(GRAIN)
             && self.place.holds(at)
             && self
                 .memory

@@ -62,6 +62,6 @@ impl<M: Memory + ?Sized, P: Pages + ?Sized> Walk<'_, M, P> {
         let word = self.memory.u64(at + 8)?;
         let bytes = word & !bit::ALL;
         let is_one = before % GRAIN == 0 && before < PAGE && word & bit::ALL == bit::IS_MMAPPED;
-        (is_one && bytes > 0 && bytes % PAGE == 0 && bytes <= end - at).then_some(bytes)
+        (is_one && bytes > 0 && bytes.is_multiple_of(PAGE) && bytes <= end - at).then_some(bytes)
     }
 }

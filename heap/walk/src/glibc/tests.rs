@@ -70,7 +70,10 @@ struct Half;
 
 impl Pages for Half {
     fn present_bytes(&mut self, pages: Range<u64>) -> Option<u64> {
-        Some((pages.start..pages.end).step_by(PAGE as usize).filter(|at| at / PAGE % 2 == 0).count() as u64 * PAGE)
+        Some(
+            (pages.start..pages.end).step_by(PAGE as usize).filter(|at| (at / PAGE).is_multiple_of(2)).count() as u64
+                * PAGE,
+        )
     }
 }
 
@@ -183,7 +186,7 @@ fn no_damage_ends_in_a_panic_or_a_long_walk() {
         seed
     };
     let mut found = 0;
-    for _ in 0..3000 {
+    for _ in 0..1000 {
         let mut memory = whole.clone();
         for _ in 0..1 + next() % 4 {
             let at = places[(next() % places.len() as u64) as usize];
@@ -199,5 +202,5 @@ fn no_damage_ends_in_a_panic_or_a_long_walk() {
         found += u64::from(walked(&mut memory).is_some());
         assert!(memory.reads <= 1 << 17, "{} reads", memory.reads);
     }
-    assert!(found > 1000, "only {found} heaps were found at all");
+    assert!(found > 300, "only {found} heaps were found at all");
 }

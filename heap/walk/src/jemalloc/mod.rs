@@ -9,8 +9,11 @@
 //! Source: src/prof_data.c, src/ckh.c and prof_structs.h of jemalloc 5.3.0, 64-bit,
 //! as compiled without CKH_COUNT.
 
+mod layout;
+
 use crate::search::{END, Words, search};
 use crate::{Bounded, Memory};
+use layout::{TDATA_EXPIRED, ckh, gctx, tctx};
 use std::ops::Range;
 
 /// Most cells of the table.
@@ -25,46 +28,6 @@ const MAX_THREADS: usize = 1 << 16;
 const MAX_DEPTH: usize = 64;
 /// Counts of objects are multiplied by this (`1 << SC_LG_TINY_MIN`).
 const SHIFT: f64 = 8.0;
-
-/// Offsets in `ckh_t`.
-mod ckh {
-    pub const COUNT: u64 = 8;
-    /// `lg_minbuckets`, then `lg_curbuckets`, 32 bits each.
-    pub const BUCKETS: u64 = 16;
-    pub const HASH: u64 = 24;
-    pub const KEYCOMP: u64 = 32;
-    pub const TAB: u64 = 40;
-    pub const BYTES: u64 = 48;
-    /// A bucket has four cells of a key and its data.
-    pub const LG_CELLS: u32 = 2;
-    pub const CELL: u64 = 16;
-    /// `lg_minbuckets` for `PROF_CKH_MINITEMS` = 64 (`ckh_new`).
-    pub const PROF_BUCKETS: u64 = 5;
-}
-
-/// Offsets in `prof_gctx_t`, a stack.
-mod gctx {
-    pub const TCTXS: u64 = 16;
-    /// `prof_bt_t`: the frames' address and how many there are.
-    pub const BT: u64 = 104;
-    pub const VEC: u64 = 120;
-}
-
-/// Offsets in `prof_tctx_t`, what a thread allocated from a stack.
-mod tctx {
-    pub const TDATA: u64 = 0;
-    pub const CNTS: u64 = 32;
-    pub const GCTX: u64 = 96;
-    pub const LEFT: u64 = 112;
-    /// The lowest bit is the colour.
-    pub const RIGHT_RED: u64 = 120;
-    pub const STATE: u64 = 132;
-    /// `prof_tctx_state_initializing`.
-    pub const INITIALIZING: u32 = 0;
-}
-
-/// `prof_tdata_t.expired`: from before a prof.reset.
-const TDATA_EXPIRED: u64 = 33;
 
 /// Where to look.
 #[derive(Debug, Clone)]
@@ -237,7 +200,7 @@ fn holds_stacks<M: Memory + ?Sized>(memory: &mut M, table: &Table) -> bool {
 
 /// Where frames are and how many, of an entry that is a stack.
 fn frames_of<M: Memory + ?Sized>(memory: &mut M, key: u64, data: u64) -> Option<(u64, u64)> {
-    if data == 0 || data % 8 != 0 || key != data.checked_add(gctx::BT)? {
+    if data == 0 || !data.is_multiple_of(8) || key != data.checked_add(gctx::BT)? {
         return None;
     }
     let vec = memory.u64(key)?;
@@ -317,3 +280,6 @@ fn stack<M: Memory + ?Sized>(memory: &mut M, key: u64, data: u64) -> Option<Stac
         node = memory.u64(field(tctx::LEFT)?)?;
     }
 }
+
+#[cfg(test)]
+mod tests;
