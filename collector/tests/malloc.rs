@@ -56,6 +56,13 @@ impl Drop for Stopped {
     }
 }
 
+/// Asserts that what was charged when the threads had stopped is what was charged
+/// when the evidence was complete, to the page.
+fn assert_charge_unchanged(incident: &Value) {
+    let step = &incident["verdict"]["steps"][0];
+    assert_eq!(incident["memcg"]["usage_bytes"], step["usage_before_bytes"], "{:#}", incident["verdict"]);
+}
+
 /// The value of an attribute of the first element that begins so.
 fn attribute(xml: &str, element: &str, name: &str) -> u64 {
     let at = xml.find(element).unwrap_or_else(|| panic!("no {element} in {xml}"));
@@ -71,7 +78,7 @@ fn chunks(value: &Value) -> (u64, u64) {
 #[test]
 fn a_fragmented_heap_is_known_to_the_chunk() {
     let lab = Lab::new();
-    let stopped = Stopped::start(Command::new(fixture("fragmented")).arg("3"), "live_bytes");
+    let stopped = Stopped::start(Command::new(fixture("parked/fragmented")).arg("3"), "live_bytes");
     let process = stopped.snapshot(&lab);
     assert_eq!(process["gaps"].as_array().unwrap().len(), 0, "{:#}", process["gaps"]);
     let malloc = &process["malloc"];
@@ -138,10 +145,11 @@ fn a_program_parked_at_its_limit_is_walked_with_and_without_the_library() {
         let lab = Lab::new();
         let mut options = vec!["--memory", "96M", "--on-oom", "kill"];
         options.extend(heap);
-        let output = lab.run(&options, &[&fixture("fragmented"), "3", bytes]);
+        let output = lab.run(&options, &[&fixture("parked/fragmented"), "3", bytes]);
         assert_eq!(output.status.code(), Some(137), "{}", text(&output));
         let incident = lab.incident();
         common::assert_held_well(&incident);
+        assert_charge_unchanged(&incident);
         let process = &incident["processes"][0];
         let malloc = &process["malloc"];
         assert_eq!(malloc["arenas"].as_array().map(Vec::len), Some(4), "{:#}", process["gaps"]);
@@ -208,7 +216,7 @@ fn jemallocs_profile_agrees_with_its_own_dump() {
     let lab = Lab::new();
     let prefix = lab.out().join("dump");
     let conf = format!("prof:true,lg_prof_sample:16,prof_final:true,prof_prefix:{}", prefix.display());
-    let mut program = Command::new(fixture("sites"));
+    let mut program = Command::new(fixture("parked/sites"));
     program.env("LD_PRELOAD", JEMALLOC).env("MALLOC_CONF", conf);
     let mut stopped = Stopped::start(&mut program, "site_large");
     let process = stopped.snapshot(&lab);
@@ -274,6 +282,7 @@ fn redis_at_its_limit_is_seen_by_jemalloc_too() {
         assert_eq!(output.status.code(), Some(137), "{}", text(&output));
         let incident = lab.incident();
         common::assert_held_well(&incident);
+        assert_charge_unchanged(&incident);
         let process = &incident["processes"][0];
         let heaps = process["heaps"].as_array().unwrap();
         let seen: Vec<&str> = heaps.iter().map(|heap| heap["witness"].as_str().unwrap()).collect();
@@ -293,14 +302,14 @@ fn redis_at_its_limit_is_seen_by_jemalloc_too() {
 #[test]
 fn without_a_profile_jemalloc_is_told_how_to_keep_one() {
     let lab = Lab::new();
-    let mut program = Command::new(fixture("sites"));
+    let mut program = Command::new(fixture("parked/sites"));
     let stopped = Stopped::start(program.env("LD_PRELOAD", JEMALLOC).env_remove("MALLOC_CONF"), "site_large");
     let process = stopped.snapshot(&lab);
     let gaps = process["gaps"].to_string();
     assert!(gaps.contains("MALLOC_CONF=prof:true") && gaps.contains("build ID"), "{gaps}");
     assert_eq!(process["heaps"].as_array().unwrap().len(), 0);
     drop(stopped);
-    let mut program = Command::new(fixture("sites"));
+    let mut program = Command::new(fixture("parked/sites"));
     program.env("LD_PRELOAD", JEMALLOC).env("MALLOC_CONF", "prof:true,prof_active:false");
     let stopped = Stopped::start(&mut program, "site_large");
     let gaps = stopped.snapshot(&lab)["gaps"].to_string();

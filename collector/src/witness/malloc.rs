@@ -80,13 +80,20 @@ fn version(module: &LoadedModule) -> Option<(u32, u32)> {
 
 /// Walks, and says whether time was up.
 fn walk(target: &Target<'_>, module: &LoadedModule) -> std::io::Result<(Option<Malloc>, bool)> {
-    let is_writable = |map: &&MapLine| map.permissions.as_bytes().get(1) == Some(&b'w');
+    // One range of what follows one another: madvise(2) splits mappings.
     let ranges = |chosen: &dyn Fn(&MapLine) -> bool| -> Vec<Range<u64>> {
-        target.maps.iter().filter(is_writable).filter(|map| chosen(map)).map(|map| map.start..map.end).collect()
+        let mut joined: Vec<Range<u64>> = Vec::new();
+        for map in target.maps.iter().filter(|map| map.permissions.as_bytes().get(1) == Some(&b'w') && chosen(map)) {
+            match joined.last_mut() {
+                Some(last) if last.end == map.start => last.end = map.end,
+                _ => joined.push(map.start..map.end),
+            }
+        }
+        joined
     };
     let writable = ranges(&|_| true);
     let anonymous = ranges(&|map| map.inode == 0 && (map.name.is_empty() || map.name.starts_with("[anon")));
-    let heap = target.maps.iter().find(|map| map.name == "[heap]").map(|map| map.start..map.end);
+    let heap = ranges(&|map| map.name == "[heap]").into_iter().next();
     // Behind the file's last page `.bss` goes on without a file.
     let end = module.range.end;
     let data = ranges(&|map| {

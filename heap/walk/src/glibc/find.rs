@@ -1,6 +1,6 @@
 //! `main_arena` and `mp_` without symbols, by what they must look like.
 
-use super::layout::{ARENA_TEST, GRAIN, MMAP_THRESHOLD, PARAMETERS, Parameters, arena, heap};
+use super::layout::{ARENA_TEST, GRAIN, PARAMETERS, Parameters, arena, heap};
 use super::{PAGE, Place};
 use crate::Memory;
 use crate::search::{Words, search};
@@ -93,7 +93,6 @@ fn settings(words: &Words<'_>, layout: &Parameters, place: &Place<'_>) -> Option
     let (allowed, ever) = (words.half(layout.n_mmaps + 4), words.half(layout.n_mmaps + 8));
     let (bytes, most) = (words.at(layout.mmapped_mem), words.at(layout.mmapped_mem + 8));
     let sbrk_base = words.at(layout.sbrk_base);
-    let threshold = words.at(MMAP_THRESHOLD);
     let cores = words.at(ARENA_TEST);
     let huge = layout.hp_pagesize.map_or(0, |offset| words.at(offset));
     let sound = mmaps <= allowed.max(ever)
@@ -102,7 +101,6 @@ fn settings(words: &Words<'_>, layout: &Parameters, place: &Place<'_>) -> Option
         && bytes % PAGE == 0
         && bytes >= mmaps.saturating_mul(PAGE)
         && (sbrk_base == 0 || place.heap.as_ref().is_some_and(|h| h.contains(&sbrk_base)))
-        && threshold <= heap::MAX / 2
         && (1..1 << 20).contains(&cores)
         && (huge == 0 || (huge.is_power_of_two() && (PAGE..=1 << 30).contains(&huge)));
     // heap_max_size of malloc/arena.c.

@@ -105,8 +105,6 @@ pub struct Parameters {
 
 /// Number of cores by which arenas are limited, in both layouts (`arena_test`).
 pub const ARENA_TEST: u64 = 24;
-/// Smallest mapped block, in both layouts (`mmap_threshold`).
-pub const MMAP_THRESHOLD: u64 = 16;
 
 /// `malloc_par` since 2.35 and before.
 pub const PARAMETERS: [Parameters; 2] = [
