@@ -15,6 +15,10 @@ pub fn build(root: &Path) -> Result<PathBuf> {
     fs::create_dir_all(&out).with_context(|| format!("failed to make {}", out.display()))?;
     compile_all(root, "c", "cc", "c", &out)?;
     compile_all(root, "cxx", "c++", "cc", &out)?;
+    // They wait to be looked at, and do not end by themselves.
+    let parked = out.join("parked");
+    fs::create_dir_all(&parked).with_context(|| format!("failed to make {}", parked.display()))?;
+    compile_all(root, "parked", "cc", "c", &parked)?;
     strip(&out)?;
     rust(root, &out)?;
     Ok(out)

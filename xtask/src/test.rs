@@ -16,6 +16,7 @@ const TEST_PACKAGES: &[Package] = &[
     Package { name: "nodejs", why: "a real program to run out of memory" },
     Package { name: "redis-server", why: "a real program to run out of memory" },
     Package { name: "redis-tools", why: "the client that fills redis" },
+    Package { name: "libjemalloc2", why: "a malloc with a profile of its own" },
     Package { name: "coreutils", why: "sort, a real program to run out of memory" },
 ];
 

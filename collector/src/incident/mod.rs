@@ -1,6 +1,7 @@
 //! Incidents: the model, the store on disk, and their renderings.
 
 pub mod heaps;
+pub mod mallocs;
 pub mod model;
 pub mod profile;
 pub mod report;

@@ -181,6 +181,9 @@ pub struct Process {
     /// trusted most comes first.
     #[serde(default)]
     pub heaps: Vec<Heap>,
+    /// What malloc gave out and holds free, where it is one that we know.
+    #[serde(default)]
+    pub malloc: Option<MallocState>,
     /// What could not be read of it, each a sentence.
     pub gaps: Vec<String>,
 }
@@ -277,6 +280,107 @@ pub struct HeapStack {
     pub inuse: Estimate,
     /// What it ever allocated.
     pub alloc: Estimate,
+}
+
+/// What malloc gave out and holds free, by its own books. Bytes are those of
+/// chunks with their headers, as malloc_info(3) counts.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MallocState {
+    /// Like `glibc 2.36`; without a version where none was found.
+    pub library: String,
+    /// Its arenas, the main one first.
+    pub arenas: Vec<MallocArena>,
+    /// Blocks with a mapping of their own, where that is known.
+    pub mmapped: Option<MallocMmapped>,
+    /// Live chunks of all arenas by size, those with most bytes first.
+    pub size_classes: Vec<MallocSizeClass>,
+}
+
+/// An arena of malloc.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MallocArena {
+    /// Where it is.
+    pub address: u64,
+    /// What it has from the system.
+    pub system_bytes: u64,
+    /// What of its heaps is in memory.
+    pub resident_bytes: Option<u64>,
+    /// Heaps it has: of 64 MiB each, the main arena has one.
+    pub heaps: u64,
+    /// Given out.
+    pub live: MallocChunks,
+    /// Free, by where malloc keeps it.
+    pub free: MallocFree,
+    /// What of all the free chunks is in memory: charged, of use to nobody.
+    pub free_resident_bytes: Option<u64>,
+    /// From the last chunk to the end.
+    pub top_bytes: u64,
+    /// What of that is in memory.
+    pub top_resident_bytes: Option<u64>,
+    /// Heads of heaps and the like.
+    pub overhead_bytes: u64,
+    /// What could not be walked.
+    pub unknown_bytes: u64,
+}
+
+/// Free chunks of an arena by where malloc keeps them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MallocFree {
+    /// In caches of threads, for their next malloc.
+    pub tcache: MallocChunks,
+    /// Small ones, not merged.
+    pub fastbins: MallocChunks,
+    /// Freed and not sorted yet.
+    pub unsorted: MallocChunks,
+    /// Below 1024 bytes.
+    pub small: MallocChunks,
+    /// Others.
+    pub large: MallocChunks,
+}
+
+impl MallocFree {
+    /// All of them.
+    #[must_use]
+    pub fn all(&self) -> MallocChunks {
+        let kinds = [self.tcache, self.fastbins, self.unsorted, self.small, self.large];
+        MallocChunks {
+            chunks: kinds.iter().map(|kind| kind.chunks).sum(),
+            bytes: kinds.iter().map(|kind| kind.bytes).sum(),
+        }
+    }
+}
+
+/// Chunks and their bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MallocChunks {
+    /// How many.
+    pub chunks: u64,
+    /// Their bytes, headers included.
+    pub bytes: u64,
+}
+
+/// Blocks with a mapping of their own.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MallocMmapped {
+    /// How many.
+    pub chunks: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// What of them is in memory.
+    pub resident_bytes: Option<u64>,
+}
+
+/// Live chunks of about one size.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MallocSizeClass {
+    /// Smallest chunk of the class.
+    pub from_bytes: u64,
+    /// Biggest.
+    pub to_bytes: u64,
+    /// How many.
+    pub chunks: u64,
+    /// Their bytes.
+    pub bytes: u64,
 }
 
 /// Memory of a process by kind, in bytes (`/proc/PID/smaps`).

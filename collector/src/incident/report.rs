@@ -1,6 +1,7 @@
 //! `report.html`: the incident for a browser, in one file.
 
 use super::heaps::{self, HeapRow};
+use super::mallocs::{self, MallocRow};
 use super::model::{Estimate, Incident, Process, StepOutcome};
 use super::profile::{self, View};
 use super::show;
@@ -21,6 +22,7 @@ struct Report<'a> {
     owners: Vec<Listed>,
     heap_line: Option<String>,
     heaps: Vec<HeapRow<'a>>,
+    malloc: Vec<MallocRow>,
     graphs: Vec<Graph<'a>>,
     unknown: Vec<String>,
 }
@@ -84,6 +86,7 @@ pub fn html(incident: &Incident, graphs: &[(View, Vec<String>)]) -> String {
         stacks: top_of("threads"),
         owners: top_of("heap"),
         heap_line: show::heap_line(incident),
+        malloc: mallocs::rows(incident),
         heaps: heaps::rows(incident),
         graphs: graphs.iter().map(|(view, images)| Graph::new(view, images)).collect(),
         unknown,

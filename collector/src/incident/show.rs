@@ -1,9 +1,9 @@
 //! An incident as text for a terminal.
 
-use super::heaps;
 use super::model::{Estimate, HoldReport, Incident, SymbolState, Trigger};
 use super::profile;
 use super::units::{bytes, count, grouped, micros, time};
+use super::{heaps, mallocs};
 use reprieve_flamegraph::top::{self, TopStack};
 use reprieve_flamegraph::{Profile, SampleType};
 use std::fmt::Write;
@@ -176,6 +176,7 @@ pub fn page(incident: &Incident, dir: &Path, layout: Layout<'_>) -> String {
     }
     page.processes(incident);
     page.heap(incident, layout.sample_type);
+    page.malloc(incident);
     page.threads(incident);
     let unknown: Vec<String> = misses(incident).into_iter().chain(incident.gaps.iter().cloned()).collect();
     if !unknown.is_empty() {
@@ -268,6 +269,21 @@ impl Page {
             self.row(&format!("  by {}:", profile::meaning(&profile.sample_types[chosen].kind)));
         }
         self.stacks(&profile, chosen);
+    }
+
+    fn malloc(&mut self, incident: &Incident) {
+        let rows = mallocs::rows(incident);
+        if rows.is_empty() {
+            return;
+        }
+        self.row("\nMALLOC  (what it gave out, what it holds free, beside what is charged)");
+        self.row("      PID      LIVE      FREE  RESIDENT       TOP    MAPPED  ANON CHARGED  NAME");
+        for r in rows.iter().take(PROCESSES) {
+            self.row(&format!(
+                "  {:>7} {:>9} {:>9} {:>9} {:>9} {:>9} {:>13}  {}",
+                r.pid, r.live, r.free, r.free_resident, r.top, r.mmapped, r.anon, r.name
+            ));
+        }
     }
 
     fn threads(&mut self, incident: &Incident) {

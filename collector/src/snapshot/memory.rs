@@ -10,6 +10,8 @@ use std::io;
 
 /// Pages fetched together: a thread's interesting stack is mostly below 16 KiB.
 const WINDOW_PAGES: usize = 4;
+/// The same where a heap is read from end to end: fits a core's cache.
+const AHEAD_PAGES: usize = 64;
 
 /// Reads a target's memory through a small window.
 #[derive(Debug)]
@@ -20,6 +22,8 @@ pub struct TargetMemory {
     window_start: u64,
     window: Vec<u8>,
     window_pages: u64,
+    /// Pages to fetch next: more while reads go on where the last window ended.
+    next_pages: usize,
     absent_pages: u64,
 }
 
@@ -27,14 +31,25 @@ impl TargetMemory {
     /// Memory of `pid`. Fails when the page map cannot be opened, since
     /// without it a read might fault pages in.
     pub fn open(pid: i32) -> io::Result<Self> {
+        Self::with_window(pid, WINDOW_PAGES)
+    }
+
+    /// The same for whoever reads much of it in order: the window grows while
+    /// reads go on where it ended.
+    pub fn reading_ahead(pid: i32) -> io::Result<Self> {
+        Self::with_window(pid, AHEAD_PAGES)
+    }
+
+    fn with_window(pid: i32, pages: usize) -> io::Result<Self> {
         let page = page_size();
         Ok(TargetMemory {
             pid,
             pagemap: Pagemap::open(pid)?,
             page,
             window_start: u64::MAX,
-            window: vec![0; WINDOW_PAGES * page as usize],
+            window: vec![0; pages * page as usize],
             window_pages: 0,
+            next_pages: WINDOW_PAGES,
             absent_pages: 0,
         })
     }
@@ -51,6 +66,12 @@ impl TargetMemory {
     }
 
     fn read_pages(&mut self, address: u64, out: &mut [u8]) -> bool {
+        // Most reads are of words in the window.
+        let (offset, there) = (address.wrapping_sub(self.window_start), self.window_pages * self.page);
+        if self.window_start != u64::MAX && offset < there && out.len() as u64 <= there - offset {
+            out.copy_from_slice(&self.window[offset as usize..][..out.len()]);
+            return true;
+        }
         let mut done = 0;
         while done < out.len() {
             let Some(at) = address.checked_add(done as u64) else {
@@ -76,7 +97,10 @@ impl TargetMemory {
             return Some(index as usize);
         }
         // Stacks are walked upwards: the window begins at the page asked for.
-        page_start.checked_add(self.page * WINDOW_PAGES as u64)?;
+        let goes_on = page_start == self.window_start.wrapping_add(self.window_pages * self.page);
+        let most = self.window.len() / self.page as usize;
+        self.next_pages = if goes_on { (self.next_pages * 2).min(most) } else { WINDOW_PAGES };
+        page_start.checked_add(self.page * self.next_pages as u64)?;
         self.fill(page_start);
         if self.window_pages == 0 {
             self.absent_pages += 1;
@@ -89,8 +113,9 @@ impl TargetMemory {
     fn fill(&mut self, start: u64) {
         self.window_start = start;
         self.window_pages = 0;
-        let mut present = [false; WINDOW_PAGES];
-        if self.pagemap.present(start, &mut present).is_err() {
+        let mut present = [false; AHEAD_PAGES];
+        let present = &mut present[..self.next_pages];
+        if self.pagemap.present(start, present).is_err() {
             return;
         }
         let run = present.iter().take_while(|present| **present).count();

@@ -26,6 +26,10 @@ use reprieve_heap_walk::Memory;
 use reprieve_symbolizer::Unwinder;
 use std::collections::BTreeMap;
 use std::fs;
+use std::time::{Duration, Instant};
+
+/// Time for walking the books of runtimes and allocators, of all processes.
+const WALKS: Duration = Duration::from_secs(1);
 
 /// What to record beyond the default.
 #[derive(Debug, Clone, Copy, Default)]
@@ -56,8 +60,9 @@ pub fn take(
 ) -> Evidence {
     let mut table = ModuleTable::default();
     let mut evidence = Evidence::default();
+    let until = Instant::now() + WALKS;
     for &pid in pids {
-        match take_process(pid, held, heaps, &mut table, options) {
+        match take_process(pid, held, heaps, &mut table, options, until) {
             Some(process) => evidence.processes.push(process),
             None => evidence.gaps.push(format!("process {pid} ended while it was being recorded")),
         }
@@ -72,6 +77,7 @@ fn take_process(
     heaps: Option<&ProcessTables>,
     table: &mut ModuleTable,
     options: Options,
+    until: Instant,
 ) -> Option<Process> {
     let mut process = process::identify(pid, options.with_cmdline)?;
     // The state letter now is our own stop; what it was before tells more.
@@ -122,7 +128,7 @@ fn take_process(
         process.gaps.push(format!("{} that stacks needed were not in memory", units::count(absent, "page")));
     }
     let files = &table.modules;
-    let mut target = Target { pid, maps: &maps, modules: &modules, files, memory: &mut memory };
+    let mut target = Target { pid, maps: &maps, modules: &modules, files, memory: &mut memory, until };
     witness::ask(&mut process, &mut target, heaps);
     Some(process)
 }

@@ -1,12 +1,12 @@
 //! Live heap by stack, from the memory profile of a Go program.
 
-use super::estimate;
-use crate::incident::model::{Heap, HeapFrame, HeapStack, Witness};
-use crate::snapshot::{LoadedModule, locate};
+use super::{Frames, estimate};
+use crate::incident::model::{Heap, HeapStack, Witness};
+use crate::snapshot::LoadedModule;
 use crate::witness::Target;
 use reprieve_heap_walk::Sum;
 use reprieve_heap_walk::go::{self, Folder, Profile, Program, Refusal, Stack};
-use reprieve_symbolizer::{Avma, GoImage, Svma};
+use reprieve_symbolizer::{GoImage, Svma};
 use std::collections::HashMap;
 
 /// Variables of the runtime that the walk needs.
@@ -91,16 +91,11 @@ fn heap(profile: &Profile, folder: &mut Folder<'_>, modules: &[LoadedModule]) ->
         inuse.join(&record.inuse);
         alloc.join(&record.alloc);
     }
-    let mut frames = Vec::new();
-    let mut known = HashMap::new();
+    let mut frames = Frames::default();
     let mut listed: Vec<HeapStack> = stacks
         .into_iter()
         .map(|(stack, (inuse, alloc))| HeapStack {
-            frames: stack
-                .addresses
-                .iter()
-                .map(|&address| index_of(address, &mut frames, &mut known, modules))
-                .collect(),
+            frames: stack.addresses.iter().map(|&address| frames.native(address, modules)).collect(),
             cut: stack.cut,
             inuse: estimate(&inuse),
             alloc: estimate(&alloc),
@@ -121,16 +116,7 @@ fn heap(profile: &Profile, folder: &mut Folder<'_>, modules: &[LoadedModule]) ->
         lost_bytes: 0,
         inuse: estimate(&profile.inuse),
         alloc: estimate(&profile.alloc),
-        frames,
+        frames: frames.list,
         stacks: listed,
     }
-}
-
-fn index_of(address: u64, frames: &mut Vec<HeapFrame>, known: &mut HashMap<u64, u32>, modules: &[LoadedModule]) -> u32 {
-    *known.entry(address).or_insert_with(|| {
-        // A return address stands behind its call.
-        let at = locate(Avma(address.wrapping_sub(1)), modules);
-        frames.push(HeapFrame { address, at, named: None });
-        frames.len() as u32 - 1
-    })
 }

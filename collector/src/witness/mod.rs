@@ -1,16 +1,22 @@
 //! Witnesses: who owns the memory, seen from outside while nobody can move.
 
+mod frames;
 pub mod go;
+mod jemalloc;
 pub mod library;
+mod malloc;
 pub mod preload;
 pub mod python;
 mod table;
+mod timed;
 
+use frames::Frames;
 pub use table::{HeapTable, ProcessTables, TABLE_NAME};
 
 use crate::incident::model::{Estimate, Module, Process, Witness};
 use crate::snapshot::{LoadedModule, MapLine, TargetMemory};
 use reprieve_heap_walk::Sum;
+use std::time::Instant;
 
 /// A stopped process, as witnesses look at it.
 #[derive(Debug)]
@@ -25,6 +31,8 @@ pub struct Target<'t> {
     pub files: &'t [Module],
     /// Its memory, as far as it is present.
     pub memory: &'t mut TargetMemory,
+    /// When walks of long books must end, for all processes together.
+    pub until: Instant,
 }
 
 impl Target<'_> {
@@ -54,6 +62,8 @@ pub fn ask(process: &mut Process, target: &mut Target<'_>, tables: Option<&Proce
             Err(why) => process.gaps.push(why),
         }
     }
+    malloc::look(process, target);
+    jemalloc::look(process, target);
     process.heaps.sort_by_key(|heap| heap.witness);
 }
 

@@ -1,13 +1,12 @@
 //! Live heap by stack, from the table of a process that has the library.
 
-use super::estimate;
+use super::{Frames, estimate};
 use crate::incident::model::{Heap, HeapFrame, HeapStack, Witness};
-use crate::snapshot::{LoadedModule, Pagemap, locate, page_size};
+use crate::snapshot::{Pagemap, page_size};
 use crate::witness::python::{self, Python};
 use crate::witness::{ProcessTables, TABLE_NAME, Target};
 use reprieve_heap_table::{self as words, LiveSample, ProcessTable, Stack, probability};
 use reprieve_heap_walk::Sum;
-use reprieve_symbolizer::{Avma, Frame};
 use std::collections::BTreeMap;
 
 /// Pages of mappings that are asked about; what lies beyond counts as present.
@@ -111,34 +110,5 @@ fn ever_allocated(stack: &Stack) -> Sum {
         samples: stack.alloc_samples,
         variance: stack.alloc_variance_kib2 as f64 * 1024.0 * 1024.0,
         objects_variance: stack.alloc_objects_variance as f64,
-    }
-}
-
-/// Distinct frames.
-#[derive(Default)]
-struct Frames {
-    list: Vec<HeapFrame>,
-    by_address: BTreeMap<u64, u32>,
-    by_name: BTreeMap<(String, Option<String>, Option<u32>), u32>,
-}
-
-impl Frames {
-    fn native(&mut self, address: u64, modules: &[LoadedModule]) -> u32 {
-        *self.by_address.entry(address).or_insert_with(|| {
-            // A return address stands behind its call.
-            let at = locate(Avma(address.wrapping_sub(1)), modules);
-            self.list.push(HeapFrame { address, at, named: None });
-            self.list.len() as u32 - 1
-        })
-    }
-
-    /// A frame that its runtime named. Names that are equal are one frame: code
-    /// that is compiled again has another address.
-    fn named(&mut self, address: u64, named: Frame) -> u32 {
-        let key = (named.function.clone(), named.file.clone(), named.line);
-        *self.by_name.entry(key).or_insert_with(|| {
-            self.list.push(HeapFrame { address, at: None, named: Some(named) });
-            self.list.len() as u32 - 1
-        })
     }
 }

@@ -10,8 +10,11 @@
 
 pub mod cpython;
 mod estimate;
+pub mod glibc;
 pub mod go;
+pub mod jemalloc;
 mod memory;
+mod search;
 
 pub use estimate::{Sum, probability};
 pub use memory::{Bounded, Memory};
