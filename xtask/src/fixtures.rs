@@ -81,6 +81,56 @@ fn compile(compiler: &str, source: &Path, victim: &Path, root: &Path) -> Result<
     Ok(())
 }
 
+/// How `go_leak` is built: name, arguments of `go build`, cgo, and whether strip
+/// follows.
+const GO_VARIANTS: &[(&str, &[&str], bool, bool)] = &[
+    ("go_leak", &[], false, false),
+    ("go_leak_stripped", &["-ldflags=-s -w"], false, true),
+    ("go_leak_pie", &["-buildmode=pie", "-ldflags=-s -w"], false, false),
+    ("go_leak_cgo", &[], true, true),
+    ("go_leak_cgo_pie", &["-buildmode=pie"], true, true),
+    ("go_leak_unprofiled", &["-tags=noprofile"], false, false),
+    ("go_leak_unprofiled_stripped", &["-tags=noprofile", "-ldflags=-s -w"], false, false),
+];
+
+/// Builds the victims in Go, with the `go` that REPRIEVE_GO names; `go` itself
+/// knows what is up to date.
+pub fn build_go(root: &Path) -> Result<()> {
+    let out = root.join("target/fixtures");
+    fs::create_dir_all(&out).with_context(|| format!("failed to make {}", out.display()))?;
+    let go = std::env::var_os("REPRIEVE_GO").unwrap_or_else(|| "go".into());
+    for (name, arguments, cgo, strip) in GO_VARIANTS {
+        let (built, victim) = (out.join(format!("{name}.built")), out.join(name));
+        let status = Command::new(&go)
+            .arg("build")
+            .args(*arguments)
+            .arg("-o")
+            .args([&built, Path::new(".")])
+            .env("CGO_ENABLED", if *cgo { "1" } else { "0" })
+            .env("GOCACHE", root.join("target/fixtures-go"))
+            // The go on this machine, and no other that it would download.
+            .env("GOTOOLCHAIN", "local")
+            .env_remove("GOFLAGS")
+            .current_dir(root.join("fixtures/go"))
+            .status()
+            .context("failed to run go; apt-get install golang-go")?;
+        if !status.success() {
+            bail!("{name} did not compile; go's words are above");
+        }
+        if modified(&victim) > modified(&built) {
+            continue;
+        }
+        let copied = match strip {
+            true => Command::new("strip").arg("-s").arg("-o").args([&victim, &built]).status()?.success(),
+            false => fs::copy(&built, &victim).is_ok(),
+        };
+        if !copied {
+            bail!("failed to make {} of {}", victim.display(), built.display());
+        }
+    }
+    Ok(())
+}
+
 /// `stripped` is `steady_leak` without any symbol.
 fn strip(out: &Path) -> Result<()> {
     let (from, to) = (out.join("steady_leak"), out.join("stripped"));

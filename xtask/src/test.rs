@@ -18,6 +18,7 @@ const TEST_PACKAGES: &[Package] = &[
     Package { name: "redis-tools", why: "the client that fills redis" },
     Package { name: "libjemalloc2", why: "a malloc with a profile of its own" },
     Package { name: "coreutils", why: "sort, a real program to run out of memory" },
+    Package { name: "golang-go", why: "victims in Go; its own compiler as one; its pprof reads our profiles" },
 ];
 
 /// A named check.
@@ -101,12 +102,13 @@ fn one_gimli(root: &Path) -> Result<()> {
 fn build(root: &Path) -> Result<()> {
     build_release(root)?;
     fixtures::build(root)?;
-    Ok(())
+    fixtures::build_go(root)
 }
 
 /// Unit tests and the tests with real memory cgroups.
 fn tests(root: &Path) -> Result<()> {
     let fixtures = fixtures::build(root)?;
+    fixtures::build_go(root)?;
     let library = build_heap_library(root)?;
     let env = [("REPRIEVE_FIXTURES", fixtures.as_path()), ("REPRIEVE_HEAP_LIBRARY", library.as_path())];
     // One test at a time: each fills memory and measures time.

@@ -1,13 +1,14 @@
 //! Live heap by stack, from the memory profile of a Go program.
 
 use super::{Frames, estimate};
-use crate::incident::model::{Heap, HeapStack, Witness};
+use crate::incident::model::{Estimate, Heap, HeapStack, Witness};
 use crate::snapshot::LoadedModule;
 use crate::witness::Target;
 use reprieve_heap_walk::Sum;
 use reprieve_heap_walk::go::{self, Folder, Profile, Program, Refusal, Stack};
 use reprieve_symbolizer::{GoImage, Svma};
 use std::collections::HashMap;
+use std::ops::Range;
 
 /// Variables of the runtime that the walk needs.
 const VARIABLES: [&str; 2] = ["runtime.mbuckets", "runtime.MemProfileRate"];
@@ -17,21 +18,68 @@ const SWITCHES: [&str; 2] = ["runtime.memProfileInternal", "runtime.MemProfile"]
 /// How to have a profile.
 const REMEDY: &str = "import net/http/pprof, or call runtime/pprof.WriteHeapProfile somewhere";
 
-/// What the Go runtime of a process knows of its heap, with sentences about what
-/// is missing; `None` without Go in it.
-pub fn look(target: &mut Target<'_>) -> Option<(Option<Heap>, Vec<String>)> {
+/// Through it the runtime of a program with C in it maps memory
+/// (`runtime/cgo_mmap.go`).
+const MAPPER: &str = "runtime.callCgoMmap";
+
+/// What the Go runtime of a process knows.
+#[derive(Debug, Default)]
+pub struct Seen {
+    /// Its heap.
+    pub heap: Option<Heap>,
+    /// Sentences about what is missing.
+    pub gaps: Vec<String>,
+    /// Code through which the heap's memory came from the C library.
+    mapper: Option<Range<u64>>,
+}
+
+impl Seen {
+    /// Takes out of the C library's heap what Go has its own heap in: it is the
+    /// same memory. `None` when nothing is left.
+    #[must_use]
+    pub fn leave(&self, mut heap: Heap) -> Option<Heap> {
+        let Some(mapper) = self.mapper.as_ref().filter(|_| self.heap.is_some()) else { return Some(heap) };
+        let is_gos = |frame: &u32| {
+            let frame = heap.frames.get(*frame as usize);
+            frame.is_some_and(|frame| mapper.contains(&frame.address.wrapping_sub(1)))
+        };
+        let (gos, others): (Vec<_>, Vec<_>) = heap.stacks.into_iter().partition(|s| s.frames.iter().any(is_gos));
+        for stack in &gos {
+            heap.inuse = less(heap.inuse, stack.inuse);
+            heap.alloc = less(heap.alloc, stack.alloc);
+        }
+        heap.stacks = others;
+        (heap.alloc.samples > 0).then_some(heap)
+    }
+}
+
+fn less(all: Estimate, part: Estimate) -> Estimate {
+    let sigma = |all: u64, part: u64| ((all as f64).powi(2) - (part as f64).powi(2)).max(0.0).sqrt() as u64;
+    Estimate {
+        bytes: all.bytes.saturating_sub(part.bytes),
+        objects: all.objects.saturating_sub(part.objects),
+        samples: all.samples.saturating_sub(part.samples),
+        sigma_bytes: sigma(all.sigma_bytes, part.sigma_bytes),
+        sigma_objects: sigma(all.sigma_objects, part.sigma_objects),
+    }
+}
+
+/// What the Go runtime of a process says; `None` without one.
+pub fn look(target: &mut Target<'_>) -> Option<Seen> {
     let is_go = |m: &&LoadedModule| m.image.section_data(".go.buildinfo").is_some() || !m.image.has_sections();
     for module in target.modules.iter().filter(is_go) {
         let Some(image) = GoImage::find(&module.image) else {
             if module.image.has_sections() {
                 let why = "its Go heap is not known: its Go runtime is older than 1.18, or damaged";
-                return Some((None, vec![why.to_owned()]));
+                return Some(Seen { gaps: vec![why.to_owned()], ..Seen::default() });
             }
             continue;
         };
+        let place = |svma: Svma| svma.0.wrapping_add(module.bias);
+        let mapper = image.functions(&[MAPPER])[0].as_ref().map(|f| place(f.range.start)..place(f.range.end));
         return Some(match read(target, module, &image) {
-            Ok((heap, gaps)) => (Some(heap), gaps),
-            Err(why) => (None, vec![format!("its Go heap is not known: {why}")]),
+            Ok((heap, gaps)) => Seen { heap: Some(heap), gaps, mapper },
+            Err(why) => Seen { heap: None, gaps: vec![format!("its Go heap is not known: {why}")], mapper },
         });
     }
     None

@@ -13,7 +13,7 @@ mod timed;
 use frames::Frames;
 pub use table::{HeapTable, ProcessTables, TABLE_NAME};
 
-use crate::incident::model::{Estimate, Module, Process, Witness};
+use crate::incident::model::{Estimate, Module, Process};
 use crate::snapshot::{LoadedModule, MapLine, TargetMemory};
 use reprieve_heap_walk::Sum;
 use std::time::Instant;
@@ -46,21 +46,25 @@ impl Target<'_> {
 /// Asks every witness about a process and puts down what they say; `tables` are
 /// those of the library where the process was started with it.
 pub fn ask(process: &mut Process, target: &mut Target<'_>, tables: Option<&ProcessTables>) {
-    if let Some((heap, gaps)) = go::look(target) {
-        process.heaps.extend(heap);
-        process.gaps.extend(gaps);
-    }
+    let go = go::look(target);
     let mut python = python::find(target, &mut process.gaps);
     if let Some(python) = &mut python {
         python.threads(target, &mut process.threads);
     }
     if let Some(tables) = tables {
         match preload::look(target, tables, python.as_mut()) {
-            Ok(heap) => process.heaps.push(heap),
-            // A Go program is static as a rule, and its runtime knows its heap.
-            Err(_) if process.heaps.iter().any(|heap| heap.witness == Witness::Go) => {}
+            Ok(heap) => process.heaps.extend(match &go {
+                Some(go) => go.leave(heap),
+                None => Some(heap),
+            }),
+            // A Go program is static as a rule, and Go has said more.
+            Err(_) if go.is_some() => {}
             Err(why) => process.gaps.push(why),
         }
+    }
+    if let Some(go) = go {
+        process.heaps.extend(go.heap);
+        process.gaps.extend(go.gaps);
     }
     malloc::look(process, target);
     jemalloc::look(process, target);

@@ -1,0 +1,263 @@
+//! Who owns the heap of Go programs, against what they say themselves.
+
+mod common;
+
+use common::{Lab, assert_held_well, assert_unharmed, fixture, text, wait_for};
+use serde_json::Value;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// Sites of `go_leak`: the function that leaks, and what it inlines.
+const SITES: [[&str; 2]; 2] = [["main.leakSmall", "main.newSmall"], ["main.leakLarge", "main.newLarge"]];
+
+fn number(value: &Value) -> f64 {
+    value.as_f64().unwrap_or_else(|| panic!("{value} is no number"))
+}
+
+fn go_heap(incident: &Value) -> &Value {
+    let process = &incident["processes"][0];
+    let heaps = process["heaps"].as_array().unwrap();
+    heaps.iter().find(|heap| heap["witness"] == "go").unwrap_or_else(|| panic!("{:#}", process["gaps"]))
+}
+
+/// Names of a stack, innermost first, as (function, inlined).
+fn names(incident: &Value, heap: &Value, stack: &Value) -> Vec<(String, bool)> {
+    let addresses = incident["symbols"]["addresses"].as_array().unwrap();
+    let mut names = Vec::new();
+    for index in stack["frames"].as_array().unwrap() {
+        let at = &heap["frames"][index.as_u64().unwrap() as usize]["at"];
+        let known = addresses.iter().find(|a| &a["at"] == at).unwrap_or_else(|| panic!("{at} is not known"));
+        for frame in known["frames"].as_array().unwrap() {
+            names.push((frame["function"].as_str().unwrap().to_owned(), frame["inlined"] == true));
+        }
+    }
+    names
+}
+
+/// How many standard deviations each site is off the truth.
+fn errors(incident: &Value, truth: [u64; 2]) -> [f64; 2] {
+    let heap = go_heap(incident);
+    let (mut bytes, mut variance) = ([0.0; 2], [0.0; 2]);
+    for stack in heap["stacks"].as_array().unwrap() {
+        assert_eq!(stack["cut"], false, "{stack:#}");
+        let names = names(incident, heap, stack);
+        let Some(site) = SITES.iter().position(|[leak, _]| names.iter().any(|(n, _)| n == leak)) else { continue };
+        // Each function once, inlined or not, and nothing of the runtime's.
+        let expected = [(SITES[site][1], true), (SITES[site][0], false), ("main.main", false), ("runtime.main", false)];
+        assert_eq!(names, expected.map(|(name, inlined)| (name.to_owned(), inlined)));
+        bytes[site] += number(&stack["inuse"]["bytes"]);
+        variance[site] += number(&stack["inuse"]["sigma_bytes"]).powi(2);
+    }
+    [0, 1].map(|site| (bytes[site] - truth[site] as f64) / variance[site].sqrt())
+}
+
+/// What the program wrote into its file.
+fn truth(path: &Path) -> [u64; 2] {
+    let bytes = fs::read(path).unwrap();
+    [0, 8].map(|at| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap()))
+}
+
+/// A memcg of the test's own.
+struct Group {
+    dir: PathBuf,
+    usage: &'static str,
+}
+
+impl Group {
+    fn new() -> Self {
+        let v1 = Path::new("/sys/fs/cgroup/memory");
+        let (root, usage) = match v1.is_dir() {
+            true => (v1, "memory.usage_in_bytes"),
+            false => (Path::new("/sys/fs/cgroup"), "memory.current"),
+        };
+        let dir = root.join(format!("heap-go-test-{}", std::process::id()));
+        fs::create_dir(&dir).unwrap();
+        Group { dir, usage }
+    }
+
+    fn usage(&self) -> u64 {
+        fs::read_to_string(self.dir.join(self.usage)).unwrap().trim().parse().unwrap()
+    }
+
+    /// Starts a program in it.
+    fn start(&self, program: &str, arguments: &[&str]) -> Started {
+        let script = "echo $$ > \"$0\" && exec \"$@\"";
+        let procs = self.dir.join("cgroup.procs");
+        let mut command = Command::new("sh");
+        command.args(["-c", script]).arg(procs).arg(program).args(arguments).stdout(Stdio::piped());
+        Started(command.spawn().unwrap())
+    }
+}
+
+/// A program that ends with the test.
+struct Started(Child);
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // The last of it may still be going.
+        let begun = Instant::now();
+        while fs::remove_dir(&self.dir).is_err() && begun.elapsed() < Duration::from_secs(5) {
+            std::thread::yield_now();
+        }
+    }
+}
+
+#[test]
+fn every_kind_of_binary_is_seen_at_its_oom() {
+    let mut all = Vec::new();
+    for program in ["go_leak", "go_leak_stripped", "go_leak_pie", "go_leak_cgo", "go_leak_cgo_pie"] {
+        let lab = Lab::new();
+        let file = lab.out().join("truth");
+        let (program, file_name) = (fixture(program), file.to_str().unwrap());
+        let command = [&program, "--mib", "4000", "--rate", "65536", "--truth", file_name];
+        let output = lab.run(&["--memory", "96M", "--on-oom", "kill"], &command);
+        assert_eq!(output.status.code(), Some(137), "{}", text(&output));
+        let incident = lab.incident();
+        assert_held_well(&incident);
+        let process = &incident["processes"][0];
+        assert_eq!(process["gaps"], Value::Array(Vec::new()), "{program}");
+        // Where there are no symbols the rate is told by the code that reads it.
+        assert_eq!(go_heap(&incident)["period_bytes"], 65536, "{program}");
+        all.extend(errors(&incident, truth(&file)));
+        // What Go got from the C library is not the C library's heap.
+        let heaps = process["heaps"].as_array().unwrap();
+        for other in heaps.iter().filter(|heap| heap["witness"] != "go") {
+            assert!(number(&other["inuse"]["bytes"]) < f64::from(4 << 20), "{program}: {:#}", other["inuse"]);
+        }
+        // The thread that leaks is known, too.
+        let folded = String::from_utf8(lab.file("stacks.folded")).unwrap();
+        assert!(folded.contains("main.main (main.go:"), "{program}: {folded}");
+        assert!(String::from_utf8(lab.file("report.html")).unwrap().contains("main.leakLarge (main.go:"));
+    }
+    // Of ten figures one lies beyond three standard deviations once in forty runs.
+    let beyond = |sigmas: f64| all.iter().filter(|z| z.abs() > sigmas).count();
+    assert!(beyond(3.0) <= 1 && beyond(4.5) == 0, "{all:?}");
+}
+
+#[test]
+fn a_stopped_program_is_seen_and_not_touched() {
+    let group = Group::new();
+    let lab = Lab::new();
+    let mut all = Vec::new();
+    for program in ["go_leak", "go_leak_stripped", "go_leak_cgo_pie"] {
+        let file = lab.out().join("truth");
+        let arguments = ["--mib", "64", "--linger", "60s", "--rate", "32768", "--truth", file.to_str().unwrap()];
+        let mut child = group.start(&fixture(program), &arguments);
+        let mut line = String::new();
+        BufReader::new(child.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "leaked\n");
+        let pid = nix::unistd::Pid::from_raw(child.0.id() as i32);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).unwrap();
+        let state = || fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        wait_for("the stop", || state().contains(") T "));
+        let rss = || fs::read_to_string(format!("/proc/{pid}/statm")).unwrap();
+        let before = (group.usage(), rss());
+        let output = lab.reprieve("snapshot").arg(pid.to_string()).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output));
+        assert_eq!((group.usage(), rss()), before, "{program}: the snapshot cost the target memory");
+        assert!(state().contains(") T "), "{program}: it stays stopped");
+        drop(child);
+        all.extend(errors(&lab.incidents().pop().unwrap(), truth(&file)));
+    }
+    let beyond = |sigmas: f64| all.iter().filter(|z| z.abs() > sigmas).count();
+    assert!(beyond(3.0) <= 1 && beyond(4.5) == 0, "{all:?}");
+}
+
+#[test]
+fn a_profile_that_is_off_is_told_with_what_to_do() {
+    for (program, rate, word) in [
+        ("go_leak_unprofiled", None, "net/http/pprof"),
+        ("go_leak_unprofiled_stripped", None, "net/http/pprof"),
+        ("go_leak", Some("0"), "memprofilerate"),
+        ("go_leak_stripped", Some("0"), "memprofilerate"),
+    ] {
+        let lab = Lab::new();
+        let program = fixture(program);
+        let mut command = vec![program.as_str(), "--mib", "4000"];
+        command.extend(rate.iter().flat_map(|rate| ["--rate", rate]));
+        let output = lab.run(&["--memory", "48M", "--on-oom", "kill"], &command);
+        assert_eq!(output.status.code(), Some(137), "{}", text(&output));
+        let process = &lab.incident()["processes"][0];
+        assert_eq!(process["heaps"], Value::Array(Vec::new()), "{program}");
+        let gaps = process["gaps"].as_array().unwrap();
+        assert!(gaps.len() == 1 && gaps[0].as_str().unwrap().contains(word), "{program}: {gaps:#?}");
+    }
+}
+
+/// What `go tool pprof -top` says: value by function, of those that have any
+/// themselves.
+fn pprof_top(profile: &Path, index: &str) -> Vec<(String, f64)> {
+    let output = Command::new("go")
+        .args(["tool", "pprof", "-top", "-unit=B", &format!("-sample_index={index}")])
+        .arg(profile)
+        // Nothing is looked for elsewhere.
+        .envs([("PPROF_BINARY_PATH", "/nonexistent"), ("HOME", "/nonexistent")])
+        .output()
+        .expect("go is missing; run `cargo xtask test`");
+    let said = text(&output);
+    assert!(output.status.success() && said.contains(&format!("Type: {index}")), "{said}");
+    let rows = said.lines().skip_while(|line| !line.trim_start().starts_with("flat ")).skip(1);
+    rows.filter_map(|row| {
+        let fields: Vec<&str> = row.split_whitespace().collect();
+        let value: f64 = fields.first()?.trim_end_matches('B').parse().ok()?;
+        (value > 0.0).then(|| ((*fields.get(5).unwrap_or(&"")).to_owned(), value))
+    })
+    .collect()
+}
+
+#[test]
+fn gos_own_pprof_reads_the_profiles() {
+    let lab = Lab::new();
+    let output = lab.run(&["--memory", "96M", "--on-oom", "kill"], &[&fixture("go_leak_stripped"), "--mib", "4000"]);
+    assert_eq!(output.status.code(), Some(137), "{}", text(&output));
+    let incident = lab.incident();
+    let heap = go_heap(&incident);
+    let dir = lab.out().join(incident["id"].as_str().unwrap());
+    let totals = [
+        ("inuse_space", "inuse", "bytes"),
+        ("inuse_objects", "inuse", "objects"),
+        ("alloc_space", "alloc", "bytes"),
+        ("alloc_objects", "alloc", "objects"),
+    ];
+    for (index, kind, unit) in totals {
+        let top = pprof_top(&dir.join("heap.pb.gz"), index);
+        let total: f64 = top.iter().map(|(_, value)| value).sum();
+        let expected = number(&heap[kind][unit]);
+        // Small functions are not listed.
+        assert!(total > 0.97 * expected && total < 1.001 * expected, "{index}: {total} of {expected}: {top:?}");
+        for [_, site] in SITES {
+            let ours: f64 = heap["stacks"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .filter(|stack| names(&incident, heap, stack)[0].0 == site)
+                .map(|stack| number(&stack[kind][unit]))
+                .sum();
+            let theirs = top.iter().find(|(function, _)| function == site).map_or(0.0, |(_, value)| *value);
+            // A function with little is not in the list.
+            assert!((theirs - ours).abs() < 0.01 * expected, "{index} of {site}: {theirs}, ours {ours}: {top:?}");
+        }
+    }
+    let threads = pprof_top(&dir.join("profile.pb.gz"), "threads");
+    let count: f64 = threads.iter().map(|(_, value)| value).sum();
+    assert_eq!(count, common::threads(&incident).len() as f64, "{threads:?}");
+    assert!(threads.iter().all(|(function, _)| function.starts_with("runtime.") || function.starts_with("main.")));
+}
+
+#[test]
+fn it_runs_on_unharmed() {
+    let lab = Lab::new();
+    let command = [&fixture("go_leak"), "--mib", "96"];
+    assert_unharmed(&lab.run(&["--memory", "64M", "--on-oom", "grant=512M"], &command));
+    assert!(number(&go_heap(&lab.incidents()[0])["inuse"]["bytes"]) > 0.0);
+}
