@@ -185,7 +185,7 @@ fn assert_shares(incident: &Value, python: &str, found: &[(String, f64, f64)]) {
         // A round of the leak may be half done, and the list of it all is somebody's.
         let sigma = (expected * number(&heap["period_bytes"])).sqrt();
         println!("{python}: {place}: {bytes:.0} of {expected:.0}, {:+.1} sigma", (bytes - expected) / sigma);
-        assert!((bytes - expected).abs() < 4.0 * sigma + f64::from(512 << 10), "{place}: {bytes} of {expected}");
+        assert!((bytes - expected).abs() < 3.0 * sigma + f64::from(512 << 10), "{place}: {bytes} of {expected}");
     }
 }
 

@@ -42,7 +42,10 @@ pub fn ask(process: &mut Process, target: &mut Target<'_>, tables: Option<&Proce
     }
     if let Some(tables) = tables {
         match preload::look(target, tables, python.as_mut()) {
-            Ok(heap) => process.heaps.push(heap),
+            Ok(heap) => {
+                process.gaps.extend(python.as_ref().and_then(|_| python::missing_in(&heap)));
+                process.heaps.push(heap);
+            }
             Err(why) => process.gaps.push(why),
         }
     }

@@ -147,8 +147,13 @@ pub fn notice(object: &Object) {
 }
 
 /// An object has gone, perhaps that one.
-pub fn forget() {
-    PYTHON.store(ptr::null_mut(), Ordering::Release);
+pub fn forget_if_gone() {
+    let known = PYTHON.load(Ordering::Acquire);
+    // SAFETY: what is published lives for ever and is not changed.
+    if unsafe { known.as_ref() }.is_some_and(|python| python.loaded().is_none()) {
+        PYTHON.store(ptr::null_mut(), Ordering::Release);
+    }
+    // Another may come to its place.
     LOOKED_AT.store(0, Ordering::Relaxed);
 }
 
@@ -259,11 +264,16 @@ impl Out<'_> {
 }
 
 impl Python {
+    /// The object that it is in, while that is loaded.
+    fn loaded(&self) -> Option<Object> {
+        find_object(self.own_state as usize as u64).filter(|object| object.start == self.object)
+    }
+
     /// This thread's `PyThreadState`.
     fn thread_state(&self, native: &Native<'_>, memory: &mut Own) -> Option<u64> {
         // From 3.14 on it is a thread-local variable, which a thread that has
         // nothing to do with Python would have to make first.
-        let object = find_object(self.own_state as usize as u64).filter(|o| o.start == self.object)?;
+        let object = self.loaded()?;
         let is_inside = || native.frames.iter().any(|frame| (object.start..object.end).contains(frame));
         if self.layout.version >= 0x030e_0000 && !is_inside() {
             return None;

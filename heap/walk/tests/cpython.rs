@@ -2,7 +2,7 @@
 //! else may be there.
 
 use reprieve_heap_walk::Memory;
-use reprieve_heap_walk::cpython::{Codes, Interpreter, Place, Refusal};
+use reprieve_heap_walk::cpython::{Codes, Interpreter, Place, Refusal, stacks};
 use std::collections::BTreeMap;
 
 /// Bytes by page; what is not there cannot be read.
@@ -195,13 +195,8 @@ fn hostile_memory_ends() {
             };
             memory.word(at, value);
         }
-        let Ok(interpreter) = Interpreter::open(&mut memory, PLACE) else { continue };
-        let mut codes = Codes::default();
-        for thread in interpreter.threads(&mut memory) {
-            for frame in thread.frames.iter().take(64) {
-                let code = codes.get(&interpreter, &mut memory, frame.code, None);
-                assert!(code.is_none_or(|code| code.function.len() <= 4096));
-            }
+        for (_, frames) in stacks(&mut memory, PLACE).unwrap_or_default() {
+            assert!(frames.iter().all(|(function, file, _)| function.len().max(file.len()) <= 4096));
         }
     }
     // A thread that is its own next, and frames that are a ring.

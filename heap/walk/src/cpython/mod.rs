@@ -1,6 +1,7 @@
 //! CPython from 3.11 on: the Python frames of every thread, and the names of code
 //! objects.
 //!
+//! [`stacks`] does all for a process of which nothing is known but the place.
 //! [`Interpreter::open`] takes where `_PyRuntime` is and what its symbols say;
 //! [`Interpreter::threads`] walks what each thread runs now; [`Codes`] names code
 //! objects, also those of frames that were recorded in the past.
@@ -90,4 +91,25 @@ impl Interpreter {
     pub fn threads<M: Memory + ?Sized>(&self, memory: &mut M) -> Vec<ScriptThread> {
         threads::all(self, &mut Bounded::new(memory, BYTES_MAX))
     }
+}
+
+/// What each thread runs, by name: TID and functions with file and line, innermost
+/// first; those whose code is not there are left out.
+pub fn stacks<M: Memory + ?Sized>(
+    memory: &mut M,
+    place: Place,
+) -> Result<Vec<(u64, Vec<(String, String, Option<u32>)>)>, Refusal> {
+    let interpreter = Interpreter::open(memory, place)?;
+    let mut codes = Codes::default();
+    let threads = interpreter.threads(memory);
+    Ok(threads
+        .into_iter()
+        .map(|thread| {
+            let mut name = |frame: &ScriptFrame| {
+                let code = codes.get(&interpreter, memory, frame.code, None)?;
+                Some((code.function.clone(), code.file.clone(), code.line(frame.instruction)))
+            };
+            (thread.native_id, thread.frames.iter().filter_map(&mut name).collect())
+        })
+        .collect())
 }
