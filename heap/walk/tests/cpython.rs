@@ -196,7 +196,7 @@ fn hostile_memory_ends() {
             memory.word(at, value);
         }
         for (_, frames) in stacks(&mut memory, PLACE).unwrap_or_default() {
-            assert!(frames.iter().all(|(function, file, _)| function.len().max(file.len()) <= 4096));
+            assert!(frames.iter().all(|frame| frame.function.len().max(frame.file.len()) <= 4096));
         }
     }
     // A thread that is its own next, and frames that are a ring.

@@ -93,12 +93,20 @@ impl Interpreter {
     }
 }
 
-/// What each thread runs, by name: TID and functions with file and line, innermost
-/// first; those whose code is not there are left out.
-pub fn stacks<M: Memory + ?Sized>(
-    memory: &mut M,
-    place: Place,
-) -> Result<Vec<(u64, Vec<(String, String, Option<u32>)>)>, Refusal> {
+/// A function that runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamedFrame {
+    /// Qualified name.
+    pub function: String,
+    /// Its file, as it was compiled.
+    pub file: String,
+    /// The line that runs.
+    pub line: Option<u32>,
+}
+
+/// What each thread runs, by name: TID and frames, innermost first; those whose code
+/// is not there are left out.
+pub fn stacks<M: Memory + ?Sized>(memory: &mut M, place: Place) -> Result<Vec<(u64, Vec<NamedFrame>)>, Refusal> {
     let interpreter = Interpreter::open(memory, place)?;
     let mut codes = Codes::default();
     let threads = interpreter.threads(memory);
@@ -107,7 +115,8 @@ pub fn stacks<M: Memory + ?Sized>(
         .map(|thread| {
             let mut name = |frame: &ScriptFrame| {
                 let code = codes.get(&interpreter, memory, frame.code, None)?;
-                Some((code.function.clone(), code.file.clone(), code.line(frame.instruction)))
+                let line = code.line(frame.instruction);
+                Some(NamedFrame { function: code.function.clone(), file: code.file.clone(), line })
             };
             (thread.native_id, thread.frames.iter().filter_map(&mut name).collect())
         })
