@@ -328,10 +328,10 @@ impl Work {
         let Work { frames, count, memory, .. } = self;
         for frame in &mut frames[..*count] {
             let mut word = |offset: u64| memory.word(frame.code.wrapping_add(offset));
-            if let (Some(qualname), Some(linetable), Some(first_line)) =
-                (word(fields.qualname), word(fields.linetable), word(fields.first_line))
+            if let (Some(filename), Some(qualname), Some(linetable), Some(first_line)) =
+                (word(fields.filename), word(fields.qualname), word(fields.linetable), word(fields.first_line))
             {
-                frame.check = check(qualname, linetable, first_line as u32);
+                frame.check = check(filename, qualname, linetable, first_line as u32);
             }
         }
     }

@@ -131,7 +131,8 @@ fn functions_lines_and_the_calls_that_run_them() {
 fn code_that_is_gone_has_no_name() {
     let mut memory = program();
     let interpreter = Interpreter::open(&mut memory, PLACE).unwrap();
-    let check = reprieve_heap_cpython::check(CODE + 0x200 + 128 * 16, CODE + 0x200 + 136 * 16, 40);
+    let object = |field: u64| CODE + 0x200 + field * 16;
+    let check = reprieve_heap_cpython::check(object(112), object(128), object(136), 40);
     let look = |memory: &mut Pages, address, check| {
         Codes::default().get(&interpreter, memory, address, check).map(|code| code.line(None))
     };

@@ -82,7 +82,7 @@ fn read<M: Memory + ?Sized>(interpreter: &Interpreter, memory: &mut M, address: 
         function: text::string(memory, strings, function)?,
         file: text::string(memory, strings, file)?,
         first_line,
-        check: check(function, table, first_line),
+        check: check(file, function, table, first_line),
         // Without them the name still tells much.
         lines: text::bytes(memory, strings, table).unwrap_or_default(),
     })
