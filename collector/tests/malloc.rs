@@ -56,11 +56,14 @@ impl Drop for Stopped {
     }
 }
 
-/// Asserts that what was charged when the threads had stopped is what was charged
-/// when the evidence was complete, to the page.
-fn assert_charge_unchanged(incident: &Value) {
+/// Asserts that no page was charged between the stop of the threads and the end
+/// of the evidence. The kernel may give back what it had charged ahead, or what
+/// it frees late, like buffers of sockets.
+fn assert_nothing_charged(incident: &Value) {
     let step = &incident["verdict"]["steps"][0];
-    assert_eq!(incident["memcg"]["usage_bytes"], step["usage_before_bytes"], "{:#}", incident["verdict"]);
+    let bytes = |value: &Value| value.as_u64().unwrap();
+    let (before, after) = (bytes(&incident["memcg"]["usage_bytes"]), bytes(&step["usage_before_bytes"]));
+    assert!(after <= before, "{before} bytes were charged, then {after}");
 }
 
 /// The value of an attribute of the first element that begins so.
@@ -149,7 +152,7 @@ fn a_program_parked_at_its_limit_is_walked_with_and_without_the_library() {
         assert_eq!(output.status.code(), Some(137), "{}", text(&output));
         let incident = lab.incident();
         common::assert_held_well(&incident);
-        assert_charge_unchanged(&incident);
+        assert_nothing_charged(&incident);
         let process = &incident["processes"][0];
         let malloc = &process["malloc"];
         assert_eq!(malloc["arenas"].as_array().map(Vec::len), Some(4), "{:#}", process["gaps"]);
@@ -282,7 +285,7 @@ fn redis_at_its_limit_is_seen_by_jemalloc_too() {
         assert_eq!(output.status.code(), Some(137), "{}", text(&output));
         let incident = lab.incident();
         common::assert_held_well(&incident);
-        assert_charge_unchanged(&incident);
+        assert_nothing_charged(&incident);
         let process = &incident["processes"][0];
         let heaps = process["heaps"].as_array().unwrap();
         let seen: Vec<&str> = heaps.iter().map(|heap| heap["witness"].as_str().unwrap()).collect();

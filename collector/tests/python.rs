@@ -61,9 +61,12 @@ impl Stopped {
         assert_eq!(line, "ready\n");
         child.stdout = Some(out.into_inner());
         let pid = child.id() as i32;
-        wait_for("the main thread's read", || {
-            fs::read_to_string(format!("/proc/{pid}/wchan")).is_ok_and(|wchan| wchan.contains("pipe"))
-        });
+        let waiting_in = |name: &str| {
+            let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+            let wchans = tasks.filter_map(|task| fs::read_to_string(task.path().join("wchan")).ok());
+            wchans.filter(|wchan| wchan.contains(name)).count()
+        };
+        wait_for("threads that wait", || (waiting_in("pipe"), waiting_in("nanosleep")) == (1, 3));
         signal(pid, "STOP");
         wait_for("the stop", || {
             fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") T "))
@@ -185,7 +188,7 @@ fn assert_shares(incident: &Value, python: &str, found: &[(String, f64, f64)]) {
         // A round of the leak may be half done, and the list of it all is somebody's.
         let sigma = (expected * number(&heap["period_bytes"])).sqrt();
         println!("{python}: {place}: {bytes:.0} of {expected:.0}, {:+.1} sigma", (bytes - expected) / sigma);
-        assert!((bytes - expected).abs() < 4.0 * sigma + f64::from(512 << 10), "{place}: {bytes} of {expected}");
+        assert!((bytes - expected).abs() < 3.0 * sigma + f64::from(512 << 10), "{place}: {bytes} of {expected}");
     }
 }
 
@@ -213,9 +216,10 @@ fn a_leak_is_told_by_function_file_and_line() {
             })
             .collect();
         assert_shares(&incident, &python, &found);
-        // Code that came to the place of other code has allocated next to nothing.
-        let innocent = bytes_of(&folded, "innocent (innocent.py:1)");
-        assert!(innocent < f64::from(1 << 20), "{python}: {innocent}\n{folded}");
+        // Code that came to the place of other code has allocated nothing.
+        assert!(!folded.contains("innocent.py"), "{python}: {folded}");
+        let unknown = bytes_of(&folded, "[unknown Python function]");
+        assert!(unknown > f64::from(5 << 20), "{python}: {unknown} of code that is gone\n{folded}");
         assert!(!folded.contains("_PyEval_EvalFrameDefault"), "{python}: {folded}");
         let page = String::from_utf8(lab.file("report.html")).unwrap();
         assert!(page.contains(&at("Store.leak_large", "large")) && page.contains("pymalloc"), "{python}");

@@ -129,6 +129,8 @@ fn tests(root: &Path) -> Result<()> {
             "-p",
             "reprieve-heap-table",
             "-p",
+            "reprieve-heap-cpython",
+            "-p",
             "reprieve-heap-walk",
             "-p",
             "xtask",

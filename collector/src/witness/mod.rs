@@ -53,10 +53,13 @@ pub fn ask(process: &mut Process, target: &mut Target<'_>, tables: Option<&Proce
     }
     if let Some(tables) = tables {
         match preload::look(target, tables, python.as_mut()) {
-            Ok(heap) => process.heaps.extend(match &go {
-                Some(go) => go.leave(heap),
-                None => Some(heap),
-            }),
+            Ok(heap) => {
+                process.gaps.extend(python.as_ref().and_then(|_| python::missing_in(&heap)));
+                process.heaps.extend(match &go {
+                    Some(go) => go.leave(heap),
+                    None => Some(heap),
+                });
+            }
             // A Go program is static as a rule, and Go has said more.
             Err(_) if go.is_some() => {}
             Err(why) => process.gaps.push(why),

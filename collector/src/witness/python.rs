@@ -1,17 +1,16 @@
 //! CPython: what its threads run, and names for its functions.
 
 use super::Target;
-use crate::incident::model::{self, Thread};
+use crate::incident::model::{self, Heap, Thread};
 use crate::snapshot::{LoadedModule, TargetMemory};
 use reprieve_heap_table::ScriptFrame;
-use reprieve_heap_walk::Bounded;
 use reprieve_heap_walk::cpython::{Codes, Interpreter, Place, ScriptThread};
 use reprieve_symbolizer::{Frame, RawStack, StackEnd, Svma};
 use std::collections::BTreeMap;
 use std::fs;
 
-/// Bytes of names and lines that are read of one process.
-const NAMES_BYTES: u64 = 32 << 20;
+/// Of so many samples of a Python program some are taken while it runs Python.
+const ENOUGH_SAMPLES: u64 = 32;
 /// A function whose code object is gone, or was never there.
 const UNKNOWN: &str = "[unknown Python function]";
 
@@ -66,6 +65,14 @@ pub fn unknown() -> Frame {
     Frame { function: UNKNOWN.to_owned(), file: None, line: None, column: None, inlined: false }
 }
 
+/// What is missing where the library in the process has not found the interpreter:
+/// it looks for exported symbols only.
+#[must_use]
+pub fn missing_in(heap: &Heap) -> Option<String> {
+    let is_seen = heap.alloc.samples < ENOUGH_SAMPLES || heap.frames.iter().any(|frame| frame.named.is_some());
+    (!is_seen).then(|| "its heap's stacks have no Python frames: its interpreter exports no symbols".to_owned())
+}
+
 /// What is missing where a module is a Python that keeps its frames otherwise.
 fn other_python(path: &str) -> Option<String> {
     let name = path.rsplit('/').next()?;
@@ -92,8 +99,7 @@ impl Python {
         check: Option<u16>,
         instruction: Option<u32>,
     ) -> Frame {
-        let mut memory = Bounded::new(memory, NAMES_BYTES);
-        match self.codes.get(&self.interpreter, &mut memory, code, check) {
+        match self.codes.get(&self.interpreter, memory, code, check) {
             Some(code) => Frame {
                 function: code.function.clone(),
                 file: Some(code.file.clone()),

@@ -96,10 +96,14 @@ pub fn walk(
 }
 
 /// A number that tells a code object from another that came to its place: of the
-/// addresses of its name and its lines, which it has for life.
+/// addresses of its file, its name and its lines, which it has for life, and of the
+/// line on which it begins. What is compiled next often gets the places of what was
+/// freed last, all of them; but the path lives as long as its module.
 #[must_use]
-pub fn check(qualname: u64, linetable: u64, first_line: u32) -> u16 {
-    let mixed = (qualname ^ linetable.rotate_left(23) ^ u64::from(first_line)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+pub fn check(filename: u64, qualname: u64, linetable: u64, first_line: u32) -> u16 {
+    let mixed = [filename, qualname, linetable, u64::from(first_line)]
+        .into_iter()
+        .fold(0u64, |mixed, word| (mixed.rotate_left(29) ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15));
     (mixed >> 49) as u16
 }
 

@@ -300,7 +300,7 @@ pub unsafe extern "C" fn dlclose(library: *mut c_void) -> c_int {
     let Some(real) = real::dlclose() else { return -1 };
     // SAFETY: the caller's argument, passed on.
     let result = unsafe { real(library) };
-    python::forget();
+    python::forget_if_gone();
     if let Some(attached) = process::attached() {
         attached.writer().forget_plans();
     }

@@ -147,8 +147,13 @@ pub fn notice(object: &Object) {
 }
 
 /// An object has gone, perhaps that one.
-pub fn forget() {
-    PYTHON.store(ptr::null_mut(), Ordering::Release);
+pub fn forget_if_gone() {
+    let known = PYTHON.load(Ordering::Acquire);
+    // SAFETY: what is published lives for ever and is not changed.
+    if unsafe { known.as_ref() }.is_some_and(|python| python.loaded().is_none()) {
+        PYTHON.store(ptr::null_mut(), Ordering::Release);
+    }
+    // Another may come to its place.
     LOOKED_AT.store(0, Ordering::Relaxed);
 }
 
@@ -259,11 +264,16 @@ impl Out<'_> {
 }
 
 impl Python {
+    /// The object that it is in, while that is loaded.
+    fn loaded(&self) -> Option<Object> {
+        find_object(self.own_state as usize as u64).filter(|object| object.start == self.object)
+    }
+
     /// This thread's `PyThreadState`.
     fn thread_state(&self, native: &Native<'_>, memory: &mut Own) -> Option<u64> {
         // From 3.14 on it is a thread-local variable, which a thread that has
         // nothing to do with Python would have to make first.
-        let object = find_object(self.own_state as usize as u64).filter(|o| o.start == self.object)?;
+        let object = self.loaded()?;
         let is_inside = || native.frames.iter().any(|frame| (object.start..object.end).contains(frame));
         if self.layout.version >= 0x030e_0000 && !is_inside() {
             return None;
@@ -318,10 +328,10 @@ impl Work {
         let Work { frames, count, memory, .. } = self;
         for frame in &mut frames[..*count] {
             let mut word = |offset: u64| memory.word(frame.code.wrapping_add(offset));
-            if let (Some(qualname), Some(linetable), Some(first_line)) =
-                (word(fields.qualname), word(fields.linetable), word(fields.first_line))
+            if let (Some(filename), Some(qualname), Some(linetable), Some(first_line)) =
+                (word(fields.filename), word(fields.qualname), word(fields.linetable), word(fields.first_line))
             {
-                frame.check = check(qualname, linetable, first_line as u32);
+                frame.check = check(filename, qualname, linetable, first_line as u32);
             }
         }
     }

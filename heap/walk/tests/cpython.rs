@@ -2,7 +2,7 @@
 //! else may be there.
 
 use reprieve_heap_walk::Memory;
-use reprieve_heap_walk::cpython::{Codes, Interpreter, Place, Refusal};
+use reprieve_heap_walk::cpython::{Codes, Interpreter, Place, Refusal, stacks};
 use std::collections::BTreeMap;
 
 /// Bytes by page; what is not there cannot be read.
@@ -131,7 +131,8 @@ fn functions_lines_and_the_calls_that_run_them() {
 fn code_that_is_gone_has_no_name() {
     let mut memory = program();
     let interpreter = Interpreter::open(&mut memory, PLACE).unwrap();
-    let check = reprieve_heap_cpython::check(CODE + 0x200 + 128 * 16, CODE + 0x200 + 136 * 16, 40);
+    let object = |field: u64| CODE + 0x200 + field * 16;
+    let check = reprieve_heap_cpython::check(object(112), object(128), object(136), 40);
     let look = |memory: &mut Pages, address, check| {
         Codes::default().get(&interpreter, memory, address, check).map(|code| code.line(None))
     };
@@ -195,13 +196,8 @@ fn hostile_memory_ends() {
             };
             memory.word(at, value);
         }
-        let Ok(interpreter) = Interpreter::open(&mut memory, PLACE) else { continue };
-        let mut codes = Codes::default();
-        for thread in interpreter.threads(&mut memory) {
-            for frame in thread.frames.iter().take(64) {
-                let code = codes.get(&interpreter, &mut memory, frame.code, None);
-                assert!(code.is_none_or(|code| code.function.len() <= 4096));
-            }
+        for (_, frames) in stacks(&mut memory, PLACE).unwrap_or_default() {
+            assert!(frames.iter().all(|frame| frame.function.len().max(frame.file.len()) <= 4096));
         }
     }
     // A thread that is its own next, and frames that are a ring.

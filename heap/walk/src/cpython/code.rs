@@ -5,10 +5,10 @@ use crate::Memory;
 use reprieve_heap_cpython::check;
 use std::collections::BTreeMap;
 
-/// Code objects that are kept; those of a large program are some ten thousand.
-const CODES_MAX: usize = 32 << 10;
+/// Code objects that are read; the stacks of a large program have some thousand.
+const CODES_MAX: usize = 8 << 10;
 /// Bytes of names and lines that are kept.
-const KEPT_BYTES: usize = 32 << 20;
+const KEPT_BYTES: usize = 16 << 20;
 /// Name of the type of code objects.
 const CODE_TYPE_NAME: &[u8; 5] = b"code\0";
 
@@ -82,7 +82,7 @@ fn read<M: Memory + ?Sized>(interpreter: &Interpreter, memory: &mut M, address: 
         function: text::string(memory, strings, function)?,
         file: text::string(memory, strings, file)?,
         first_line,
-        check: check(function, table, first_line),
+        check: check(file, function, table, first_line),
         // Without them the name still tells much.
         lines: text::bytes(memory, strings, table).unwrap_or_default(),
     })

@@ -1,6 +1,7 @@
 //! CPython from 3.11 on: the Python frames of every thread, and the names of code
 //! objects.
 //!
+//! [`stacks`] does all for a process of which nothing is known but the place.
 //! [`Interpreter::open`] takes where `_PyRuntime` is and what its symbols say;
 //! [`Interpreter::threads`] walks what each thread runs now; [`Codes`] names code
 //! objects, also those of frames that were recorded in the past.
@@ -90,4 +91,34 @@ impl Interpreter {
     pub fn threads<M: Memory + ?Sized>(&self, memory: &mut M) -> Vec<ScriptThread> {
         threads::all(self, &mut Bounded::new(memory, BYTES_MAX))
     }
+}
+
+/// A function that runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamedFrame {
+    /// Qualified name.
+    pub function: String,
+    /// Its file, as it was compiled.
+    pub file: String,
+    /// The line that runs.
+    pub line: Option<u32>,
+}
+
+/// What each thread runs, by name: TID and frames, innermost first; those whose code
+/// is not there are left out.
+pub fn stacks<M: Memory + ?Sized>(memory: &mut M, place: Place) -> Result<Vec<(u64, Vec<NamedFrame>)>, Refusal> {
+    let interpreter = Interpreter::open(memory, place)?;
+    let mut codes = Codes::default();
+    let threads = interpreter.threads(memory);
+    Ok(threads
+        .into_iter()
+        .map(|thread| {
+            let mut name = |frame: &ScriptFrame| {
+                let code = codes.get(&interpreter, memory, frame.code, None)?;
+                let line = code.line(frame.instruction);
+                Some(NamedFrame { function: code.function.clone(), file: code.file.clone(), line })
+            };
+            (thread.native_id, thread.frames.iter().filter_map(&mut name).collect())
+        })
+        .collect())
 }
