@@ -351,7 +351,7 @@ mod tests {
 
         fn of_two_sites(cycle: Cycle) -> Self {
             let mut words = Words::default();
-            words.put(VARIABLES + 8, &[DEFAULT_RATE]);
+            words.put(VARIABLES, &[0, DEFAULT_RATE, 0, 0, 0, 0, 0, 0]);
             words.bucket(FIRST, 1024, &[1, 2, 3], [(100, 10), (0, 0), (5, 0), (7, 20)], cycle);
             words.bucket(FIRST + 0x1000, 1 << 20, &[4, 2, 3], [(0, 0), (0, 0), (0, 0), (3, 0)], cycle);
             words
