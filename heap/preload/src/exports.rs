@@ -2,7 +2,7 @@
 
 use crate::process;
 use crate::real;
-use crate::sampler::{MARK, freeing, inside, is_due, is_marked, mapped, not_freed, record};
+use crate::sampler::{MARK, freeing, inside, is_due, is_marked, mapped, not_freed, record, unmapped};
 use core::ptr;
 use libc::{c_int, c_void, off_t, size_t};
 use reprieve_heap_table::Entry;
@@ -92,12 +92,11 @@ pub unsafe extern "C" fn free(block: *mut c_void) {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn realloc(block: *mut c_void, size: size_t) -> *mut c_void {
     if real::is_boot(block) {
-        // SAFETY: as malloc; the old block has at most what is left of the boot
-        // memory behind it, which stays readable.
+        // SAFETY: as malloc; the old block stays, and is not the new one.
         unsafe {
             let new = malloc(size);
             if !new.is_null() {
-                ptr::copy(block.cast::<u8>(), new.cast::<u8>(), size.min(real::boot_rest(block)));
+                ptr::copy_nonoverlapping(block.cast::<u8>(), new.cast::<u8>(), size.min(real::boot_size(block)));
             }
             return new;
         }
@@ -132,6 +131,16 @@ pub unsafe extern "C" fn reallocarray(block: *mut c_void, count: size_t, size: s
             ptr::null_mut()
         }
     }
+}
+
+/// malloc_usable_size(3), which knows nothing of the first blocks.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn malloc_usable_size(block: *mut c_void) -> size_t {
+    if real::is_boot(block) {
+        return real::boot_size(block);
+    }
+    // SAFETY: the caller's argument, passed on.
+    real::malloc_usable_size().map_or(0, |real| unsafe { real(block) })
 }
 
 /// memalign(3).
@@ -228,11 +237,14 @@ pub unsafe extern "C" fn mmap(
         return unsafe { libc::syscall(libc::SYS_mmap, at, bytes, protection, flags, file, offset) as *mut c_void };
     };
     // A fixed address takes the place of what was there.
-    if flags & libc::MAP_FIXED != 0 {
-        freeing(at);
-    }
+    let before = if flags & libc::MAP_FIXED != 0 { freeing(at) } else { None };
     // SAFETY: the caller's arguments, passed on.
     let new = unsafe { real(at, bytes, protection, flags, file, offset) };
+    match before {
+        Some(entry) if new == libc::MAP_FAILED => not_freed(entry),
+        Some(entry) => unmapped(entry, bytes),
+        None => {}
+    }
     let own = flags & (libc::MAP_ANONYMOUS | libc::MAP_PRIVATE) == libc::MAP_ANONYMOUS | libc::MAP_PRIVATE;
     if new != libc::MAP_FAILED && own && protection & libc::PROT_WRITE != 0 && process::is_big_mapping(bytes) {
         mapped(new, bytes);
@@ -254,8 +266,8 @@ pub unsafe extern "C" fn mmap64(
     unsafe { mmap(at, bytes, protection, flags, file, offset) }
 }
 
-/// munmap(2). A mapping that is unmapped in parts counts as gone with its first
-/// page.
+/// munmap(2). Of a mapping that loses another part than its beginning the record
+/// stays as it is: who reads it counts the pages that are there.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn munmap(at: *mut c_void, bytes: size_t) -> c_int {
     let Some(real) = real::munmap() else {
@@ -265,8 +277,10 @@ pub unsafe extern "C" fn munmap(at: *mut c_void, bytes: size_t) -> c_int {
     let entry = freeing(at);
     // SAFETY: the caller's arguments, passed on.
     let result = unsafe { real(at, bytes) };
-    if let (Some(entry), true) = (entry, result != 0) {
-        not_freed(entry);
+    match entry {
+        Some(entry) if result != 0 => not_freed(entry),
+        Some(entry) => unmapped(entry, bytes),
+        None => {}
     }
     result
 }
@@ -280,14 +294,25 @@ pub unsafe extern "C" fn mremap(
     flags: c_int,
     wanted: *mut c_void,
 ) -> *mut c_void {
-    let Some(real) = real::mremap() else { return libc::MAP_FAILED };
+    let Some(real) = real::mremap() else {
+        // SAFETY: the system call itself, with the caller's arguments.
+        return unsafe { libc::syscall(libc::SYS_mremap, at, old, new, flags, wanted) as *mut c_void };
+    };
     let entry = freeing(at);
     // SAFETY: the caller's arguments, passed on; the last is only looked at
     // with MREMAP_FIXED.
     let moved = unsafe { real(at, old, new, flags, wanted) };
     match entry {
         Some(entry) if moved == libc::MAP_FAILED => not_freed(entry),
-        Some(entry) => not_freed(Entry { key: moved as u64, usable: new as u64, ..entry }),
+        // Of a bigger one another part stays where it is.
+        Some(entry) => {
+            let rest = entry.usable.saturating_sub((old as u64).next_multiple_of(4096));
+            let usable = new as u64 + if moved == at { rest } else { 0 };
+            not_freed(Entry { key: moved as u64, usable, ..entry });
+            if moved != at && rest > 0 {
+                unmapped(entry, old);
+            }
+        }
         None => {}
     }
     moved

@@ -13,7 +13,10 @@
 // Only what aborts on panics can be without std; checked with std otherwise.
 #![cfg_attr(panic = "abort", no_std)]
 
+mod errno;
 mod exports;
+mod jump;
+mod own;
 mod process;
 mod real;
 mod sampler;

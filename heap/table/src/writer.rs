@@ -51,6 +51,14 @@ pub struct Entry {
     pub stack: u64,
 }
 
+impl Entry {
+    /// Whether it is a mapping.
+    #[must_use]
+    pub fn is_mapping(self) -> bool {
+        self.stack & sample::FLAG_MAPPING != 0
+    }
+}
+
 impl<'a> Writer<'a> {
     /// A new home, of a process that is there or of one that will be. With `parent`, the samples that were live there are live here
     /// too: after a fork its memory is ours.
