@@ -382,8 +382,10 @@ if kind in ('header', 'shrinking'):
         word((slab << 17) + 8, os.getpid())
         word((slab << 17) + 16, os.stat('/proc/self/ns/pid').st_ino)
 print('ready', flush=True)
-if kind == 'shrinking' and os.fork():
-    for i in range(100000): os.ftruncate(f, (i % 3) << 20)
+def shrink():
+    while True:
+        for mib in (0, 1, 2): os.ftruncate(f, mib << 20)
+if kind == 'shrinking': threading.Thread(target=shrink, daemon=True).start()
 signal.pause()
 ";
     for (seed, kind) in ["huge", "noise", "header", "header", "shrinking"].iter().enumerate() {

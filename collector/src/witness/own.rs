@@ -21,14 +21,16 @@ const COPIED_BYTES: u64 = 256 << 20;
 /// Most descriptors of a process among which its table is looked for.
 const FDS: usize = 8192;
 
-/// Adds the tables of those of `pids` that are not there yet and have one.
+/// Adds the tables of those of `pids` that have one of their own: what is known of
+/// such a process from another is of the program before an exec.
 pub fn add(tables: &mut ProcessTables, pids: &[i32]) {
     // By inode: who was forked shares its parent's.
     let mut found: BTreeMap<u64, Vec<(i32, MapLine)>> = BTreeMap::new();
-    for &pid in pids.iter().filter(|pid| !tables.by_pid.contains_key(pid)) {
+    for &pid in pids {
         let mut maps = read_maps(pid).unwrap_or_default().into_iter();
         if let Some(map) = maps.find(|map| is_table(map) && map.inode != tables.guardians) {
             found.entry(map.inode).or_default().push((pid, map));
+            tables.by_pid.remove(&pid);
         }
     }
     if found.is_empty() {

@@ -2,10 +2,14 @@
 
 use crate::process;
 use crate::real;
-use crate::sampler::{MARK, freeing, inside, is_due, is_marked, mapped, not_freed, record, unmapped};
+use crate::sampler::{Bytes, MARK, freeing, inside, is_due, is_marked, mapped, not_freed, record, unmapped};
 use core::ptr;
 use libc::{c_int, c_void, off_t, size_t};
 use reprieve_heap_table::Entry;
+
+/// From this size on, what an allocator adds for an alignment of [`MARK`] is
+/// little: the block is aligned at once.
+const BIG: size_t = 64 << 10;
 
 /// A sampled block, aligned so that its `free` knows it; null when it cannot be
 /// had like that.
@@ -13,14 +17,15 @@ use reprieve_heap_table::Entry;
 fn marked(align: size_t, size: size_t) -> *mut c_void {
     // SAFETY: an alignment that is a power of two, as memalign(3) wants it.
     let block = real::memalign().map_or(ptr::null_mut(), |real| inside(|| unsafe { real(align.max(MARK), size) }));
-    record(block, size, None);
+    record(block, size, Bytes::OfBlock);
     block
 }
 
 /// malloc(3).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn malloc(size: size_t) -> *mut c_void {
-    if is_due(size) {
+    let due = is_due(size);
+    if due && size >= BIG {
         let block = marked(MARK, size);
         if !block.is_null() {
             return block;
@@ -28,7 +33,12 @@ pub unsafe extern "C" fn malloc(size: size_t) -> *mut c_void {
     }
     let Some(real) = real::malloc() else { return real::boot_alloc(size, 16) };
     // SAFETY: the caller's arguments, passed on.
-    inside(|| unsafe { real(size) })
+    let block = inside(|| unsafe { real(size) });
+    if !due || block.is_null() {
+        return block;
+    }
+    // SAFETY: the block was just allocated, and nothing is in it.
+    unsafe { sampled_after(block, size, |_| ()) }
 }
 
 /// calloc(3).
@@ -57,6 +67,10 @@ pub unsafe extern "C" fn calloc(count: size_t, size: size_t) -> *mut c_void {
 #[cold]
 unsafe fn sampled_after(block: *mut c_void, bytes: size_t, fill: impl FnOnce(*mut u8)) -> *mut c_void {
     let mut block = block;
+    // Of the block that stands for the others: aligned, it may be much bigger
+    // (jemalloc and mimalloc give at least the alignment).
+    // SAFETY: the block is of the real allocator.
+    let usable = real::malloc_usable_size().map_or(bytes, |usable| unsafe { usable(block) });
     if !is_marked(block as u64) {
         let (Some(memalign), Some(free)) = (real::memalign(), real::free()) else { return block };
         // SAFETY: memalign(3) with a power of two; the old block is ours to free.
@@ -70,7 +84,7 @@ unsafe fn sampled_after(block: *mut c_void, bytes: size_t, fill: impl FnOnce(*mu
             block = new;
         }
     }
-    record(block, bytes, None);
+    record(block, bytes, Bytes::Are(usable));
     block
 }
 
@@ -159,13 +173,15 @@ pub unsafe extern "C" fn aligned_alloc(align: size_t, size: size_t) -> *mut c_vo
 
 type Aligned = unsafe extern "C" fn(size_t, size_t) -> *mut c_void;
 
-/// A block of an alignment; a wrong one is for the real function to refuse.
+/// A block of an alignment.
 ///
 /// # Safety
 ///
 /// As for `real`.
 unsafe fn aligned(real: Option<Aligned>, align: size_t, size: size_t) -> *mut c_void {
-    if align.is_power_of_two() && is_due(size) {
+    // A wrong one is for the real function to refuse.
+    let due = align.is_power_of_two() && is_due(size);
+    if due && size >= BIG {
         let block = marked(align, size);
         if !block.is_null() {
             return block;
@@ -173,21 +189,25 @@ unsafe fn aligned(real: Option<Aligned>, align: size_t, size: size_t) -> *mut c_
     }
     let Some(real) = real else { return real::boot_alloc(size, align) };
     // SAFETY: the caller's arguments, passed on.
-    inside(|| unsafe { real(align, size) })
+    let block = inside(|| unsafe { real(align, size) });
+    if !due || block.is_null() {
+        return block;
+    }
+    // SAFETY: the block was just allocated, and nothing is in it. It only moves if
+    // its alignment is less than the other.
+    unsafe { sampled_after(block, size, |_| ()) }
 }
 
 /// posix_memalign(3).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn posix_memalign(out: *mut *mut c_void, align: size_t, size: size_t) -> c_int {
     let Some(real) = real::posix_memalign() else { return libc::ENOMEM };
-    // A wrong alignment is for the real one to refuse.
-    let due = align.is_power_of_two() && align >= size_of::<*mut c_void>() && is_due(size);
-    let align = if due { align.max(MARK) } else { align };
-    // SAFETY: the caller's arguments, passed on; a bigger alignment is one too.
+    // SAFETY: the caller's arguments, passed on.
     let result = inside(|| unsafe { real(out, align, size) });
-    if due && result == 0 {
-        // SAFETY: on success the real one has written it.
-        record(unsafe { *out }, size, None);
+    if result == 0 && is_due(size) {
+        // SAFETY: on success the real one has written it; the block was just
+        // allocated, and only moves if its alignment is less than the other.
+        unsafe { *out = sampled_after(*out, size, |_| ()) };
     }
     result
 }
@@ -216,7 +236,7 @@ unsafe fn paged(real: Option<unsafe extern "C" fn(size_t) -> *mut c_void>, size:
     // SAFETY: the caller's arguments, passed on.
     let block = inside(|| unsafe { real(size) });
     if is_due(size) {
-        record(block, size, None);
+        record(block, size, Bytes::OfBlock);
     }
     block
 }

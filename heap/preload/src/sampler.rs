@@ -40,7 +40,7 @@ pub fn is_due(asked: usize) -> bool {
 pub fn mapped(at: *mut c_void, bytes: usize) {
     let local = local();
     if local.busy.get() == 0 && is_due(bytes) {
-        record(at, bytes, Some(bytes));
+        record(at, bytes, Bytes::OfMapping);
     }
 }
 
@@ -111,9 +111,20 @@ fn is_taken(local: &Local, asked: usize) -> bool {
     local.busy.get() == 0
 }
 
-/// Records a sampled block, or a mapping of so many bytes.
+/// How many bytes a sample is taken to have.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Bytes {
+    /// What the allocator says of the block.
+    OfBlock,
+    /// These.
+    Are(usize),
+    /// Those of a mapping, which were asked for.
+    OfMapping,
+}
+
+/// Records a sampled block or mapping.
 #[cold]
-pub fn record(block: *mut c_void, asked: usize, mapping: Option<usize>) {
+pub fn record(block: *mut c_void, asked: usize, bytes: Bytes) {
     let Some(attached) = process::attached() else { return };
     if block.is_null() {
         return;
@@ -122,10 +133,12 @@ pub fn record(block: *mut c_void, asked: usize, mapping: Option<usize>) {
     let local = local();
     let before = local.enter();
     process::make_room(attached);
-    let usable = mapping.unwrap_or_else(|| {
+    let usable = match bytes {
+        Bytes::Are(usable) => usable,
+        Bytes::OfMapping => asked,
         // SAFETY: the block was just allocated by the same allocator.
-        real::malloc_usable_size().map_or(asked, |usable| unsafe { usable(block) })
-    });
+        Bytes::OfBlock => real::malloc_usable_size().map_or(asked, |usable| unsafe { usable(block) }),
+    };
     let probability = probability(asked as u64, attached.settings().period, libm::exp);
     // Sampled memory as OpenTelemetry's profiler wants it told: the block, its
     // size, and the bytes it stands for (its design document on memory profiling).
@@ -136,7 +149,7 @@ pub fn record(block: *mut c_void, asked: usize, mapping: Option<usize>) {
             usable: usable as u64,
             asked: asked as u64,
             probability,
-            mapping: mapping.is_some(),
+            mapping: bytes == Bytes::OfMapping,
             frames: stack.frames,
             cut: stack.cut,
         });

@@ -187,6 +187,9 @@ fn step(writer: Writer<'_>, work: &mut Work, at: Registers) -> Option<Option<Reg
             // It stands at an instruction, not behind a call.
             return Some(Some(Registers { ip: ip.wrapping_add(1), sp, bp }));
         }
+        // The deepest frame (System V ABI, x86-64, 3.4.1): some linkers drop what
+        // .eh_frame says of _start.
+        Plan::Unknown if at.bp == 0 => return Some(None),
         Plan::Unknown => {
             // Generated code keeps frame pointers more often than not.
             (at.bp.checked_add(16)?, Some(-2))
