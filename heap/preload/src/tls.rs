@@ -77,15 +77,12 @@ const FIRST_STACK_BYTES: u64 = 8 << 20;
 impl Local {
     /// Finds out where the stack of the first thread is. That of others only
     /// pthread_getattr_np(3) knows, which takes a lock that whoever allocates now
-    /// may hold (std's handler of stack overflows does).
+    /// may hold (std's handler of stack overflows does). Whose stack pointer is not
+    /// in there is on another stack.
     pub fn find_stack(&self) {
-        // SAFETY: two calls without arguments; the variable is set before any
-        // constructor runs.
-        let (is_first, end) =
-            unsafe { (libc::getpid() == libc::syscall(libc::SYS_gettid) as i32, __libc_stack_end as u64) };
-        if is_first {
-            self.stack.set((end.saturating_sub(FIRST_STACK_BYTES), end));
-        }
+        // SAFETY: the variable is set before any constructor runs.
+        let end = unsafe { __libc_stack_end } as u64;
+        self.stack.set((end.saturating_sub(FIRST_STACK_BYTES), end));
     }
 
     /// Enters a hook; returns what [`Local::leave`] needs.

@@ -48,7 +48,7 @@ int main()
 	for (auto &thread : threads) thread.join();
 	try {
 		volatile size_t huge = ~0ul / 4;
-		delete[] new char[huge];
+		::operator delete(::operator new(huge));
 		return 1;
 	} catch (const std::bad_alloc &) {
 	}

@@ -10,14 +10,13 @@ static void *busy(void *unused)
 }
 static void child(int depth)
 {
-	for (int i = 0; i < 50; i++) free(used(malloc(2000)));
-	if (depth) {
-		int status;
-		pid_t pid = fork();
-		MUST(pid >= 0);
-		if (!pid) child(depth - 1);
-		MUST(waitpid(pid, &status, 0) == pid && status == 0);
+	pid_t pid = 0;
+	int status = 0;
+	while (!pid && depth-- >= 0) {
+		for (int i = 0; i < 50; i++) free(used(malloc(2000)));
+		MUST((pid = fork()) >= 0);
 	}
+	if (pid) MUST(waitpid(pid, &status, 0) == pid && status == 0);
 	_exit(0);
 }
 static void *forks(void *count)

@@ -6,8 +6,8 @@
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 static const int allowed[] = { SYS_read, SYS_write, SYS_mmap, SYS_munmap, SYS_mprotect, SYS_mremap, SYS_brk, SYS_madvise,
-	SYS_futex, SYS_rt_sigprocmask, SYS_rt_sigreturn, SYS_clone, SYS_clone3, SYS_set_robust_list, SYS_rseq, SYS_exit,
-	SYS_exit_group, SYS_getpid, SYS_gettid, SYS_getrandom, SYS_newfstatat, SYS_fstat, SYS_sched_yield };
+	SYS_futex, SYS_rt_sigaction, SYS_rt_sigprocmask, SYS_rt_sigreturn, SYS_clone, SYS_clone3, SYS_set_robust_list, SYS_rseq, SYS_exit,
+	SYS_exit_group, SYS_getrandom, SYS_newfstatat, SYS_fstat, SYS_sched_yield };
 NOINLINE void *leak_in_thread(void) { return used(malloc(9000)); }
 static void *work(void *unused)
 {

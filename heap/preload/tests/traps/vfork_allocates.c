@@ -7,7 +7,7 @@ static void *volatile kept[200];
 int main(int n, char **argv)
 {
 	if (n > 1) return !used(malloc(100000));
-	for (int i = 0; i < 200; i++) {
+	for (volatile int i = 0; i < 200; i++) {
 		int status;
 		pid_t pid = vfork();
 		if (!pid) {
