@@ -1,6 +1,7 @@
 //! The command line: what was typed, and the exit code it comes to.
 
 use crate::analyst::{self, Phase};
+use crate::heap_env::{HeapEnv, Place};
 use crate::hold::BrakeChoice;
 use crate::incident::show;
 use crate::incident::store::{Store, StoreError};
@@ -56,6 +57,8 @@ enum Command {
     List(ListArgs),
     /// Show an incident: what happened, who used the memory, the verdict.
     Show(ShowArgs),
+    /// Who owns the heap of services that reprieve does not start.
+    Heap(HeapArgs),
     /// Find out, by trying, what this machine can do.
     Doctor(DoctorArgs),
     /// What reprieve starts to symbolize and render.
@@ -126,6 +129,51 @@ struct SnapshotArgs {
 }
 
 #[derive(Debug, Args)]
+struct HeapArgs {
+    #[command(subcommand)]
+    command: HeapCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum HeapCommand {
+    /// Install libreprieve_heap.so and print what to set in a service's
+    /// environment; `reprieve snapshot` then shows its heap by stack.
+    #[command(after_help = HEAP_ENV_COST)]
+    Env(HeapEnvArgs),
+}
+
+const HEAP_ENV_COST: &str = "\
+The library makes a table in the service's own memory, which its memory cgroup
+is charged for: 136 KiB when a program starts, as much for each child it forks,
+then up to 3 MiB per 5000 sampled blocks that are live, 64 MiB at most. What finds
+no room is counted and shown. Programs that need another C library than glibc
+2.35 or later (Alpine's musl) do not start with it, or show no stacks.";
+
+#[derive(Debug, Args)]
+struct HeapEnvArgs {
+    /// For what.
+    #[arg(long = "for", value_enum, default_value = "shell", value_name = "PLACE")]
+    place: Place,
+    /// Sample one allocation in so many bytes.
+    #[arg(long, value_name = "SIZE", value_parser = parse_period, default_value = "512K")]
+    period: u64,
+    /// Folder for the library [default: /usr/local/lib/reprieve, or XDG's data folder].
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// As JSON.
+    #[arg(long, conflicts_with = "place")]
+    json: bool,
+}
+
+/// A size that is not 0.
+fn parse_period(text: &str) -> Result<u64, String> {
+    match parse_size(text)? {
+        0 => Err("one in 0 bytes is no period".to_owned()),
+        bytes => Ok(bytes),
+    }
+}
+
+#[derive(Debug, Args)]
 struct ListArgs {
     /// Folder of incidents.
     #[arg(long, value_name = "DIR")]
@@ -181,6 +229,7 @@ pub fn main() -> ExitCode {
         Command::Snapshot(args) => take_snapshot(args),
         Command::List(args) => list(args),
         Command::Show(args) => show_incident(&args),
+        Command::Heap(HeapArgs { command: HeapCommand::Env(args) }) => heap_env(&args),
         Command::Doctor(args) => Ok(diagnose(&args)),
         Command::Analyst { phase, staging } => run_analyst(&phase, &staging),
     };
@@ -281,6 +330,16 @@ fn show_incident(args: &ShowArgs) -> Result<ExitCode, Failure> {
         let layout = show::Layout { width: width(), sample_type: &args.sample_type };
         print(&show::page(&incident, &dir, layout));
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn heap_env(args: &HeapEnvArgs) -> Result<ExitCode, Failure> {
+    let env = HeapEnv::install(args.dir.as_deref(), args.period).map_err(|e| Failure {
+        code: FAILED,
+        error: anyhow::anyhow!("libreprieve_heap.so cannot be installed: {e}"),
+    })?;
+    let json = || serde_json::to_string_pretty(&env).unwrap_or_default() + "\n";
+    print(&if args.json { json() } else { env.text(args.place) });
     Ok(ExitCode::SUCCESS)
 }
 

@@ -10,6 +10,7 @@ pub mod cgroup;
 pub mod cli;
 pub mod doctor;
 pub mod guardian;
+pub mod heap_env;
 pub mod hold;
 pub mod incident;
 pub mod run;

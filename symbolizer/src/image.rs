@@ -167,6 +167,24 @@ impl Image {
         found
     }
 
+    /// The dynamic linker that it asks for (PT_INTERP); a static program has none.
+    #[must_use]
+    pub fn interpreter(&self) -> Option<String> {
+        let bytes = self.bytes();
+        let header = object::elf::FileHeader64::<object::Endianness>::parse(bytes).ok()?;
+        let endian = header.endian().ok()?;
+        let headers = header.program_headers(endian, bytes).ok()?;
+        let path = headers.iter().find_map(|segment| segment.interpreter(endian, bytes).ok().flatten())?;
+        Some(String::from_utf8_lossy(path).into_owned())
+    }
+
+    /// Whether other objects are given a function of this name from here.
+    #[must_use]
+    pub fn exports(&self, name: &str) -> bool {
+        let Ok(file) = object::File::parse(self.bytes()) else { return false };
+        file.dynamic_symbols().any(|symbol| symbol.is_definition() && symbol.name() == Ok(name))
+    }
+
     /// A section by name: its addresses, and its bytes, none for `.bss`.
     #[must_use]
     pub fn section_data(&self, name: &str) -> Option<(Range<u64>, &[u8])> {

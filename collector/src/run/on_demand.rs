@@ -12,6 +12,7 @@ use crate::incident::store::{INCIDENT, Store, read_incident};
 use crate::signals::Signals;
 use crate::snapshot::process::start_ticks;
 use crate::snapshot::{self, Options};
+use crate::witness;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -67,7 +68,9 @@ pub fn snapshot(
     let _ = threads.stop_all(deadline, || Ok::<_, std::convert::Infallible>(target_found.tids()));
     let stop_window = begun.elapsed();
     let (threads_stopped, threads_not_stopped) = threads.counts();
-    let evidence = snapshot::take(&target_found.pids(), threads.threads(), None, options);
+    let pids = target_found.pids();
+    let heaps = witness::read_tables(None, &pids);
+    let evidence = snapshot::take(&pids, threads.threads(), Some(&heaps), options);
     let snapshot_time = begun.elapsed();
     let refused = threads.threads().values().find_map(|t| match &t.outcome {
         StopOutcome::NotStopped(why) => Some(why.clone()),

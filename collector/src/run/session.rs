@@ -12,7 +12,7 @@ use crate::signals::Signals;
 use crate::snapshot;
 use crate::snapshot::kernel_log::KernelLog;
 use crate::verdict::{self, Scene};
-use crate::witness::HeapTable;
+use crate::witness::{self, HeapTable};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::kill;
 use nix::sys::wait::{WaitStatus, waitpid};
@@ -171,7 +171,7 @@ impl<'a> Session<'a> {
             return Ok(self.brake.resume(threads)?);
         }
         let pids = self.group.memcg.pids()?;
-        let heaps = self.heap.as_ref().map(|heap| heap.read(&pids));
+        let heaps = self.heap.as_ref().map(|heap| witness::read_tables(Some(heap), &pids));
         let evidence = snapshot::take(&pids, threads.threads(), heaps.as_ref(), self.request.options);
         let snapshot_time = noticed.elapsed();
         let mut incident = self.recorder.draft(Trigger::Oom, Some(&self.group.memcg), evidence);

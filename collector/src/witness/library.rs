@@ -2,7 +2,7 @@
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// `libreprieve_heap.so`, built with this program.
@@ -11,12 +11,17 @@ const LIBRARY: &[u8] = include_bytes!(env!("REPRIEVE_HEAP_LIBRARY"));
 /// Puts the library where every user of the machine can read it, once for each
 /// version of it; returns its path.
 pub fn install() -> io::Result<PathBuf> {
+    install_as(&directory(), &format!("libreprieve_heap-{:016x}.so", fnv1a(LIBRARY)))
+}
+
+/// Puts it into a folder under a name; returns its path. Programs that have loaded
+/// another of that name keep it.
+pub fn install_as(dir: &Path, name: &str) -> io::Result<PathBuf> {
     if LIBRARY.is_empty() {
         return Err(io::Error::other("libreprieve_heap.so is for x86-64 only"));
     }
-    let dir = directory();
-    DirBuilder::new().recursive(true).mode(0o755).create(&dir)?;
-    let path = dir.join(format!("libreprieve_heap-{:016x}.so", fnv1a(LIBRARY)));
+    DirBuilder::new().recursive(true).mode(0o755).create(dir)?;
+    let path = dir.join(name);
     if fs::read(&path).is_ok_and(|there| there == LIBRARY) {
         return Ok(path);
     }
@@ -25,6 +30,8 @@ pub fn install() -> io::Result<PathBuf> {
     let _ = fs::remove_file(&new);
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o755).open(&new)?;
     file.write_all(LIBRARY)?;
+    // Whatever the umask: the service may be another user's.
+    file.set_permissions(fs::Permissions::from_mode(0o755))?;
     fs::rename(&new, &path)?;
     Ok(path)
 }

@@ -1,10 +1,12 @@
 //! Witnesses: who owns the memory, seen from outside while nobody can move.
 
+mod absent;
 mod frames;
 pub mod go;
 mod jemalloc;
 pub mod library;
 mod malloc;
+mod own;
 pub mod preload;
 pub mod python;
 mod table;
@@ -17,6 +19,9 @@ use crate::incident::model::{Estimate, Module, Process};
 use crate::snapshot::{LoadedModule, MapLine, TargetMemory};
 use reprieve_heap_walk::Sum;
 use std::time::Instant;
+
+/// What is missing where the executable's malloc is in front of ours.
+const OWN_MALLOC: &str = "its executable has a malloc of its own: of its heap only what it maps is seen";
 
 /// A stopped process, as witnesses look at it.
 #[derive(Debug)]
@@ -43,8 +48,17 @@ impl Target<'_> {
     }
 }
 
+/// The tables that the library filled in these processes: `guardians` and those
+/// that processes made for themselves.
+#[must_use]
+pub fn read_tables(guardians: Option<&HeapTable>, pids: &[i32]) -> ProcessTables {
+    let mut tables = guardians.map(|table| table.read(pids)).unwrap_or_default();
+    own::add(&mut tables, pids);
+    tables
+}
+
 /// Asks every witness about a process and puts down what they say; `tables` are
-/// those of the library where the process was started with it.
+/// those of the library, `None` where it was refused.
 pub fn ask(process: &mut Process, target: &mut Target<'_>, tables: Option<&ProcessTables>) {
     let go = go::look(target);
     let mut python = python::find(target, &mut process.gaps);
@@ -53,16 +67,22 @@ pub fn ask(process: &mut Process, target: &mut Target<'_>, tables: Option<&Proce
     }
     if let Some(tables) = tables {
         match preload::look(target, tables, python.as_mut()) {
-            Ok(heap) => {
+            Some(Ok(heap)) => {
+                let sees_blocks =
+                    tables.by_pid.get(&target.pid).is_some_and(|(_, t)| t.live.iter().any(|s| !s.mapping));
+                if !sees_blocks && absent::has_own_malloc(process, target) {
+                    process.gaps.push(OWN_MALLOC.to_owned());
+                }
                 process.gaps.extend(python.as_ref().and_then(|_| python::missing_in(&heap)));
                 process.heaps.extend(match &go {
                     Some(go) => go.leave(heap),
                     None => Some(heap),
                 });
             }
+            Some(Err(why)) => process.gaps.push(why),
             // A Go program is static as a rule, and Go has said more.
-            Err(_) if go.is_some() => {}
-            Err(why) => process.gaps.push(why),
+            None if go.is_some() => {}
+            None => process.gaps.push(absent::why(process, target)),
         }
     }
     if let Some(go) = go {

@@ -12,15 +12,18 @@ use std::collections::BTreeMap;
 /// Pages of mappings that are asked about; what lies beyond counts as present.
 const MAX_PAGES: u64 = 1 << 20;
 
-/// Why a process that was started with the library has no table.
-const NO_LIBRARY: &str = "its heap is not known: it is static, setuid, has a malloc of its own, or is new";
-
-/// What the library recorded in a process, or why there is nothing.
-/// `python` names the frames of that interpreter.
-pub fn look(target: &mut Target<'_>, tables: &ProcessTables, mut python: Option<&mut Python>) -> Result<Heap, String> {
+/// What the library recorded in a process, or why that could not be read; `None`
+/// where it recorded nothing. `python` names the frames of that interpreter.
+pub fn look(
+    target: &mut Target<'_>,
+    tables: &ProcessTables,
+    mut python: Option<&mut Python>,
+) -> Option<Result<Heap, String>> {
     // The table of the program that it was before an exec is not its own.
-    let is_mapped = |t: &&ProcessTable| target.maps.iter().any(|m| m.start == t.base && m.name.contains(TABLE_NAME));
-    let table = tables.by_pid.get(&target.pid).filter(is_mapped).ok_or_else(|| NO_LIBRARY.to_owned())?;
+    let is_mapped = |t: &ProcessTable| target.maps.iter().any(|m| m.start == t.base && m.name.contains(TABLE_NAME));
+    let Some((period, table)) = tables.by_pid.get(&target.pid).filter(|(_, table)| is_mapped(table)) else {
+        return tables.unread.get(&target.pid).cloned().map(Err);
+    };
     let mut frames = Frames::default();
     let mut stacks: BTreeMap<u64, Vec<u32>> = BTreeMap::new();
     for (&key, stack) in &table.stacks {
@@ -36,7 +39,7 @@ pub fn look(target: &mut Target<'_>, tables: &ProcessTables, mut python: Option<
         });
         stacks.insert(key, indices.collect());
     }
-    Ok(heap(table, tables.period, Pagemap::open(target.pid).ok().as_ref(), &stacks, frames.list))
+    Some(Ok(heap(table, *period, Pagemap::open(target.pid).ok().as_ref(), &stacks, frames.list)))
 }
 
 /// What `table` says, with one sample in `period` bytes on average; `stacks` are

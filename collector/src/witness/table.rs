@@ -1,8 +1,8 @@
 //! The memory file that holds the tables of all processes of a memcg.
 
 use super::library;
-use reprieve_heap_table::layout::{self, SLAB_BYTES, kind};
-use reprieve_heap_table::{ProcessTable, Region, Settings, Words, read};
+use reprieve_heap_table::layout::{self, SLAB_BYTES, home, kind};
+use reprieve_heap_table::{Home, ProcessTable, Region, Settings, Words, read, sweep};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
@@ -25,8 +25,6 @@ const BUSY_FOR: Duration = Duration::from_millis(500);
 const HIGH_FD: RawFd = 900;
 /// A mapping of this size or more is recorded.
 const MAPPING_BYTES: u64 = 64 << 10;
-/// Time after which a fork that never came to be is forgotten.
-const UNBORN: Duration = Duration::from_secs(10);
 /// How often the dead are looked for.
 const SWEEP: Duration = Duration::from_secs(1);
 /// The same when half of the slabs are dealt out.
@@ -39,20 +37,22 @@ pub struct HeapTable {
     file: File,
     region: Region<'static>,
     library: PathBuf,
-    unborn: BTreeMap<usize, Instant>,
     swept: Instant,
     /// Homes made so far, and when there was a new one.
     homes_made: u64,
     active: Instant,
 }
 
-/// The tables of living processes, by PID.
+/// The tables of living processes.
 #[derive(Debug, Default)]
 pub struct ProcessTables {
-    /// Mean bytes between samples.
-    pub period: u64,
-    /// One for each process that has the library.
-    pub by_pid: BTreeMap<i32, ProcessTable>,
+    /// By PID, one for each process that has the library: mean bytes between
+    /// samples, and what it recorded.
+    pub by_pid: BTreeMap<i32, (u64, ProcessTable)>,
+    /// Why a process that has a table could not be read.
+    pub unread: BTreeMap<i32, String>,
+    /// Inode of the guardian's table, 0 without one.
+    pub guardians: u64,
 }
 
 impl HeapTable {
@@ -61,7 +61,7 @@ impl HeapTable {
     pub fn make(period: u64, seed: u64) -> io::Result<Self> {
         let library = library::install()?;
         // SAFETY: a C string; the result is checked.
-        let fd = unsafe { libc::memfd_create(c"reprieve-heap".as_ptr(), libc::MFD_CLOEXEC) };
+        let fd = unsafe { libc::memfd_create(c"reprieve-heap".as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) };
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
@@ -73,6 +73,13 @@ impl HeapTable {
         let file = if high < 0 { low } else { unsafe { File::from_raw_fd(high) } };
         let bytes = SLABS * SLAB_BYTES;
         file.set_len(bytes as u64)?;
+        // Every process that has it open could truncate it, and those that write it
+        // would die of SIGBUS.
+        let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
+        // SAFETY: takes flags only.
+        if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
         // SAFETY: a new shared mapping of our own file.
         let base = unsafe {
             let access = libc::PROT_READ | libc::PROT_WRITE;
@@ -86,15 +93,8 @@ impl HeapTable {
         let words = unsafe { Words::at(base.cast(), bytes) };
         let settings = Settings { period, mapping: MAPPING_BYTES, seed };
         let region = Region::format(words, settings).map_err(io::Error::other)?;
-        let mut table = HeapTable {
-            file,
-            region,
-            library,
-            unborn: BTreeMap::new(),
-            swept: Instant::now(),
-            homes_made: 0,
-            active: Instant::now(),
-        };
+        let mut table =
+            HeapTable { file, region, library, swept: Instant::now(), homes_made: 0, active: Instant::now() };
         table.top_up();
         Ok(table)
     }
@@ -170,50 +170,18 @@ impl HeapTable {
         // the second has ended.
         let homes = self.homes();
         let ids: Vec<(u64, u64)> = living().into_iter().filter_map(own_id).collect();
-        let mut kept: Vec<usize> = homes
-            .iter()
-            .filter(|home| match home.pid {
-                // A fork under way.
-                0 => self.unborn.entry(home.slab).or_insert_with(Instant::now).elapsed() < UNBORN,
-                pid => ids.contains(&(pid, home.pid_namespace)) && is_latest(&homes, home),
-            })
-            .map(|home| home.slab)
-            .collect();
-        // A child's stacks may be in its parent's slabs.
-        let mut next = 0;
-        while next < kept.len() {
-            let parent = homes.iter().find(|h| h.slab == kept[next]).map_or(0, |h| h.parent);
-            if parent != 0 && !kept.contains(&parent) {
-                kept.push(parent);
-            }
-            next += 1;
-        }
-        self.unborn.retain(|slab, _| homes.iter().any(|h| h.slab == *slab && h.pid == 0));
-        for home in homes.iter().filter(|h| !kept.contains(&h.slab)) {
-            for slab in (1..self.region.state().next).filter(|&slab| slab != home.slab) {
-                let (what, owner) = self.region.owner(slab);
-                if owner == home.slab && what != kind::FREE {
-                    self.region.give_back(slab);
-                }
-            }
-            self.region.give_back(home.slab);
-        }
+        let is_alive = |home: &Home| is_of(&ids, home.pid, home.pid_namespace) && is_latest(&homes, home);
+        let dead: Vec<Home> = homes.iter().filter(|home| !is_alive(home)).copied().collect();
+        sweep(self.region, monotonic_ms(), |home| dead.contains(&home));
     }
 
     /// What the processes have recorded.
     #[must_use]
     pub fn read(&self, pids: &[i32]) -> ProcessTables {
-        let mut tables = read(self.region);
-        let mut by_pid = BTreeMap::new();
-        for &pid in pids {
-            let Some(id) = own_id(pid) else { continue };
-            let own = tables.iter().enumerate().filter(|(_, t)| (t.pid, t.pid_namespace) == id);
-            if let Some((index, _)) = own.max_by_key(|(_, t)| t.sequence) {
-                by_pid.insert(pid, tables.swap_remove(index));
-            }
-        }
-        drop_what_ancestors_have(&mut by_pid);
-        ProcessTables { period: self.region.settings().period, by_pid }
+        let mut tables =
+            ProcessTables { guardians: self.file.metadata().map_or(0, |meta| meta.ino()), ..ProcessTables::default() };
+        tables.add(self.region, pids);
+        tables
     }
 
     fn homes(&self) -> Vec<Home> {
@@ -221,26 +189,46 @@ impl HeapTable {
         (1..self.region.state().next)
             .filter(|&slab| self.region.owner(slab) == (kind::HOME, slab))
             .map(|slab| {
-                use reprieve_heap_table::layout::home;
                 let word = |field: usize| words.load(slab * SLAB_BYTES + field);
                 Home {
                     slab,
                     pid: word(home::PID),
                     pid_namespace: word(home::PID_NAMESPACE),
                     sequence: word(home::SEQUENCE),
-                    parent: usize::try_from(word(home::PARENT)).unwrap_or(0) / SLAB_BYTES,
                 }
             })
             .collect()
     }
 }
 
-struct Home {
-    slab: usize,
-    pid: u64,
-    pid_namespace: u64,
-    sequence: u64,
-    parent: usize,
+impl ProcessTables {
+    /// Adds what those of `pids` have recorded that have a home in `region`.
+    pub fn add(&mut self, region: Region<'_>, pids: &[i32]) {
+        let mut tables = read(region);
+        let mut by_pid = BTreeMap::new();
+        for &pid in pids {
+            let Some(id) = own_id(pid) else { continue };
+            let own = tables.iter().enumerate().filter(|(_, t)| is_of(&[id], t.pid, t.pid_namespace));
+            if let Some((index, _)) = own.max_by_key(|(_, t)| t.sequence) {
+                by_pid.insert(pid, tables.swap_remove(index));
+            }
+        }
+        drop_what_ancestors_have(&mut by_pid);
+        let period = region.settings().period;
+        self.by_pid.extend(by_pid.into_iter().map(|(pid, table)| (pid, (period, table))));
+    }
+}
+
+/// Milliseconds of CLOCK_MONOTONIC, as the library writes them.
+fn monotonic_ms() -> u64 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
+    now.map_or(0, |now| now.tv_sec() as u64 * 1000 + now.tv_nsec() as u64 / 1_000_000)
+}
+
+/// Whether a home is of one of these processes. Its namespace is not known where
+/// it has no /proc.
+fn is_of(ids: &[(u64, u64)], pid: u64, pid_namespace: u64) -> bool {
+    ids.iter().any(|id| id.0 == pid && (pid_namespace == 0 || id.1 == pid_namespace))
 }
 
 /// Whether no later home is of the same process, which has called exec since.

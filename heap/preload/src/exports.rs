@@ -3,10 +3,14 @@
 use crate::process;
 use crate::python;
 use crate::real;
-use crate::sampler::{MARK, freeing, inside, is_due, is_marked, mapped, not_freed, record};
+use crate::sampler::{Bytes, MARK, freeing, inside, is_due, is_marked, mapped, not_freed, record, unmapped};
 use core::ptr;
 use libc::{c_int, c_void, off_t, size_t};
 use reprieve_heap_table::Entry;
+
+/// From this size on, what an allocator adds for an alignment of [`MARK`] is
+/// little: the block is aligned at once.
+const BIG: size_t = 64 << 10;
 
 /// A sampled block, aligned so that its `free` knows it; null when it cannot be
 /// had like that.
@@ -14,14 +18,15 @@ use reprieve_heap_table::Entry;
 fn marked(align: size_t, size: size_t) -> *mut c_void {
     // SAFETY: an alignment that is a power of two, as memalign(3) wants it.
     let block = real::memalign().map_or(ptr::null_mut(), |real| inside(|| unsafe { real(align.max(MARK), size) }));
-    record(block, size, None);
+    record(block, size, Bytes::OfBlock);
     block
 }
 
 /// malloc(3).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn malloc(size: size_t) -> *mut c_void {
-    if is_due(size) {
+    let due = is_due(size);
+    if due && size >= BIG {
         let block = marked(MARK, size);
         if !block.is_null() {
             return block;
@@ -29,7 +34,12 @@ pub unsafe extern "C" fn malloc(size: size_t) -> *mut c_void {
     }
     let Some(real) = real::malloc() else { return real::boot_alloc(size, 16) };
     // SAFETY: the caller's arguments, passed on.
-    inside(|| unsafe { real(size) })
+    let block = inside(|| unsafe { real(size) });
+    if !due || block.is_null() {
+        return block;
+    }
+    // SAFETY: the block was just allocated, and nothing is in it.
+    unsafe { sampled_after(block, size, |_| ()) }
 }
 
 /// calloc(3).
@@ -58,6 +68,10 @@ pub unsafe extern "C" fn calloc(count: size_t, size: size_t) -> *mut c_void {
 #[cold]
 unsafe fn sampled_after(block: *mut c_void, bytes: size_t, fill: impl FnOnce(*mut u8)) -> *mut c_void {
     let mut block = block;
+    // Of the block that stands for the others: aligned, it may be much bigger
+    // (jemalloc and mimalloc give at least the alignment).
+    // SAFETY: the block is of the real allocator.
+    let usable = real::malloc_usable_size().map_or(bytes, |usable| unsafe { usable(block) });
     if !is_marked(block as u64) {
         let (Some(memalign), Some(free)) = (real::memalign(), real::free()) else { return block };
         // SAFETY: memalign(3) with a power of two; the old block is ours to free.
@@ -71,7 +85,7 @@ unsafe fn sampled_after(block: *mut c_void, bytes: size_t, fill: impl FnOnce(*mu
             block = new;
         }
     }
-    record(block, bytes, None);
+    record(block, bytes, Bytes::Are(usable));
     block
 }
 
@@ -93,12 +107,11 @@ pub unsafe extern "C" fn free(block: *mut c_void) {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn realloc(block: *mut c_void, size: size_t) -> *mut c_void {
     if real::is_boot(block) {
-        // SAFETY: as malloc; the old block has at most what is left of the boot
-        // memory behind it, which stays readable.
+        // SAFETY: as malloc; the old block stays, and is not the new one.
         unsafe {
             let new = malloc(size);
             if !new.is_null() {
-                ptr::copy(block.cast::<u8>(), new.cast::<u8>(), size.min(real::boot_rest(block)));
+                ptr::copy_nonoverlapping(block.cast::<u8>(), new.cast::<u8>(), size.min(real::boot_size(block)));
             }
             return new;
         }
@@ -135,6 +148,16 @@ pub unsafe extern "C" fn reallocarray(block: *mut c_void, count: size_t, size: s
     }
 }
 
+/// malloc_usable_size(3), which knows nothing of the first blocks.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn malloc_usable_size(block: *mut c_void) -> size_t {
+    if real::is_boot(block) {
+        return real::boot_size(block);
+    }
+    // SAFETY: the caller's argument, passed on.
+    real::malloc_usable_size().map_or(0, |real| unsafe { real(block) })
+}
+
 /// memalign(3).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn memalign(align: size_t, size: size_t) -> *mut c_void {
@@ -151,13 +174,15 @@ pub unsafe extern "C" fn aligned_alloc(align: size_t, size: size_t) -> *mut c_vo
 
 type Aligned = unsafe extern "C" fn(size_t, size_t) -> *mut c_void;
 
-/// A block of an alignment; a wrong one is for the real function to refuse.
+/// A block of an alignment.
 ///
 /// # Safety
 ///
 /// As for `real`.
 unsafe fn aligned(real: Option<Aligned>, align: size_t, size: size_t) -> *mut c_void {
-    if align.is_power_of_two() && is_due(size) {
+    // A wrong one is for the real function to refuse.
+    let due = align.is_power_of_two() && is_due(size);
+    if due && size >= BIG {
         let block = marked(align, size);
         if !block.is_null() {
             return block;
@@ -165,21 +190,25 @@ unsafe fn aligned(real: Option<Aligned>, align: size_t, size: size_t) -> *mut c_
     }
     let Some(real) = real else { return real::boot_alloc(size, align) };
     // SAFETY: the caller's arguments, passed on.
-    inside(|| unsafe { real(align, size) })
+    let block = inside(|| unsafe { real(align, size) });
+    if !due || block.is_null() {
+        return block;
+    }
+    // SAFETY: the block was just allocated, and nothing is in it. It only moves if
+    // its alignment is less than the other.
+    unsafe { sampled_after(block, size, |_| ()) }
 }
 
 /// posix_memalign(3).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn posix_memalign(out: *mut *mut c_void, align: size_t, size: size_t) -> c_int {
     let Some(real) = real::posix_memalign() else { return libc::ENOMEM };
-    // A wrong alignment is for the real one to refuse.
-    let due = align.is_power_of_two() && align >= size_of::<*mut c_void>() && is_due(size);
-    let align = if due { align.max(MARK) } else { align };
-    // SAFETY: the caller's arguments, passed on; a bigger alignment is one too.
+    // SAFETY: the caller's arguments, passed on.
     let result = inside(|| unsafe { real(out, align, size) });
-    if due && result == 0 {
-        // SAFETY: on success the real one has written it.
-        record(unsafe { *out }, size, None);
+    if result == 0 && is_due(size) {
+        // SAFETY: on success the real one has written it; the block was just
+        // allocated, and only moves if its alignment is less than the other.
+        unsafe { *out = sampled_after(*out, size, |_| ()) };
     }
     result
 }
@@ -208,7 +237,7 @@ unsafe fn paged(real: Option<unsafe extern "C" fn(size_t) -> *mut c_void>, size:
     // SAFETY: the caller's arguments, passed on.
     let block = inside(|| unsafe { real(size) });
     if is_due(size) {
-        record(block, size, None);
+        record(block, size, Bytes::OfBlock);
     }
     block
 }
@@ -229,11 +258,14 @@ pub unsafe extern "C" fn mmap(
         return unsafe { libc::syscall(libc::SYS_mmap, at, bytes, protection, flags, file, offset) as *mut c_void };
     };
     // A fixed address takes the place of what was there.
-    if flags & libc::MAP_FIXED != 0 {
-        freeing(at);
-    }
+    let before = if flags & libc::MAP_FIXED != 0 { freeing(at) } else { None };
     // SAFETY: the caller's arguments, passed on.
     let new = unsafe { real(at, bytes, protection, flags, file, offset) };
+    match before {
+        Some(entry) if new == libc::MAP_FAILED => not_freed(entry),
+        Some(entry) => unmapped(entry, bytes),
+        None => {}
+    }
     let own = flags & (libc::MAP_ANONYMOUS | libc::MAP_PRIVATE) == libc::MAP_ANONYMOUS | libc::MAP_PRIVATE;
     if new != libc::MAP_FAILED && own && protection & libc::PROT_WRITE != 0 && process::is_big_mapping(bytes) {
         mapped(new, bytes);
@@ -255,8 +287,8 @@ pub unsafe extern "C" fn mmap64(
     unsafe { mmap(at, bytes, protection, flags, file, offset) }
 }
 
-/// munmap(2). A mapping that is unmapped in parts counts as gone with its first
-/// page.
+/// munmap(2). Of a mapping that loses another part than its beginning the record
+/// stays as it is: who reads it counts the pages that are there.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn munmap(at: *mut c_void, bytes: size_t) -> c_int {
     let Some(real) = real::munmap() else {
@@ -266,8 +298,10 @@ pub unsafe extern "C" fn munmap(at: *mut c_void, bytes: size_t) -> c_int {
     let entry = freeing(at);
     // SAFETY: the caller's arguments, passed on.
     let result = unsafe { real(at, bytes) };
-    if let (Some(entry), true) = (entry, result != 0) {
-        not_freed(entry);
+    match entry {
+        Some(entry) if result != 0 => not_freed(entry),
+        Some(entry) => unmapped(entry, bytes),
+        None => {}
     }
     result
 }
@@ -281,14 +315,25 @@ pub unsafe extern "C" fn mremap(
     flags: c_int,
     wanted: *mut c_void,
 ) -> *mut c_void {
-    let Some(real) = real::mremap() else { return libc::MAP_FAILED };
+    let Some(real) = real::mremap() else {
+        // SAFETY: the system call itself, with the caller's arguments.
+        return unsafe { libc::syscall(libc::SYS_mremap, at, old, new, flags, wanted) as *mut c_void };
+    };
     let entry = freeing(at);
     // SAFETY: the caller's arguments, passed on; the last is only looked at
     // with MREMAP_FIXED.
     let moved = unsafe { real(at, old, new, flags, wanted) };
     match entry {
         Some(entry) if moved == libc::MAP_FAILED => not_freed(entry),
-        Some(entry) => not_freed(Entry { key: moved as u64, usable: new as u64, ..entry }),
+        // Of a bigger one another part stays where it is.
+        Some(entry) => {
+            let rest = entry.usable.saturating_sub((old as u64).next_multiple_of(4096));
+            let usable = new as u64 + if moved == at { rest } else { 0 };
+            not_freed(Entry { key: moved as u64, usable, ..entry });
+            if moved != at && rest > 0 {
+                unmapped(entry, old);
+            }
+        }
         None => {}
     }
     moved

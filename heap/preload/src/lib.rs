@@ -14,9 +14,13 @@
 #![cfg_attr(panic = "abort", no_std)]
 
 mod elf;
+mod errno;
 mod exports;
+mod jump;
+mod own;
 mod process;
 mod python;
+mod readable;
 mod real;
 mod sampler;
 mod tls;

@@ -1,8 +1,9 @@
 //! The process's part of the table: found at the start, one of its own after a
 //! fork.
 
+use crate::errno::Errno;
 use crate::tls::local;
-use crate::{real, unwind};
+use crate::{own, real, unwind};
 use core::ffi::CStr;
 use core::ptr;
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicUsize, Ordering};
@@ -11,7 +12,8 @@ use reprieve_heap_table::layout::home;
 use reprieve_heap_table::{Region, Settings, Words, Writer, filter_place};
 
 /// Where the table is: `FD:DEVICE:INODE:PATH`. The descriptor is inherited; a
-/// program that closed it finds the file by the path, where it may.
+/// program that closed it finds the file by the path, where it may. Or
+/// `own:PERIOD`: there is no guardian, and the program makes its own.
 const VARIABLE: &[u8] = b"REPRIEVE_HEAP=";
 
 /// The region and our part of it; never changed once it is set.
@@ -62,9 +64,17 @@ unsafe impl Sync for Places {}
 static START: extern "C" fn(i32, *const *const c_char, *const *const c_char) = start;
 
 extern "C" fn start(_: i32, _: *const *const c_char, environment: *const *const c_char) {
+    let _errno = Errno::keep();
+    // Now, while there is one thread: dlsym(3) takes locks.
+    real::resolve();
     if attach(environment).is_none() {
         OFF.store(true, Ordering::Release);
+        return;
     }
+    // Here and not when a home is found: it takes a lock, and a home may be found
+    // in any malloc.
+    // SAFETY: the handlers live as long as the process.
+    unsafe { libc::pthread_atfork(Some(before_fork), Some(after_fork_in_parent), Some(after_fork_in_child)) };
 }
 
 /// The region while there was no slab for us.
@@ -82,18 +92,19 @@ pub fn try_again() {
     // SAFETY: mapped by `attach`, never unmapped, used through atomics only.
     let words = unsafe { Words::at(base, WAITING_BYTES.load(Ordering::Acquire)) };
     let Ok(region) = Region::open(words) else { return };
-    match Writer::claim(region, own_pid(), pid_namespace(), None) {
+    match Writer::claim(region, (Some(own_pid()), pid_namespace()), own::now(), None) {
         Some(writer) => {
             make_fork_mark();
-            if publish(region, writer).is_some() {
-                // SAFETY: the handlers live as long as the process.
-                unsafe {
-                    libc::pthread_atfork(Some(before_fork), Some(after_fork_in_parent), Some(after_fork_in_child))
-                };
-            }
+            publish(region, writer);
         }
         None => WAITING.store(base, Ordering::Release),
     }
+}
+
+/// Takes back what the dead have left, where no guardian does.
+#[cold]
+pub fn make_room(attached: &Attached) {
+    own::sweep(attached.region, pid_namespace);
 }
 
 /// Ours, if there is one.
@@ -133,7 +144,10 @@ pub fn is_big_mapping(bytes: usize) -> bool {
 
 fn attach(environment: *const *const c_char) -> Option<()> {
     let value = variable(environment)?;
-    let memory = open(value)?;
+    let memory = match own::period(value) {
+        Some(period) => own::make(period)?,
+        None => open(value)?,
+    };
     // SAFETY: the mapping just made, never unmapped, used through atomics only.
     let words = unsafe { Words::at(memory.0.cast(), memory.1) };
     Region::open(words).ok()?;
@@ -243,8 +257,10 @@ fn set_fork_mark() {
 
 /// While the memory is still one: what is live here will be live in the child.
 extern "C" fn before_fork() {
+    let _errno = Errno::keep();
     let Some(attached) = attached() else { return };
-    let child = Writer::claim(attached.region, 0, pid_namespace(), Some(attached.writer));
+    make_room(attached);
+    let child = Writer::claim(attached.region, (None, pid_namespace()), own::now(), Some(attached.writer));
     local().set_child(child);
 }
 
@@ -253,18 +269,15 @@ extern "C" fn after_fork_in_parent() {
 }
 
 extern "C" fn after_fork_in_child() {
+    let _errno = Errno::keep();
     set_fork_mark();
     unwind::forget_other_threads();
     let Some(attached) = attached() else { return };
-    match local().take_child() {
-        Some(writer) => {
-            writer.set_pid(own_pid(), pid_namespace());
-            if publish(attached.region, writer).is_none() {
-                stop();
-            }
-        }
-        // No room: nothing of ours may be written to the parent's.
-        None => stop(),
+    // It may have been taken back from a child that was late, or there was no room:
+    // nothing of ours may be written to the parent's.
+    let writer = local().take_child().filter(|writer| writer.set_pid(own_pid(), pid_namespace()));
+    if writer.and_then(|writer| publish(attached.region, writer)).is_none() {
+        stop();
     }
 }
 
@@ -272,8 +285,11 @@ extern "C" fn after_fork_in_child() {
 /// inherited.
 #[cold]
 fn forked_behind_our_back(parent: &Attached) -> Option<&'static Attached> {
+    let _errno = Errno::keep();
     set_fork_mark();
-    let new = Writer::claim(parent.region, own_pid(), pid_namespace(), None).and_then(|w| publish(parent.region, w));
+    unwind::forget_other_threads();
+    let new = Writer::claim(parent.region, (Some(own_pid()), pid_namespace()), own::now(), None)
+        .and_then(|w| publish(parent.region, w));
     if new.is_none() {
         stop();
     }

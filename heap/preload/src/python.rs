@@ -12,6 +12,7 @@
 //! not a fault.
 
 use crate::elf::{Object, Symbols, find_object};
+use crate::readable::is_readable;
 use core::cell::UnsafeCell;
 use core::mem::{MaybeUninit, transmute};
 use core::ptr;
@@ -119,18 +120,6 @@ impl Own {
     fn word(&mut self, at: u64) -> Option<u64> {
         let mut bytes = [0; 8];
         self.read(at, &mut bytes).then(|| u64::from_le_bytes(bytes))
-    }
-}
-
-/// Whether there is memory at an address. rt_sigprocmask(2) reads a set of signals
-/// from there, EFAULT, before it finds that it shall do nothing with it, EINVAL
-/// (kernel/signal.c); a tenth of what process_vm_readv(2) costs.
-fn is_readable(at: u64) -> bool {
-    const NOTHING: i64 = -1;
-    // SAFETY: with that first argument the call changes nothing.
-    unsafe {
-        libc::syscall(libc::SYS_rt_sigprocmask, NOTHING, at, ptr::null_mut::<c_void>(), size_of::<u64>());
-        *libc::__errno_location() == libc::EINVAL
     }
 }
 

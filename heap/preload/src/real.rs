@@ -14,22 +14,34 @@ unsafe impl Sync for Boot {}
 static BOOT: Boot = Boot(core::cell::UnsafeCell::new([0; BOOT_BYTES]));
 static BOOT_USED: AtomicUsize = AtomicUsize::new(0);
 
+/// Whether somebody looks the functions up, or has.
 static RESOLVING: AtomicBool = AtomicBool::new(false);
 
-/// Zeroed memory that is never given back.
+/// Zeroed memory that is never given back. Its size is in the word before it.
 pub fn boot_alloc(size: usize, align: usize) -> *mut c_void {
     let align = align.max(16);
-    let size = size.max(1).next_multiple_of(16) + align;
-    let at = BOOT_USED.fetch_add(size, Ordering::Relaxed);
-    if at + size > BOOT_BYTES {
+    if size > BOOT_BYTES || align > BOOT_BYTES || !align.is_power_of_two() {
         return ptr::null_mut();
     }
+    let size = size.max(1).next_multiple_of(16);
+    let whole = 16 + align + size;
+    let take = |used: usize| used.checked_add(whole).filter(|&end| end <= BOOT_BYTES);
+    let Ok(at) = BOOT_USED.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) else { return ptr::null_mut() };
     let base = BOOT.0.get().cast::<u8>();
-    // SAFETY: at + size lies within the array, and so does the aligned address.
+    // SAFETY: at + whole lies within the array; the aligned address is at most
+    // `align` behind its sixteen bytes, and what is before it is of this piece.
     unsafe {
-        let start = base.add(at);
-        start.add(start.align_offset(align)).cast()
+        let start = base.add(at + 16);
+        let block = start.add(start.align_offset(align));
+        block.cast::<usize>().sub(1).write(size);
+        block.cast()
     }
+}
+
+/// Bytes of a block of [`boot_alloc`].
+pub fn boot_size(block: *mut c_void) -> usize {
+    // SAFETY: `boot_alloc` wrote it.
+    unsafe { block.cast::<usize>().sub(1).read() }
 }
 
 /// Whether `block` came from [`boot_alloc`].
@@ -87,21 +99,20 @@ real! {
     munmap: fn(*mut c_void, size_t) -> c_int = c"munmap";
     mremap: fn(*mut c_void, size_t, size_t, c_int, *mut c_void) -> *mut c_void = c"mremap";
     dlclose: fn(*mut c_void) -> c_int = c"dlclose";
+    longjmp: fn(*mut c_void, c_int) -> () = c"longjmp";
+    underscore_longjmp: fn(*mut c_void, c_int) -> () = c"_longjmp";
+    siglongjmp: fn(*mut c_void, c_int) -> () = c"siglongjmp";
+    longjmp_chk: fn(*mut c_void, c_int) -> () = c"__longjmp_chk";
     find_object: fn(*mut c_void, *mut c_void) -> c_int = c"_dl_find_object";
 }
 
-/// Looks all functions up, once. dlsym itself may allocate: that finds us
-/// resolving and gets memory from [`boot_alloc`].
+/// Looks all functions up, once: what is not there is not asked for again, since
+/// dlsym takes a lock. The dynamic linker's own first malloc comes here, before
+/// there are threads. dlsym itself may allocate: that finds us resolving and gets
+/// memory from [`boot_alloc`].
 #[cold]
-fn resolve() {
-    if RESOLVING.swap(true, Ordering::AcqRel) {
-        return;
+pub fn resolve() {
+    if !RESOLVING.swap(true, Ordering::AcqRel) {
+        resolve_all();
     }
-    resolve_all();
-    RESOLVING.store(false, Ordering::Release);
-}
-
-/// Bytes from `block` to the end of the boot memory.
-pub fn boot_rest(block: *mut c_void) -> usize {
-    BOOT_BYTES - (block as usize).wrapping_sub(BOOT.0.get() as usize).min(BOOT_BYTES)
 }

@@ -1,8 +1,9 @@
 //! Which allocations are sampled: Poisson by bytes, per thread.
 
+use crate::errno::Errno;
 use crate::process::{self, Attached};
 use crate::tls::{Local, local};
-use crate::{real, unwind};
+use crate::{own, real, unwind};
 use core::sync::atomic::{AtomicU64, Ordering};
 use libc::c_void;
 use reprieve_heap_table::{Allocation, Entry, probability};
@@ -38,8 +39,8 @@ pub fn is_due(asked: usize) -> bool {
 /// Counts a mapping that the program made itself.
 pub fn mapped(at: *mut c_void, bytes: usize) {
     let local = local();
-    if !local.busy.get() && is_due(bytes) {
-        record(at, bytes, Some(bytes));
+    if local.busy.get() == 0 && is_due(bytes) {
+        record(at, bytes, Bytes::OfMapping);
     }
 }
 
@@ -48,9 +49,9 @@ pub fn mapped(at: *mut c_void, bytes: usize) {
 #[inline]
 pub fn inside<T>(call: impl FnOnce() -> T) -> T {
     let local = local();
-    let before = local.busy.replace(true);
+    let before = local.enter();
     let result = call();
-    local.busy.set(before);
+    local.leave(before);
     result
 }
 
@@ -62,13 +63,23 @@ pub fn freeing(block: *mut c_void) -> Option<Entry> {
 
 #[cold]
 fn taken_away(block: *mut c_void) -> Option<Entry> {
+    let _errno = Errno::keep();
     let entry = process::attached()?.writer().remove(block as u64)?;
     probe::probe!(otel_memory, free, block);
     Some(entry)
 }
 
+/// The first `bytes` of a mapping are gone: the rest is a mapping of its own.
+pub fn unmapped(entry: Entry, bytes: usize) {
+    let bytes = (bytes as u64).next_multiple_of(4096);
+    if entry.is_mapping() && bytes < entry.usable {
+        not_freed(Entry { key: entry.key + bytes, usable: entry.usable - bytes, ..entry });
+    }
+}
+
 /// The block was not freed after all.
 pub fn not_freed(entry: Entry) {
+    let _errno = Errno::keep();
     if let Some(attached) = process::attached() {
         attached.writer().put(entry);
     }
@@ -77,12 +88,13 @@ pub fn not_freed(entry: Entry) {
 /// The interval has run out, or the thread is new. Draws the next.
 #[cold]
 fn is_taken(local: &Local, asked: usize) -> bool {
+    let _errno = Errno::keep();
     let Some(attached) = process::attached() else {
         // Not attached yet, or never: look again later.
         local.left.set(if process::is_off() { i64::MAX } else { WITHOUT_HOME });
-        let before = local.busy.replace(true);
+        let before = local.enter();
         process::try_again();
-        local.busy.set(before);
+        local.leave(before);
         return false;
     };
     if local.random.get() == 0 {
@@ -96,25 +108,37 @@ fn is_taken(local: &Local, asked: usize) -> bool {
         }
     }
     local.left.set(draw(local, attached));
-    !local.busy.get()
+    local.busy.get() == 0
 }
 
-/// Records a sampled block, or a mapping of so many bytes.
+/// How many bytes a sample is taken to have.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Bytes {
+    /// What the allocator says of the block.
+    OfBlock,
+    /// These.
+    Are(usize),
+    /// Those of a mapping, which were asked for.
+    OfMapping,
+}
+
+/// Records a sampled block or mapping.
 #[cold]
-pub fn record(block: *mut c_void, asked: usize, mapping: Option<usize>) {
+pub fn record(block: *mut c_void, asked: usize, bytes: Bytes) {
     let Some(attached) = process::attached() else { return };
     if block.is_null() {
         return;
     }
+    let _errno = Errno::keep();
     let local = local();
-    let before = local.busy.replace(true);
-    // What cannot be read below is no error of the program's.
-    // SAFETY: the thread's errno always exists.
-    let errno = unsafe { *libc::__errno_location() };
-    let usable = mapping.unwrap_or_else(|| {
+    let before = local.enter();
+    process::make_room(attached);
+    let usable = match bytes {
+        Bytes::Are(usable) => usable,
+        Bytes::OfMapping => asked,
         // SAFETY: the block was just allocated by the same allocator.
-        real::malloc_usable_size().map_or(asked, |usable| unsafe { usable(block) })
-    });
+        Bytes::OfBlock => real::malloc_usable_size().map_or(asked, |usable| unsafe { usable(block) }),
+    };
     let probability = probability(asked as u64, attached.settings().period, libm::exp);
     // Sampled memory as OpenTelemetry's profiler wants it told: the block, its
     // size, and the bytes it stands for (its design document on memory profiling).
@@ -125,14 +149,12 @@ pub fn record(block: *mut c_void, asked: usize, mapping: Option<usize>) {
             usable: usable as u64,
             asked: asked as u64,
             probability,
-            mapping: mapping.is_some(),
+            mapping: bytes == Bytes::OfMapping,
             frames: stack.frames,
             cut: stack.cut,
         });
     });
-    // SAFETY: as above.
-    unsafe { *libc::__errno_location() = errno };
-    local.busy.set(before);
+    local.leave(before);
 }
 
 /// Bytes to the next sample: exponentially distributed, so that each byte is as
@@ -155,9 +177,11 @@ fn seed(attached: &Attached) -> u64 {
     let thread = THREADS.fetch_add(1, Ordering::Relaxed) + 1;
     let mut base = attached.settings().seed;
     if base == 0 {
-        // SAFETY: the buffer is a live local of that size. A failure leaves 0,
-        // and then the clock and the thread's number must do.
-        unsafe { libc::getrandom((&raw mut base).cast(), size_of::<u64>(), libc::GRND_NONBLOCK) };
+        // Not getrandom(3), which is a point at which threads can be cancelled.
+        // SAFETY: the buffer is a live local of that size.
+        unsafe { libc::syscall(libc::SYS_getrandom, &raw mut base, size_of::<u64>(), libc::GRND_NONBLOCK) };
+        // Where there is no randomness yet, the clock must do.
+        base ^= own::now() << 24;
     }
     // Seeds that differ in a bit or two must not give similar numbers: SplitMix64
     // (Steele, Lea and Flood, Fast splittable pseudorandom number generators).

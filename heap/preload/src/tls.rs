@@ -14,9 +14,12 @@ pub struct Local {
     pub left: Cell<i64>,
     /// State of the random numbers; 0 before the first.
     pub random: Cell<u64>,
-    /// Whether we are in the hooks already: what the unwinder or a signal handler
-    /// allocates now is not ours to look at.
-    pub busy: Cell<bool>,
+    /// Where the stack was when the outermost hook was entered, 0 outside: what the
+    /// real allocator, the unwinder or a signal handler allocates now is not ours to
+    /// look at.
+    pub busy: Cell<u64>,
+    /// The scratch that this thread unwinds in, counted from 1; 0 for none.
+    pub scratch: Cell<usize>,
     /// Its stack, from the lowest address to the end; 0 where that is not known.
     pub stack: Cell<(u64, u64)>,
     /// Whether `for_child` is set.
@@ -74,15 +77,31 @@ const FIRST_STACK_BYTES: u64 = 8 << 20;
 impl Local {
     /// Finds out where the stack of the first thread is. That of others only
     /// pthread_getattr_np(3) knows, which takes a lock that whoever allocates now
-    /// may hold (std's handler of stack overflows does).
+    /// may hold (std's handler of stack overflows does). Whose stack pointer is not
+    /// in there is on another stack.
     pub fn find_stack(&self) {
-        // SAFETY: two calls without arguments; the variable is set before any
-        // constructor runs.
-        let (is_first, end) =
-            unsafe { (libc::getpid() == libc::syscall(libc::SYS_gettid) as i32, __libc_stack_end as u64) };
-        if is_first {
-            self.stack.set((end.saturating_sub(FIRST_STACK_BYTES), end));
+        // SAFETY: the variable is set before any constructor runs.
+        let end = unsafe { __libc_stack_end } as u64;
+        self.stack.set((end.saturating_sub(FIRST_STACK_BYTES), end));
+    }
+
+    /// Enters a hook; returns what [`Local::leave`] needs.
+    #[inline(always)]
+    pub fn enter(&self) -> u64 {
+        let before = self.busy.get();
+        if before == 0 {
+            let at: u64;
+            // SAFETY: reads a register.
+            unsafe { core::arch::asm!("mov {at}, rsp", at = out(reg) at, options(nomem, nostack, preserves_flags)) };
+            self.busy.set(at);
         }
+        before
+    }
+
+    /// Leaves it.
+    #[inline(always)]
+    pub fn leave(&self, before: u64) {
+        self.busy.set(before);
     }
 
     /// Keeps the child's home over a fork.

@@ -3,12 +3,16 @@
 //! Frame pointers are broken in most C libraries, so `.eh_frame` is used; what it
 //! says of a program counter becomes a plan of one word that is kept in the
 //! process's home. Between the stack pointer and the end of the first thread's
-//! stack memory is read as it is; elsewhere, as on a coroutine's stack, through
-//! process_vm_readv(2): whatever a broken frame leads to, a read that fails is an
-//! error and not a fault.
+//! stack memory is read as it is. Elsewhere, on other threads' and coroutines'
+//! stacks, rt_sigprocmask(2) is asked about each page first: it reads a set of
+//! signals from an address or says EFAULT, takes no lock, and no sandbox forbids
+//! it, as many do process_vm_readv(2). Whatever a broken frame leads to, a read that
+//! fails is an error and not a fault.
 
 use crate::elf::find_object;
 use crate::python;
+use crate::readable::is_readable;
+use crate::tls::local;
 use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -16,11 +20,13 @@ use gimli::{
     BaseAddresses, CfaRule, EhFrame, EhFrameHdr, EndianSlice, NativeEndian, Register, RegisterRule, UnwindContext,
     UnwindContextStorage, UnwindSection, UnwindTableRow, X86_64,
 };
-use libc::c_void;
 use reprieve_heap_table::{MAX_FRAMES, SCRIPT, Writer};
 
-/// Words read at once: most stacks are shorter than two pieces.
-const WINDOW_WORDS: usize = 512;
+/// Pages are as small as this on the machines that we know.
+const PAGE: u64 = 4096;
+/// Distance over which every page is asked about; a frame that is bigger leads to a
+/// page of its own.
+const STRIDE_MAX: u64 = 64 * PAGE;
 /// A frame that is bigger than this is taken for a mistake.
 const FRAME_MAX: u64 = 64 << 20;
 /// Samples taken at the same instant by different threads; more are dropped.
@@ -50,9 +56,6 @@ struct Work {
     stack_pointers: [u64; NATIVE_FRAMES],
     words: [u64; MAX_FRAMES],
     python: python::Work,
-    window: [u64; WINDOW_WORDS],
-    window_start: u64,
-    window_words: usize,
     /// Addresses of the thread's stack that are there.
     mapped: (u64, u64),
     context: MaybeUninit<UnwindContext<usize, Fixed>>,
@@ -66,9 +69,6 @@ static SCRATCH: [Scratch; SCRATCHES] = [const {
             stack_pointers: [0; NATIVE_FRAMES],
             words: [0; MAX_FRAMES],
             python: python::Work::NEW,
-            window: [0; WINDOW_WORDS],
-            window_start: 0,
-            window_words: 0,
             mapped: (0, 0),
             context: MaybeUninit::uninit(),
         }),
@@ -111,20 +111,32 @@ enum Plan {
 /// are the thread's stack, or 0.
 #[inline(never)]
 pub fn with_stack(writer: Writer<'_>, bounds: (u64, u64), use_it: impl FnOnce(Stack<'_>)) {
-    let Some(scratch) = SCRATCH.iter().find(|s| !s.taken.swap(true, Ordering::Acquire)) else {
+    let Some(place) = SCRATCH.iter().position(|s| !s.taken.swap(true, Ordering::Acquire)) else {
         // Too many at once: the stack is not known, the bytes are.
         return use_it(Stack { frames: &[], cut: true });
     };
+    // A jump out of a signal handler gives back the outermost one.
+    let outer = local().scratch.get();
+    if outer == 0 {
+        local().scratch.set(place + 1);
+    }
     // SAFETY: `taken` was ours to set.
-    let work = unsafe { &mut *scratch.work.get() };
-    work.window_words = 0;
+    let work = unsafe { &mut *SCRATCH[place].work.get() };
     let (length, cut) = walk(writer, work, bounds);
     let native = python::Native { frames: &work.frames[..length], stack_pointers: &work.stack_pointers[..length], cut };
     match python::merge(&native, &mut work.python, &mut work.words) {
         Some((length, cut)) => use_it(Stack { frames: &work.words[..length], cut }),
         None => use_it(Stack { frames: &work.frames[..length], cut }),
     }
-    scratch.taken.store(false, Ordering::Release);
+    local().scratch.set(outer);
+    SCRATCH[place].taken.store(false, Ordering::Release);
+}
+
+/// Gives a scratch back, counted from 1, that a jump has left behind.
+pub fn give_up(place: usize) {
+    if let Some(scratch) = place.checked_sub(1).and_then(|place| SCRATCH.get(place)) {
+        scratch.taken.store(false, Ordering::Release);
+    }
 }
 
 /// In a child that was forked: the threads that took a scratch are not there.
@@ -151,7 +163,8 @@ fn here() -> Registers {
 fn walk(writer: Writer<'_>, work: &mut Work, bounds: (u64, u64)) -> (usize, bool) {
     let mut at = here();
     // A stack is there from its pointer to its end, if it is this one.
-    work.mapped = if (bounds.0..bounds.1).contains(&at.sp) { (at.sp, bounds.1) } else { (0, 0) };
+    // Of another the page that we stand on is there.
+    work.mapped = (at.sp, if (bounds.0..bounds.1).contains(&at.sp) { bounds.1 } else { (at.sp | (PAGE - 1)) + 1 });
     let own = find_object(at.ip).map_or(0..0, |o| o.start..o.end);
     let mut length = 0;
     // Our own frames are few.
@@ -192,6 +205,9 @@ fn step(writer: Writer<'_>, work: &mut Work, at: Registers) -> Option<Option<Reg
             // It stands at an instruction, not behind a call.
             return Some(Some(Registers { ip: ip.wrapping_add(1), sp, bp }));
         }
+        // The deepest frame (System V ABI, x86-64, 3.4.1): some linkers drop what
+        // .eh_frame says of _start.
+        Plan::Unknown if at.bp == 0 => return Some(None),
         Plan::Unknown => {
             // Generated code keeps frame pointers more often than not.
             (at.bp.checked_add(16)?, Some(-2))
@@ -220,18 +236,21 @@ impl Work {
             // stack; our own frames are below, and whoever runs above is us.
             return Some(unsafe { core::ptr::read_volatile(at as *const u64) });
         }
-        let index = at.wrapping_sub(self.window_start) / 8;
-        if at >= self.window_start && index < self.window_words as u64 {
-            return Some(self.window[index as usize]);
+        let page = at & !(PAGE - 1);
+        if at >= self.mapped.1 && at - self.mapped.1 < STRIDE_MAX {
+            while self.mapped.1 <= at {
+                if !is_readable(self.mapped.1) {
+                    return None;
+                }
+                self.mapped.1 += PAGE;
+            }
+        } else if !is_readable(page) {
+            return None;
         }
-        let local = libc::iovec { iov_base: self.window.as_mut_ptr().cast(), iov_len: WINDOW_WORDS * 8 };
-        let remote = libc::iovec { iov_base: at as *mut c_void, iov_len: WINDOW_WORDS * 8 };
-        // SAFETY: the local buffer is ours and of that size; what cannot be read of
-        // the other is an error.
-        let got = unsafe { libc::process_vm_readv(libc::getpid(), &raw const local, 1, &raw const remote, 1, 0) };
-        self.window_start = at;
-        self.window_words = usize::try_from(got).unwrap_or(0) / 8;
-        (self.window_words > 0).then(|| self.window[0])
+        // SAFETY: aligned, and the kernel has just read from that page. Another
+        // thread could unmap it now, but not a stack that we return to; of what a
+        // broken frame leads to, this is all that we can know.
+        Some(unsafe { core::ptr::read_volatile(at as *const u64) })
     }
 }
 

@@ -20,6 +20,13 @@ pub const MAX_SLABS: usize = 4096;
 /// Additional slabs of each kind that one process may take.
 pub const MAX_MORE: usize = 128;
 
+/// Slabs of a region that a process makes for itself: 64 MiB, of which only what
+/// is used exists.
+pub const OWN_SLABS: usize = 512;
+/// What a process touches of such a region when it makes it: the header up to the
+/// last owner, and its home.
+pub const OWN_START_BYTES: usize = region::OWNERS + OWN_SLABS * 8 + SLAB_BYTES;
+
 /// The region's header.
 pub mod region {
     /// [`super::MAGIC`].
@@ -42,7 +49,14 @@ pub mod region {
     pub const SEED: usize = 64;
     /// Homes made so far; their order.
     pub const HOMES: usize = 72;
-    /// For each slab: what it is (4 bits) | the home it belongs to << 32.
+    /// Slabs taken so far, by which an owner is told from one before it.
+    pub const TAKES: usize = 80;
+    /// 1 where no guardian takes back what the dead leave.
+    pub const UNGUARDED: usize = 88;
+    /// When the dead were last looked for there, in milliseconds of CLOCK_MONOTONIC.
+    pub const SWEPT: usize = 96;
+    /// For each slab: what it is (4 bits) | count of takes (28) << 4 | the home it
+    /// belongs to << 32.
     pub const OWNERS: usize = 4096;
 }
 
@@ -62,7 +76,8 @@ pub mod kind {
 pub mod home {
     /// [`STATE_LIVE`] once it may be read.
     pub const STATE: usize = 0;
-    /// PID in the namespace of the process.
+    /// PID in the namespace of the process; [`UNBORN`] | its sequence while the
+    /// fork it was made for is under way, [`NEVER`] when that was given up.
     pub const PID: usize = 8;
     /// Inode of that namespace (/proc/self/ns/pid).
     pub const PID_NAMESPACE: usize = 16;
@@ -84,6 +99,8 @@ pub mod home {
     /// Address at which the process has mapped the region: a program that it
     /// executes has another.
     pub const BASE: usize = 80;
+    /// When it was made, in milliseconds of CLOCK_MONOTONIC.
+    pub const MADE: usize = 88;
     /// Additional sample slabs.
     pub const MORE_SAMPLES: usize = 512;
     /// End of the header.
@@ -91,6 +108,10 @@ pub mod home {
 
     /// Value of [`STATE`] when all else is set.
     pub const STATE_LIVE: u64 = 0x4c49_5645;
+    /// In [`PID`]: its process is not there yet. Larger than any PID.
+    pub const UNBORN: u64 = 1 << 63;
+    /// Value of [`PID`] when the child it was made for never came.
+    pub const NEVER: u64 = u64::MAX;
 
     /// Counting filter over addresses with live samples, one byte each.
     pub const FILTER: usize = HEADER_BYTES;

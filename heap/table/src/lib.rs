@@ -2,8 +2,9 @@
 //!
 //! The guardian makes one memory file (memfd), touches it in advance and locks
 //! it, so its pages are charged to the guardian and reading them needs nothing of
-//! the process, which may be parked or dead. It is dealt out in slabs: a process
-//! takes one as its [home](layout) and more as it needs them.
+//! the process, which may be parked or dead. A service without a guardian makes its
+//! own. It is dealt out in slabs: a process takes one as its [home](layout) and more
+//! as it needs them.
 //!
 //! [`Writer`] runs inside `malloc` and `free` of any program: no allocation, no
 //! lock, and at every instant a table that [`read`] finds valid. [`read`] trusts
@@ -18,13 +19,15 @@ pub mod layout;
 #[cfg(feature = "reader")]
 mod reader;
 mod region;
+mod sweep;
 mod words;
 mod writer;
 
 pub use frame::{Frame, SCRIPT, ScriptFrame, frames};
 #[cfg(feature = "reader")]
 pub use reader::{LiveSample, ProcessTable, Stack, read};
-pub use region::{NotARegion, Region, RegionState, Settings};
+pub use region::{NotARegion, Owner, Region, RegionState, Settings};
+pub use sweep::{Home, sweep};
 pub use words::Words;
 pub use writer::{Allocation, Entry, Writer, filter_place};
 

@@ -38,6 +38,24 @@ pub struct Settings {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NotARegion;
 
+/// What a slab was when it was looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Owner(u64);
+
+impl Owner {
+    /// One of [`kind`].
+    #[must_use]
+    pub fn kind(self) -> u64 {
+        self.0 & 0xf
+    }
+
+    /// The slab of the home that it belongs to.
+    #[must_use]
+    pub fn home(self) -> usize {
+        (self.0 >> 32) as usize
+    }
+}
+
 impl fmt::Display for NotARegion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("the memory is no heap table of this version")
@@ -110,14 +128,29 @@ impl<'a> Region<'a> {
         self.words.store(region::READY, ready as u64);
     }
 
+    /// Whether no guardian takes back what the dead leave.
+    #[must_use]
+    pub fn is_unguarded(self) -> bool {
+        self.words.load(region::UNGUARDED) != 0
+    }
+
     /// What a slab is and whose: kind and home slab.
     #[must_use]
     pub fn owner(self, slab: usize) -> (u64, usize) {
-        if slab >= self.state().slabs {
-            return (kind::FREE, 0);
-        }
-        let word = self.words.load(region::OWNERS + slab * 8);
-        (word & 0xf, (word >> 32) as usize)
+        let owner = self.owner_word(slab);
+        (owner.kind(), owner.home())
+    }
+
+    /// The same, comparable with what it will be later.
+    #[must_use]
+    pub fn owner_word(self, slab: usize) -> Owner {
+        Owner(if slab < self.state().slabs { self.words.load(region::OWNERS + slab * 8) } else { kind::FREE })
+    }
+
+    /// Whether a slab can be had at once, without one more that exists.
+    #[must_use]
+    pub fn has_given_back(self) -> bool {
+        self.words.load(region::FREE) & 0xffff_ffff != 0
     }
 
     /// Takes a slab, all zero. `home` is the slab of the process's home, 0 for a
@@ -126,7 +159,8 @@ impl<'a> Region<'a> {
     pub fn take(self, what: u64, home: usize) -> Option<usize> {
         let slab = self.take_given_back().or_else(|| self.take_new())?;
         let home = if home == 0 { slab } else { home };
-        self.words.store(region::OWNERS + slab * 8, what | (home as u64) << 32);
+        let takes = self.words.add(region::TAKES, 1) & 0xfff_ffff;
+        self.words.store(region::OWNERS + slab * 8, what | takes << 4 | (home as u64) << 32);
         Some(slab)
     }
 
@@ -164,11 +198,19 @@ impl<'a> Region<'a> {
 
     /// Gives a slab back; nobody may use it any more.
     pub fn give_back(self, slab: usize) {
-        if slab == 0 || slab >= self.state().slabs {
+        self.give_back_if(slab, self.owner_word(slab));
+    }
+
+    /// Gives a slab back if nobody else has since `owner` was seen.
+    pub fn give_back_if(self, slab: usize, owner: Owner) {
+        if slab == 0 || slab >= self.state().slabs || owner.kind() == kind::FREE {
             return;
         }
         let at = slab * SLAB_BYTES;
-        self.words.store(region::OWNERS + slab * 8, kind::FREE);
+        // Killed from here on, one slab is nobody's.
+        if !self.words.swap_if(region::OWNERS + slab * 8, owner.0, kind::FREE) {
+            return;
+        }
         for offset in (at..at + SLAB_BYTES).step_by(8) {
             if self.words.load(offset) != 0 {
                 self.words.store(offset, 0);

@@ -51,21 +51,38 @@ pub struct Entry {
     pub stack: u64,
 }
 
-impl<'a> Writer<'a> {
-    /// A new home. With `parent`, the samples that were live there are live here
-    /// too: after a fork its memory is ours.
+impl Entry {
+    /// Whether it is a mapping.
     #[must_use]
-    pub fn claim(region: Region<'a>, pid: u64, pid_namespace: u64, parent: Option<Writer<'a>>) -> Option<Self> {
+    pub fn is_mapping(self) -> bool {
+        self.stack & sample::FLAG_MAPPING != 0
+    }
+}
+
+impl<'a> Writer<'a> {
+    /// A new home, of a process that is there or of one that will be. With `parent`, the samples that were live there are live here
+    /// too: after a fork its memory is ours.
+    /// `now`: milliseconds of CLOCK_MONOTONIC.
+    #[must_use]
+    pub fn claim(
+        region: Region<'a>,
+        (pid, pid_namespace): (Option<u64>, u64),
+        now: u64,
+        parent: Option<Writer<'a>>,
+    ) -> Option<Self> {
         let slab = region.take(kind::HOME, 0)?;
         let words = region.words();
         let writer = Writer { region, home: slab * SLAB_BYTES };
+        let sequence = words.add(region::HOMES, 1);
         for (field, value) in [
-            (home::PID, pid),
+            (home::PID, pid.unwrap_or(home::UNBORN | sequence)),
             (home::PID_NAMESPACE, pid_namespace),
-            (home::SEQUENCE, words.add(region::HOMES, 1)),
+            (home::SEQUENCE, sequence),
             (home::PARENT, parent.map_or(0, |p| p.home as u64)),
             (home::BASE, words.base()),
             (home::STACK_NEXT, (writer.home + home::STACKS) as u64),
+            // Last: a sweep asks only about a home that has it.
+            (home::MADE, now.max(1)),
         ] {
             words.store(writer.home + field, value);
         }
@@ -78,10 +95,23 @@ impl<'a> Writer<'a> {
         Some(writer)
     }
 
-    /// Says whose it is, where that was not known when it was claimed.
-    pub fn set_pid(self, pid: u64, pid_namespace: u64) {
-        self.region.words().store(self.home + home::PID_NAMESPACE, pid_namespace);
-        self.region.words().store(self.home + home::PID, pid);
+    /// Says whose it is, where that was not known when it was claimed; false when
+    /// it has been taken back meanwhile.
+    #[must_use]
+    pub fn set_pid(self, pid: u64, pid_namespace: u64) -> bool {
+        let words = self.region.words();
+        // The namespace of whoever forked us stands there until then: a sweep asks
+        // about no other.
+        let before = words.load(self.home + home::PID_NAMESPACE);
+        if before != pid_namespace {
+            words.store(self.home + home::PID_NAMESPACE, 0);
+        }
+        let unborn = home::UNBORN | words.load(self.home + home::SEQUENCE);
+        if !words.swap_if(self.home + home::PID, unborn, pid) {
+            return false;
+        }
+        words.store(self.home + home::PID_NAMESPACE, pid_namespace);
+        true
     }
 
     /// The filter's counter for an address: 0 means that it has no sample.
@@ -295,6 +325,10 @@ impl<'a> Writer<'a> {
         let next = self.home + home::STACK_NEXT;
         loop {
             let at = words.load(next);
+            // A home that was taken from us has none, and the header is nobody's.
+            if (at as usize) < SLAB_BYTES {
+                return None;
+            }
             if at as usize % SLAB_BYTES + bytes <= SLAB_BYTES - 8 {
                 if words.swap_if(next, at, at + bytes as u64) {
                     return Some(at as usize);

@@ -1,7 +1,7 @@
 //! Writers and a reader on one region.
 
 use reprieve_heap_table::layout::{SLAB_BYTES, home, region};
-use reprieve_heap_table::{Allocation, ProcessTable, Region, Settings, Words, Writer, read};
+use reprieve_heap_table::{Allocation, Home, ProcessTable, Region, Settings, Words, Writer, read, sweep};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
@@ -31,7 +31,7 @@ fn only(region: Region<'_>) -> ProcessTable {
 fn what_is_written_is_read_until_it_is_freed() {
     let memory = memory(8);
     let region = make(&memory);
-    let writer = Writer::claim(region, 42, 99, None).unwrap();
+    let writer = Writer::claim(region, (Some(42), 99), 1, None).unwrap();
     writer.insert(&allocation(0x1000, &[1, 2, 3]));
     writer.insert(&Allocation { mapping: true, cut: true, ..allocation(0x2000, &[1, 2]) });
     writer.insert(&allocation(0x3000, &[1, 2, 3]));
@@ -55,9 +55,9 @@ fn what_is_written_is_read_until_it_is_freed() {
 fn a_fork_has_what_its_parent_had() {
     let memory = memory(8);
     let region = make(&memory);
-    let parent = Writer::claim(region, 1, 9, None).unwrap();
+    let parent = Writer::claim(region, (Some(1), 9), 1, None).unwrap();
     parent.insert(&allocation(0x1000, &[5, 6]));
-    let child = Writer::claim(region, 2, 9, Some(parent)).unwrap();
+    let child = Writer::claim(region, (Some(2), 9), 1, Some(parent)).unwrap();
     parent.remove(0x1000).unwrap();
     child.insert(&allocation(0x5000, &[5, 6]));
     let tables = read(region);
@@ -76,7 +76,7 @@ fn a_fork_has_what_its_parent_had() {
 fn five_thousand_live_samples_fit_into_three_mebibytes() {
     let memory = memory(64);
     let region = make(&memory);
-    let writer = Writer::claim(region, 1, 9, None).unwrap();
+    let writer = Writer::claim(region, (Some(1), 9), 1, None).unwrap();
     // Thirty frames, each stack another.
     for i in 1..=5000u64 {
         let frames: Vec<u64> = (0..30).map(|f| 0x5555_0000_0000 + f * 64 + i * 4096 * 31).collect();
@@ -92,7 +92,7 @@ fn what_finds_no_room_is_counted() {
     let memory = memory(8);
     let region = make(&memory);
     region.set_ready(2);
-    let writer = Writer::claim(region, 1, 9, None).unwrap();
+    let writer = Writer::claim(region, (Some(1), 9), 1, None).unwrap();
     for i in 1..=3000 {
         writer.insert(&allocation(i * 16, &[1]));
     }
@@ -101,7 +101,7 @@ fn what_finds_no_room_is_counted() {
     assert!(table.live.len() > 400, "{}", table.live.len());
     assert_eq!(table.lost_bytes, table.lost_samples * 400);
     assert!(region.state().refused > 0);
-    assert!(Writer::claim(region, 2, 9, None).is_none());
+    assert!(Writer::claim(region, (Some(2), 9), 1, None).is_none());
     // The guardian makes more.
     region.set_ready(8);
     writer.insert(&allocation(1 << 40, &[1]));
@@ -113,7 +113,7 @@ fn slabs_given_back_are_dealt_out_again_and_empty() {
     let memory = memory(4);
     let region = make(&memory);
     for pid in 0..100 {
-        let writer = Writer::claim(region, pid, 9, None).unwrap();
+        let writer = Writer::claim(region, (Some(pid), 9), 1, None).unwrap();
         writer.insert(&allocation(0x1000, &[pid]));
         let table = only(region);
         assert_eq!((table.pid, table.live.len(), table.stacks.len()), (pid, 1, 1));
@@ -127,7 +127,7 @@ fn slabs_given_back_are_dealt_out_again_and_empty() {
 fn threads_at_once_lose_nothing() {
     let memory = memory(256);
     let region = make(&memory);
-    let writer = Writer::claim(region, 1, 9, None).unwrap();
+    let writer = Writer::claim(region, (Some(1), 9), 1, None).unwrap();
     thread::scope(|scope| {
         for t in 0..4u64 {
             scope.spawn(move || {
@@ -171,7 +171,7 @@ fn a_writer_killed_at_any_moment_leaves_a_valid_table() {
         // SAFETY: the child allocates nothing and calls nothing but the writer.
         let child = unsafe { libc::fork() };
         if child == 0 {
-            let writer = Writer::claim(region, 1, 9, None).unwrap();
+            let writer = Writer::claim(region, (Some(1), 9), 1, None).unwrap();
             for i in 0.. {
                 let key = (i % 3000 + 1) * 16;
                 writer.remove(key);
@@ -211,7 +211,7 @@ fn hostile_memory_is_bounded() {
     for round in 0..200 {
         let memory = memory(4);
         let region = make(&memory);
-        let _ = Writer::claim(region, 1, 9, None).unwrap();
+        let _ = Writer::claim(region, (Some(1), 9), 1, None).unwrap();
         for _ in 0..20_000 {
             let at = random() as usize % memory.len();
             let value = match random() % 4 {
@@ -235,4 +235,99 @@ fn hostile_memory_is_bounded() {
             let _ = read(region);
         }
     }
+}
+
+#[test]
+fn what_the_dead_leave_is_taken_back_but_for_what_their_children_need() {
+    let memory = memory(64);
+    let region = make(&memory);
+    let mut parent = Writer::claim(region, (Some(1), 9), 1, None).unwrap();
+    for i in 1..=3000 {
+        parent.insert(&allocation(i * 16, &[i, 2, 3]));
+    }
+    let first = region.state().next;
+    // A chain of three, of which the last lives.
+    for pid in [2, 3] {
+        parent = Writer::claim(region, (Some(pid), 9), 1, Some(parent)).unwrap();
+    }
+    let other = Writer::claim(region, (Some(4), 9), 1, None).unwrap();
+    other.insert(&allocation(0x1000, &[1]));
+    sweep(region, 2, |home| home.pid != 3);
+    assert_eq!(read(region).iter().map(|t| t.pid).collect::<Vec<_>>(), [1, 2, 3]);
+    let live = &read(region)[2];
+    assert_eq!(live.live.len(), 3000);
+    assert!(live.live.iter().all(|s| live.stacks[&s.stack].frames[1..] == [2, 3]));
+    sweep(region, 3, |_| true);
+    assert!(read(region).is_empty());
+    // All of it can be had again.
+    let before = region.state().next;
+    assert!(before > first);
+    for pid in 1..before as u64 {
+        assert!(Writer::claim(region, (Some(pid), 9), 1, None).is_some());
+    }
+    assert_eq!(region.state().next, before);
+}
+
+#[test]
+fn a_child_that_never_came_is_forgotten_and_one_that_comes_too_late_knows() {
+    let memory = memory(8);
+    let region = make(&memory);
+    let parent = Writer::claim(region, (Some(1), 9), 1000, None).unwrap();
+    let child = Writer::claim(region, (None, 9), 1000, Some(parent)).unwrap();
+    sweep(region, 5000, |_| false);
+    assert_eq!(read(region).len(), 2);
+    sweep(region, 20_000, |_| false);
+    assert_eq!(read(region).len(), 1);
+    assert!(!child.set_pid(2, 9));
+    let child = Writer::claim(region, (None, 9), 20_000, Some(parent)).unwrap();
+    assert!(child.set_pid(2, 9));
+    sweep(region, 60_000, |_| false);
+    assert_eq!(read(region).iter().map(|t| t.pid).collect::<Vec<_>>(), [1, 2]);
+}
+
+#[test]
+fn sweeps_at_once_take_back_nothing_of_the_living() {
+    let memory = memory(256);
+    let region = make(&memory);
+    // The last that has ended of each thread's.
+    let ended = [const { AtomicU64::new(0) }; 5];
+    let ended = &ended;
+    thread::scope(|scope| {
+        for t in 1..=4u64 {
+            scope.spawn(move || {
+                let is_dead = |home: Home| home.pid <= ended[home.pid_namespace as usize].load(Ordering::SeqCst);
+                for round in 0..1000u64 {
+                    let pid = t * 1_000_000 + round * 2;
+                    let live = Writer::claim(region, (Some(pid + 1), t), 1, None).unwrap();
+                    for i in 1..=20 {
+                        live.insert(&allocation(i * 16, &[pid, i]));
+                    }
+                    let dead = Writer::claim(region, (Some(pid), t), 1, None).unwrap();
+                    dead.insert(&allocation(0x1000, &[pid]));
+                    ended[t as usize].store(pid, Ordering::SeqCst);
+                    sweep(region, 2, is_dead);
+                    let mut found = 0;
+                    live.for_each(|entry| found += usize::from(entry.usable == 100));
+                    assert_eq!(found, 20);
+                    ended[t as usize].store(pid + 1, Ordering::SeqCst);
+                }
+            });
+        }
+    });
+    sweep(region, 2, |_| true);
+    assert!(read(region).is_empty());
+    assert!(region.state().next < 64, "{:?}", region.state());
+}
+
+#[test]
+fn a_writer_whose_home_was_taken_harms_nobody() {
+    let memory = memory(8);
+    let region = make(&memory);
+    let stale = Writer::claim(region, (Some(1), 9), 1, None).unwrap();
+    sweep(region, 2, |_| true);
+    for i in 1..5000 {
+        stale.insert(&allocation(i * 16, &[i]));
+    }
+    assert!(Region::open(Words::new(&memory)).is_ok());
+    assert!(read(region).is_empty());
 }

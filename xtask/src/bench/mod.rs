@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: ratios against peers, measured in one run.
 
 mod heap_cost;
+mod heap_real;
 mod heap_truth;
 mod hold;
 
@@ -26,6 +27,13 @@ pub enum Bench {
         #[arg(long, default_value_t = 5)]
         rounds: usize,
     },
+    /// Real programs at work with the library and without: same output, and
+    /// profiles that reach their beginning.
+    HeapReal {
+        /// How long each works alone.
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+    },
     /// Estimated live bytes of known sites against what the program counted.
     HeapTruth {
         /// Runs of each program, each with a seed of its own.
@@ -43,6 +51,7 @@ pub fn run(root: &Path, bench: &Bench) -> Result<ExitCode> {
     match bench {
         Bench::Hold { rounds } => hold::run(root, *rounds),
         Bench::HeapTruth { seeds, only } => heap_truth::run(root, *seeds, only.as_deref()),
+        Bench::HeapReal { seconds } => heap_real::run(root, *seconds),
         Bench::HeapCost { rounds } => heap_cost::run(root, *rounds),
     }
 }
