@@ -16,6 +16,13 @@ const TEST_PACKAGES: &[Package] = &[
     Package { name: "redis-server", why: "a real program to run out of memory" },
     Package { name: "redis-tools", why: "the client that fills redis" },
     Package { name: "coreutils", why: "sort, a real program to run out of memory" },
+    Package { name: "python3-numpy", why: "a C extension, whose heap is looked at" },
+    Package { name: "git", why: "a real program whose heap is looked at" },
+    Package { name: "sqlite3", why: "a real program whose heap is looked at" },
+    Package { name: "libjemalloc2", why: "an allocator behind ours" },
+    Package { name: "libtcmalloc-minimal4", why: "an allocator behind ours" },
+    Package { name: "libmimalloc2.0", why: "an allocator behind ours" },
+    Package { name: "util-linux", why: "unshare and setpriv, to start services like containers do" },
 ];
 
 /// A named check.
