@@ -100,6 +100,36 @@ fn programs_that_come_and_go_do_not_use_up_the_table() {
     assert_eq!(heap(&lab.incident())["lost_samples"], 0);
 }
 
+/// Scripts in `fixtures/real`, as `cargo xtask bench heap-real` runs them for long.
+#[test]
+fn real_programs_print_the_same_with_the_library() {
+    let scripts = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/real");
+    let programs = [
+        ["bash", "redis.sh"],
+        ["/usr/bin/python3", "numpy_load.py"],
+        ["node", "node_load.js"],
+        ["bash", "git.sh"],
+        ["bash", "rustc.sh"],
+        ["bash", "sqlite.sh"],
+        ["bash", "bash_load.sh"],
+    ];
+    for [program, script] in programs {
+        let script = format!("{scripts}/{script}");
+        let command = ["env", "SMALL=1", program, &script, "rounds", "1", scripts];
+        let plain = std::process::Command::new(command[0]).args(&command[1..]).output().unwrap();
+        assert!(plain.status.success(), "{}", text(&plain));
+        let lab = Lab::new();
+        let sampled = lab.run(&["--memory", "4G", "--heap-period", "16K"], &command);
+        assert!(sampled.status.success(), "{script}: {}", text(&sampled));
+        assert_eq!(sampled.stdout, plain.stdout, "{script}");
+        let words = |output: &std::process::Output| {
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            stderr.lines().filter(|line| !line.starts_with("reprieve: ")).map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(words(&sampled), words(&plain), "{script}");
+    }
+}
+
 #[test]
 fn a_static_program_is_said_to_be_unseen() {
     let lab = Lab::new();

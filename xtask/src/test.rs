@@ -19,6 +19,12 @@ const TEST_PACKAGES: &[Package] = &[
     Package { name: "libjemalloc2", why: "a malloc with a profile of its own" },
     Package { name: "coreutils", why: "sort, a real program to run out of memory" },
     Package { name: "golang-go", why: "victims in Go; its own compiler as one; its pprof reads our profiles" },
+    Package { name: "python3-numpy", why: "a C extension, whose heap is looked at" },
+    Package { name: "git", why: "a real program whose heap is looked at" },
+    Package { name: "sqlite3", why: "a real program whose heap is looked at" },
+    Package { name: "libtcmalloc-minimal4", why: "an allocator behind ours" },
+    Package { name: "libmimalloc2.0", why: "an allocator behind ours" },
+    Package { name: "util-linux", why: "unshare and setpriv, to start services like containers do" },
 ];
 
 /// A named check.

@@ -12,12 +12,28 @@ use reprieve_heap_table::Entry;
 /// little: the block is aligned at once.
 const BIG: size_t = 64 << 10;
 
-/// A sampled block, aligned so that its `free` knows it; null when it cannot be
-/// had like that.
+/// A block that is aligned so that its `free` knows it; null when it cannot be had.
+fn aligned_to_mark(align: size_t, size: size_t) -> *mut c_void {
+    let (Some(memalign), Some(free)) = (real::memalign(), real::free()) else { return ptr::null_mut() };
+    // mimalloc 2.0 gives blocks a wrong alignment if their size is a multiple of it.
+    for size in [size, size.saturating_add(1)] {
+        // SAFETY: an alignment that is a power of two, as memalign(3) wants it; a
+        // block that is no use is ours to free.
+        unsafe {
+            let block = inside(|| memalign(align.max(MARK), size));
+            if block.is_null() || is_marked(block as u64) {
+                return block;
+            }
+            inside(|| free(block));
+        }
+    }
+    ptr::null_mut()
+}
+
+/// A sampled block; null when it cannot be had like that.
 #[cold]
 fn marked(align: size_t, size: size_t) -> *mut c_void {
-    // SAFETY: an alignment that is a power of two, as memalign(3) wants it.
-    let block = real::memalign().map_or(ptr::null_mut(), |real| inside(|| unsafe { real(align.max(MARK), size) }));
+    let block = aligned_to_mark(align, size);
     record(block, size, Bytes::OfBlock);
     block
 }
@@ -73,17 +89,12 @@ unsafe fn sampled_after(block: *mut c_void, bytes: size_t, fill: impl FnOnce(*mu
     // SAFETY: the block is of the real allocator.
     let usable = real::malloc_usable_size().map_or(bytes, |usable| unsafe { usable(block) });
     if !is_marked(block as u64) {
-        let (Some(memalign), Some(free)) = (real::memalign(), real::free()) else { return block };
-        // SAFETY: memalign(3) with a power of two; the old block is ours to free.
-        unsafe {
-            let new = inside(|| memalign(MARK, bytes));
-            if new.is_null() {
-                return block;
-            }
-            fill(new.cast());
-            inside(|| free(block));
-            block = new;
-        }
+        let new = aligned_to_mark(MARK, bytes);
+        let Some(free) = real::free().filter(|_| !new.is_null()) else { return block };
+        fill(new.cast());
+        // SAFETY: the old block is ours to free.
+        unsafe { inside(|| free(block)) };
+        block = new;
     }
     record(block, bytes, Bytes::Are(usable));
     block

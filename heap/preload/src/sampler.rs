@@ -126,7 +126,8 @@ pub enum Bytes {
 #[cold]
 pub fn record(block: *mut c_void, asked: usize, bytes: Bytes) {
     let Some(attached) = process::attached() else { return };
-    if block.is_null() {
+    // One whose free would not look for it must not be in the table.
+    if block.is_null() || !is_marked(block as u64) {
         return;
     }
     let _errno = Errno::keep();

@@ -9,8 +9,8 @@ use reprieve_heap_table::layout::region;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-/// Debian's other allocators, and the packages that they are in.
-const ALLOCATORS: [&str; 3] = ["libjemalloc.so.2", "libtcmalloc_minimal.so.4", "libmimalloc.so.2.0"];
+/// Debian's other allocators.
+const ALLOCATORS: [&str; 3] = ["libjemalloc.so.2", "libtcmalloc_minimal.so.4", "libmimalloc.so.2"];
 
 /// Compiles `tests/traps/NAME`, a program in C or C++ or a library.
 fn compile(dir: &tempfile::TempDir, name: &str, options: &[&str]) -> PathBuf {
