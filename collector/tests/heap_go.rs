@@ -158,14 +158,26 @@ fn a_stopped_program_is_seen_and_not_touched() {
         assert_eq!(line, "leaked\n");
         let pid = nix::unistd::Pid::from_raw(child.0.id() as i32);
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).unwrap();
-        let state = || fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-        wait_for("the stop", || state().contains(") T "));
+        let is_stopped = || {
+            let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+            let mut states = threads.map(|t| fs::read_to_string(t.unwrap().path().join("stat")).unwrap());
+            states.all(|stat| stat.contains(") T "))
+        };
+        wait_for("the stop", is_stopped);
         let rss = || fs::read_to_string(format!("/proc/{pid}/statm")).unwrap();
+        // What the kernel frees late is given back by then.
+        wait_for("calm", || {
+            let usage = group.usage();
+            std::thread::sleep(Duration::from_millis(100));
+            group.usage() == usage
+        });
         let before = (group.usage(), rss());
         let output = lab.reprieve("snapshot").arg(pid.to_string()).output().unwrap();
         assert!(output.status.success(), "{}", text(&output));
-        assert_eq!((group.usage(), rss()), before, "{program}: the snapshot cost the target memory");
-        assert!(state().contains(") T "), "{program}: it stays stopped");
+        // The kernel may give back what it frees late.
+        let after = (group.usage(), rss());
+        assert!(after.0 <= before.0 && after.1 == before.1, "{program}: the snapshot cost {before:?} {after:?}");
+        assert!(is_stopped(), "{program}");
         drop(child);
         all.extend(errors(&lab.incidents().pop().unwrap(), truth(&file)));
     }
@@ -260,4 +272,45 @@ fn it_runs_on_unharmed() {
     let command = [&fixture("go_leak"), "--mib", "96"];
     assert_unharmed(&lab.run(&["--memory", "64M", "--on-oom", "grant=512M"], &command));
     assert!(number(&go_heap(&lab.incidents()[0])["inuse"]["bytes"]) > 0.0);
+}
+
+/// Go's compiler, which samples its heap when it is asked to, and has the last
+/// word: its output is the same.
+#[test]
+fn the_compiler_is_seen_and_compiles_on() {
+    let lab = Lab::new();
+    let source = lab.out().join("big.go");
+    let body = "for k, v := range m { if v > a { a += v } else { m[k] = b } }; return a ^ b";
+    let functions = (0..1500).map(|i| format!("func F{i}(a, b int, m map[string]int) int {{ {body} }}\n"));
+    fs::write(&source, format!("package big\n{}", functions.collect::<String>())).unwrap();
+    let root = Command::new("go").args(["tool", "-n", "compile"]).output().unwrap();
+    let compiler = String::from_utf8(root.stdout).unwrap().trim().to_owned();
+    let path = |name: &str| lab.out().join(name).to_str().unwrap().to_owned();
+    let (alone, held, profile) = (path("alone.o"), path("held.o"), path("profile"));
+    let sampled = ["-memprofilerate", "65536", "-memprofile", &profile, source.to_str().unwrap()];
+    let command = |output: &str| {
+        let mut command = vec![compiler.clone(), "-p".to_owned(), "big".to_owned(), "-o".to_owned(), output.to_owned()];
+        command.extend(sampled.map(str::to_owned));
+        command
+    };
+    let plain = command(&alone);
+    assert!(Command::new(&plain[0]).args(&plain[1..]).status().unwrap().success());
+    let guarded = command(&held);
+    let output =
+        lab.run(&["--memory", "64M", "--on-oom", "grant=2G"], &guarded.iter().map(String::as_str).collect::<Vec<_>>());
+    assert!(output.status.success(), "{}", text(&output));
+    assert!(fs::read(alone).unwrap() == fs::read(held).unwrap(), "the object files differ");
+    let incident = lab.incidents().remove(0);
+    assert_held_well(&incident);
+    let heap = go_heap(&incident);
+    assert_eq!(heap["period_bytes"], 65536);
+    let (total, sigma) = (number(&heap["inuse"]["bytes"]), number(&heap["inuse"]["sigma_bytes"]));
+    let anon = number(&incident["processes"][0]["memory"]["pss_anon_bytes"]);
+    assert!(total > anon * 0.6 && total < anon + 4.0 * sigma, "{total} ± {sigma} of {anon}");
+    let id = incident["id"].as_str().unwrap();
+    let folded = fs::read_to_string(lab.out().join(id).join("heap.folded")).unwrap();
+    let value = |line: &str| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap();
+    let named: f64 = folded.lines().filter(|l| l.contains("cmd/compile/internal/gc.Main (")).map(value).sum();
+    let all: f64 = folded.lines().map(value).sum();
+    assert!(named > 0.7 * all && !folded.contains("[no module]"), "{named} of {all}: {folded}");
 }

@@ -18,9 +18,10 @@ const SWITCHES: [&str; 2] = ["runtime.memProfileInternal", "runtime.MemProfile"]
 /// How to have a profile.
 const REMEDY: &str = "import net/http/pprof, or call runtime/pprof.WriteHeapProfile somewhere";
 
-/// Through it the runtime of a program with C in it maps memory
-/// (`runtime/cgo_mmap.go`).
-const MAPPER: &str = "runtime.callCgoMmap";
+/// Through them the runtime of a program with C in it maps memory
+/// (`runtime/cgo_mmap.go`). The innermost keeps no frame pointer, so stacks may
+/// lack it.
+const MAPPERS: [&str; 3] = ["runtime.callCgoMmap", "runtime.mmap.func1", "runtime.mmap"];
 
 /// What the Go runtime of a process knows.
 #[derive(Debug, Default)]
@@ -30,7 +31,7 @@ pub struct Seen {
     /// Sentences about what is missing.
     pub gaps: Vec<String>,
     /// Code through which the heap's memory came from the C library.
-    mapper: Option<Range<u64>>,
+    mappers: Vec<Range<u64>>,
 }
 
 impl Seen {
@@ -38,10 +39,12 @@ impl Seen {
     /// same memory. `None` when nothing is left.
     #[must_use]
     pub fn leave(&self, mut heap: Heap) -> Option<Heap> {
-        let Some(mapper) = self.mapper.as_ref().filter(|_| self.heap.is_some()) else { return Some(heap) };
-        let is_gos = |frame: &u32| {
-            let frame = heap.frames.get(*frame as usize);
-            frame.is_some_and(|frame| mapper.contains(&frame.address.wrapping_sub(1)))
+        if self.heap.is_none() {
+            return Some(heap);
+        }
+        let is_gos = |index: &u32| {
+            let address = heap.frames.get(*index as usize).map_or(0, |frame| frame.address.wrapping_sub(1));
+            self.mappers.iter().any(|code| code.contains(&address))
         };
         let (gos, others): (Vec<_>, Vec<_>) = heap.stacks.into_iter().partition(|s| s.frames.iter().any(is_gos));
         for stack in &gos {
@@ -76,10 +79,11 @@ pub fn look(target: &mut Target<'_>) -> Option<Seen> {
             continue;
         };
         let place = |svma: Svma| svma.0.wrapping_add(module.bias);
-        let mapper = image.functions(&[MAPPER])[0].as_ref().map(|f| place(f.range.start)..place(f.range.end));
+        let mappers = image.functions(&MAPPERS).into_iter().flatten();
+        let mappers = mappers.map(|f| place(f.range.start)..place(f.range.end)).collect();
         return Some(match read(target, module, &image) {
-            Ok((heap, gaps)) => Seen { heap: Some(heap), gaps, mapper },
-            Err(why) => Seen { heap: None, gaps: vec![format!("its Go heap is not known: {why}")], mapper },
+            Ok((heap, gaps)) => Seen { heap: Some(heap), gaps, mappers },
+            Err(why) => Seen { heap: None, gaps: vec![format!("its Go heap is not known: {why}")], mappers },
         });
     }
     None
@@ -99,7 +103,7 @@ fn read(target: &mut Target<'_>, module: &LoadedModule, image: &GoImage) -> Resu
         Refusal::Off | Refusal::NoBuckets if is_switched_off(image) => {
             format!("the linker switched its profile off, since nothing in it asks for one; {REMEDY}")
         }
-        Refusal::Off => format!("{why}; do not set it, nor GODEBUG=memprofilerate=0"),
+        Refusal::Off => format!("{why}, set by the program itself or by GODEBUG=memprofilerate=0"),
         _ => format!("{why} ({version})"),
     })?;
     let mut gaps = Vec::new();
