@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 /// What is fuzzed; each is a file in heap/fuzz/fuzz_targets.
-pub const TARGETS: &[&str] = &["table"];
+pub const TARGETS: &[&str] = &["table", "go", "glibc", "jemalloc", "cpython"];
 /// The version that is installed where there is none.
 const CARGO_FUZZ: &str = "0.13.1";
 /// Longest input in bytes.

@@ -4,7 +4,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use reprieve_heap_table::layout::{SLAB_BYTES, kind};
-use reprieve_heap_table::{Allocation, Region, Settings, Words, Writer, read};
+use reprieve_heap_table::{Allocation, Region, Settings, Words, Writer, read, sweep};
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicU64;
 
@@ -30,11 +30,7 @@ fuzz_target!(|input: &[u8]| {
     // What the guardian does with it beside reading.
     let state = region.state();
     assert!(state.next <= state.slabs && state.ready <= state.slabs);
-    for slab in 0..state.slabs {
-        if region.owner(slab).0 != kind::FREE {
-            region.give_back(slab);
-        }
-    }
+    sweep(region, 1 << 20, |home| home.pid % 2 == 0);
     let _ = region.take(kind::HOME, 0);
 });
 
@@ -44,7 +40,7 @@ fn valid() -> Vec<u64> {
     let words = Words::new(&memory);
     let region = Region::format(words, Settings { period: 1024, mapping: 65536, seed: 1 }).expect("it is big enough");
     region.set_ready(SLABS);
-    let parent = Writer::claim(region, 100, 1, None).expect("a slab is free");
+    let parent = Writer::claim(region, (Some(100), 1), 1, None).expect("a slab is free");
     for i in 0..1500u64 {
         parent.insert(&Allocation {
             key: 0x10_0000 + i * 256,
@@ -56,6 +52,6 @@ fn valid() -> Vec<u64> {
             cut: i % 11 == 0,
         });
     }
-    let _ = Writer::claim(region, 101, 1, Some(parent));
+    let _ = Writer::claim(region, (Some(101), 1), 1, Some(parent));
     memory.into_iter().map(AtomicU64::into_inner).collect()
 }
