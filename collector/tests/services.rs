@@ -242,8 +242,8 @@ signal.pause()"
     let worker = processes.iter().map(|p| p["pid"].to_string()).find(|pid| *pid != server.pid()).unwrap();
     let alone = &site.snapshot(&worker)[0];
     assert_estimates(alone, shared + own / 3.0);
-    for process in processes.iter().filter(|p| p["pid"].to_string() != server.pid()) {
-        let pid = process["pid"].as_i64().unwrap() as i32;
+    let pids = processes.iter().map(|p| p["pid"].as_i64().unwrap() as i32);
+    for pid in pids.filter(|&pid| pid != server.0.id() as i32) {
         // SAFETY: ends a worker that the test has started.
         unsafe { libc_kill(pid, 9) };
     }

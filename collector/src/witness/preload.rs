@@ -23,6 +23,10 @@ pub fn look(target: &Target<'_>, tables: &ProcessTables) -> Option<Result<Heap, 
     }
 }
 
+/// Distinct frames that are kept: programs have tens of thousands at most, but the
+/// table is the target's word.
+const MAX_FRAMES: usize = 1 << 18;
+
 /// What `table` says, with one sample in `period` bytes on average.
 #[must_use]
 fn heap(table: &ProcessTable, period: u64, pagemap: Option<&Pagemap>, modules: &[LoadedModule]) -> Heap {
@@ -36,7 +40,9 @@ fn heap(table: &ProcessTable, period: u64, pagemap: Option<&Pagemap>, modules: &
     }
     for (key, stack) in &table.stacks {
         let (_, indices) = stacks.entry(*key).or_default();
-        *indices = stack.frames.iter().map(|&address| frames.index_of(address, modules)).collect();
+        if frames.list.len() < MAX_FRAMES {
+            *indices = stack.frames.iter().map(|&address| frames.index_of(address, modules)).collect();
+        }
     }
     let mut total = Sum::default();
     let mut ever = Sum::default();
@@ -49,8 +55,8 @@ fn heap(table: &ProcessTable, period: u64, pagemap: Option<&Pagemap>, modules: &
                 ever.join(&Sum::of_all(stack));
             }
             HeapStack {
+                cut: stack.is_none_or(|s| s.cut || s.frames.len() != frames.len()),
                 frames,
-                cut: stack.is_none_or(|s| s.cut),
                 inuse: sum.estimate(),
                 alloc: stack.map_or(Estimate::default(), |stack| Sum::of_all(stack).estimate()),
             }
