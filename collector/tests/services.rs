@@ -332,6 +332,8 @@ fn why_nothing_is_known_is_found_out() {
     let site = Site::new();
     let plain = compile(&site, "plain", READY, &["-O2"]);
     let missing = gaps(&site, Command::new(&plain).stdout(Stdio::piped()));
+    let shown = text(&site.lab.reprieve("show").output().unwrap()).replace("\n  ", " ");
+    assert!(shown.contains("NOT KNOWN") && shown.contains("started without libreprieve_heap.so"), "{shown}");
     assert!(
         missing.contains("started without libreprieve_heap.so") && missing.contains("reprieve heap env"),
         "{missing}"
