@@ -242,8 +242,8 @@ signal.pause()"
     let worker = processes.iter().map(|p| p["pid"].to_string()).find(|pid| *pid != server.pid()).unwrap();
     let alone = &site.snapshot(&worker)[0];
     assert_estimates(alone, shared + own / 3.0);
-    for process in processes.iter().filter(|p| p["pid"].as_u64() != server.pid().parse().ok()) {
-        let pid = process["pid"].as_i64().unwrap() as i32;
+    let pids = processes.iter().map(|p| p["pid"].as_i64().unwrap() as i32);
+    for pid in pids.filter(|&pid| pid != server.0.id() as i32) {
         // SAFETY: ends a worker that the test has started.
         unsafe { libc_kill(pid, 9) };
     }
@@ -332,6 +332,8 @@ fn why_nothing_is_known_is_found_out() {
     let site = Site::new();
     let plain = compile(&site, "plain", READY, &["-O2"]);
     let missing = gaps(&site, Command::new(&plain).stdout(Stdio::piped()));
+    let shown = text(&site.lab.reprieve("show").output().unwrap()).replace("\n  ", " ");
+    assert!(shown.contains("NOT KNOWN") && shown.contains("started without libreprieve_heap.so"), "{shown}");
     assert!(
         missing.contains("started without libreprieve_heap.so") && missing.contains("reprieve heap env"),
         "{missing}"

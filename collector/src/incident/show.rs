@@ -1,6 +1,6 @@
 //! An incident as text for a terminal.
 
-use super::model::{Estimate, HoldReport, Incident, SymbolState, Trigger};
+use super::model::{Estimate, HoldReport, Incident, Process, SymbolState, Trigger};
 use super::profile;
 use super::units::{bytes, count, grouped, micros, time};
 use super::{heaps, mallocs};
@@ -178,7 +178,9 @@ pub fn page(incident: &Incident, dir: &Path, layout: Layout<'_>) -> String {
     page.heap(incident, layout.sample_type);
     page.malloc(incident);
     page.threads(incident);
-    let unknown: Vec<String> = misses(incident).into_iter().chain(incident.gaps.iter().cloned()).collect();
+    let mut unknown = misses(incident);
+    unknown.extend(incident.gaps.iter().cloned());
+    unknown.extend(gaps_of_processes(incident));
     if !unknown.is_empty() {
         page.row("\nNOT KNOWN");
         for gap in &unknown {
@@ -188,6 +190,24 @@ pub fn page(incident: &Incident, dir: &Path, layout: Layout<'_>) -> String {
     // A path must be whole to be of use.
     let _ = writeln!(page.text, "\nreport  {}", dir.join("report.html").display());
     page.text
+}
+
+/// What is missing of processes; what many lack is said once.
+fn gaps_of_processes(incident: &Incident) -> Vec<String> {
+    let mut lacking: Vec<(&str, &Process, u64)> = Vec::new();
+    for process in &incident.processes {
+        for gap in &process.gaps {
+            match lacking.iter_mut().find(|(known, ..)| known == gap) {
+                Some((.., more)) => *more += 1,
+                None => lacking.push((gap, process, 0)),
+            }
+        }
+    }
+    let line = |(gap, first, more): (&str, &Process, u64)| {
+        let others = if more > 0 { format!(" and {more} more") } else { String::new() };
+        format!("{} [{}]{others}: {gap}", first.comm, first.pid)
+    };
+    lacking.into_iter().map(line).collect()
 }
 
 /// Text for a terminal as it grows.

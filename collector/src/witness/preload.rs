@@ -11,6 +11,9 @@ use std::collections::BTreeMap;
 
 /// Pages of mappings that are asked about; what lies beyond counts as present.
 const MAX_PAGES: u64 = 1 << 20;
+/// Distinct frames that are kept: programs have tens of thousands at most, but the
+/// table is the target's word.
+const MAX_FRAMES: usize = 1 << 18;
 
 /// What the library recorded in a process, or why that could not be read; `None`
 /// where it recorded nothing. `python` names the frames of that interpreter.
@@ -27,6 +30,9 @@ pub fn look(
     let mut frames = Frames::default();
     let mut stacks: BTreeMap<u64, Vec<u32>> = BTreeMap::new();
     for (&key, stack) in &table.stacks {
+        if frames.list.len() >= MAX_FRAMES {
+            break;
+        }
         let indices = words::frames(&stack.frames).map(|frame| match frame {
             words::Frame::Native(address) => frames.native(address, target.modules),
             words::Frame::Script(script) => {
@@ -53,16 +59,18 @@ fn heap(
     frames: Vec<HeapFrame>,
 ) -> Heap {
     let mut pages_left = MAX_PAGES;
+    // Of a stack that is not there, all is missing.
+    let is_cut = |stack: u64| !stacks.contains_key(&stack) || table.stacks.get(&stack).is_none_or(|s| s.cut);
     // By frames: instructions of one line are one stack.
     let mut sums: BTreeMap<(&[u32], bool), (Sum, Sum)> = BTreeMap::new();
     for sample in &table.live {
         let usable = resident(sample, pagemap, &mut pages_left);
-        let key = (stacks.get(&sample.stack).map_or(&[][..], Vec::as_slice), is_cut(table, sample.stack));
+        let key = (stacks.get(&sample.stack).map_or(&[][..], Vec::as_slice), is_cut(sample.stack));
         let p = probability(sample.asked, period, f64::exp);
         sums.entry(key).or_default().0.join(&Sum::of(1, usable as f64, p));
     }
     for (key, stack) in &table.stacks {
-        let key = (stacks.get(key).map_or(&[][..], Vec::as_slice), stack.cut);
+        let key = (stacks.get(key).map_or(&[][..], Vec::as_slice), is_cut(*key));
         sums.entry(key).or_default().1.join(&ever_allocated(stack));
     }
     let (mut inuse, mut alloc) = (Sum::default(), Sum::default());
@@ -85,11 +93,6 @@ fn heap(
         frames,
         stacks: listed,
     }
-}
-
-/// Whether a stack's outer end is missing; of one that is not there, all is.
-fn is_cut(table: &ProcessTable, stack: u64) -> bool {
-    table.stacks.get(&stack).is_none_or(|stack| stack.cut)
 }
 
 /// Bytes of a block; of a mapping, those that are in memory.

@@ -170,7 +170,12 @@ impl HeapTable {
         // the second has ended.
         let homes = self.homes();
         let ids: Vec<(u64, u64)> = living().into_iter().filter_map(own_id).collect();
-        let is_alive = |home: &Home| is_of(&ids, home.pid, home.pid_namespace) && is_latest(&homes, home);
+        // Who left the memcg still writes.
+        let has_left = |home: &Home| {
+            i32::try_from(home.pid).ok().and_then(own_id).is_some_and(|id| id == (home.pid, home.pid_namespace))
+        };
+        let is_alive =
+            |home: &Home| (is_of(&ids, home.pid, home.pid_namespace) || has_left(home)) && is_latest(&homes, home);
         let dead: Vec<Home> = homes.iter().filter(|home| !is_alive(home)).copied().collect();
         sweep(self.region, monotonic_ms(), |home| dead.contains(&home));
     }

@@ -73,8 +73,9 @@ pub struct Stack {
 /// whatever it holds.
 #[must_use]
 pub fn read(region: Region<'_>) -> Vec<ProcessTable> {
-    // Stacks of honest writers do not overlap, though children share them.
-    let mut budget = region.words().bytes() / 8 * 4;
+    // Stacks of honest writers do not overlap, though children share them; then
+    // there is room, for the rest is samples and filters.
+    let mut budget = region.words().bytes() / 8;
     (1..region.state().slabs)
         .filter(|&slab| region.owner(slab) == (kind::HOME, slab))
         .filter_map(|slab| read_home(region, slab, &mut budget))
