@@ -234,7 +234,7 @@ impl Bucket {
     /// A memory profile's bucket, as far as can be told without its stack.
     pub(super) fn read(memory: &mut dyn Memory, at: u64) -> Option<Self> {
         let mut bytes = [0; HEADER as usize];
-        if at % 8 != 0 || !memory.read(at, &mut bytes) {
+        if !at.is_multiple_of(8) || !memory.read(at, &mut bytes) {
             return None;
         }
         let word = |index: usize| u64::from_le_bytes(bytes[index * 8..][..8].try_into().expect("eight bytes"));
@@ -356,7 +356,7 @@ mod tests {
     }
 
     fn searched() -> Program {
-        Program { buckets: None, zeroed: vec![0..0, VARIABLES..VARIABLES + 64], rate: None }
+        Program { buckets: None, zeroed: vec![0..0, VARIABLES..VARIABLES + 16], rate: None }
     }
 
     #[test]
@@ -371,8 +371,8 @@ mod tests {
                 // 1/(1-exp(-2)) and 1/(1-exp(-1/512)), as runtime/pprof scales.
                 assert!((large.inuse.bytes - 3.0 * 1_212_696.6).abs() < 10.0, "{large:?}");
                 assert!((small.inuse.objects - 82.0 * 512.500_16).abs() < 1.0, "{small:?}");
-                // A sample of 1 KiB stands for 512 KiB, ±1 sample; one of 1 MiB hardly for more than itself.
-                let sigma = (82_f64).sqrt() * 524_800.0;
+                // A sample of 1 KiB stands for 512 KiB; one of 1 MiB hardly for more than itself.
+                let sigma = (82.0 * (1.0 - 1.0 / 512.5_f64)).sqrt() * 524_800.0;
                 assert!((small.inuse.variance.sqrt() - sigma).abs() < 1000.0, "{small:?}");
                 assert!(large.inuse.variance.sqrt() < 800_000.0, "{large:?}");
             }
