@@ -207,6 +207,8 @@ impl Unwinder {
             })
         };
         let mut address = FrameAddress::from_instruction_pointer(registers.ip);
+        #[cfg(target_arch = "x86_64")]
+        let mut has_changed = false;
         loop {
             if stack.frames.len() >= max_frames {
                 stack.end = StackEnd::TooDeep;
@@ -217,6 +219,25 @@ impl Unwinder {
             #[cfg(target_arch = "x86_64")]
             match self.go_frame(lookup) {
                 Some(GoFrame::Outermost) => return stack,
+                // The frame pointer is still the goroutine's. There is one change
+                // of stacks at most.
+                Some(GoFrame::OtherStack) if !has_changed => {
+                    has_changed = true;
+                    if let Some(caller) = leave_by_frame_pointer(&mut regs, &mut read)
+                        && self.go_frame(Avma(caller.wrapping_sub(1))).is_some()
+                        && let Some(next) = FrameAddress::from_return_address(caller)
+                    {
+                        stack.frames.push(RawFrame { address: Avma(caller), found: FoundBy::FramePointer });
+                        address = next;
+                        continue;
+                    }
+                    stack.end = StackEnd::NoUnwindInfo { address: lookup };
+                    return stack;
+                }
+                Some(GoFrame::OtherStack) => {
+                    stack.end = StackEnd::Loop;
+                    return stack;
+                }
                 Some(GoFrame::Size(size)) => {
                     let Some(caller) = leave_go_frame(&mut regs, size, &mut read) else {
                         stack.end = match missing {
@@ -295,6 +316,21 @@ fn leave_go_frame(
         regs.set_bp(bp);
     }
     regs.set_sp(above);
+    regs.set_ip(caller);
+    Some(caller)
+}
+
+/// Leaves a frame by the frame pointer, wherever that leads.
+#[cfg(target_arch = "x86_64")]
+fn leave_by_frame_pointer(
+    regs: &mut arch::UnwindRegsX86_64,
+    read: &mut dyn FnMut(u64) -> Result<u64, ()>,
+) -> Option<u64> {
+    let frame = regs.bp();
+    let caller = read(frame.checked_add(8)?).ok()?;
+    let bp = read(frame).ok()?;
+    regs.set_sp(frame.checked_add(16)?);
+    regs.set_bp(bp);
     regs.set_ip(caller);
     Some(caller)
 }

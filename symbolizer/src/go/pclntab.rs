@@ -72,6 +72,8 @@ pub(crate) enum GoFrame {
     Size(u64),
     /// There is none.
     Outermost,
+    /// The caller is on another stack: the goroutine's.
+    OtherStack,
 }
 
 /// A place in the source.
@@ -255,7 +257,7 @@ impl<'i> Tables<'i> {
             return Some(GoFrame::Outermost);
         }
         if flags & SP_WRITE != 0 {
-            return None;
+            return self.is_named(&function, "runtime.systemstack").then_some(GoFrame::OtherStack);
         }
         let table = u32_at(self.bytes, function.at + 16)?;
         let size = self.value(table, &function, address, &mut FRAME_STEPS.clone())?;
