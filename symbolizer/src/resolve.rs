@@ -118,8 +118,10 @@ pub fn resolve(
     for (address, answer) in &mut answers {
         *answer = resolve_one(*address, context.as_ref(), &tables);
     }
+    // Go's own tables know lines and inlined functions, as no symbol table does.
+    let by_dwarf = |answer: &Result<Resolution, Miss>| answer.as_ref().is_ok_and(|r| r.source == SymbolSource::Dwarf);
     let mut go = None;
-    for (address, answer) in answers.iter_mut().filter(|(_, answer)| answer.is_err()) {
+    for (address, answer) in answers.iter_mut().filter(|(_, answer)| !by_dwarf(answer)) {
         let go = go.get_or_insert_with(|| GoImage::find(image));
         if let Some(found) = go.as_ref().and_then(|go| resolve_go(go, *address)) {
             *answer = Ok(found);

@@ -1,5 +1,6 @@
 //! Unwinding a stopped thread.
 
+use crate::go::{GoFrame, GoImage};
 use crate::image::{Image, SectionBytes};
 use crate::{Avma, Svma};
 use framehop::{ExplicitModuleSectionInfo, FrameAddress, Module, MustNotAllocateDuringUnwind, Unwinder as _};
@@ -41,7 +42,7 @@ pub struct Registers {
 pub enum FoundBy {
     /// The instruction pointer itself.
     Register,
-    /// The frame below had call frame information.
+    /// The frame below had call frame information, or Go's, which says the same.
     Cfi,
     /// The frame below had none: a frame pointer was assumed, so this is a guess.
     FramePointer,
@@ -131,6 +132,8 @@ struct Coverage {
     range: Range<u64>,
     bias: u64,
     image: Image,
+    /// Go has no call frame information but compressed, or none.
+    go: Option<GoImage>,
 }
 
 /// Unwinds the threads of one process.
@@ -180,7 +183,9 @@ impl Unwinder {
         };
         let base_avma = image.base().wrapping_add(bias);
         self.inner.add_module(Module::new(name.to_owned(), range.clone(), base_avma, info));
-        self.coverage.push(Coverage { range, bias, image: image.clone() });
+        // On aarch64 a return address may be in a register.
+        let go = if cfg!(target_arch = "x86_64") { GoImage::find(image) } else { None };
+        self.coverage.push(Coverage { range, bias, image: image.clone(), go });
     }
 
     /// Unwinds from `registers`. `read_u64` reads the target's stack and says
@@ -210,6 +215,8 @@ impl Unwinder {
             })
         };
         let mut address = FrameAddress::from_instruction_pointer(registers.ip);
+        #[cfg(target_arch = "x86_64")]
+        let mut has_changed = false;
         loop {
             if stack.frames.len() >= max_frames {
                 stack.end = StackEnd::TooDeep;
@@ -217,6 +224,45 @@ impl Unwinder {
             }
             let lookup = stack.frames.last().map_or(Avma(0), RawFrame::lookup_address);
             let sp_before = regs.sp();
+            #[cfg(target_arch = "x86_64")]
+            match self.go_frame(lookup) {
+                Some(GoFrame::Outermost) => return stack,
+                // The frame pointer is still the goroutine's. There is one change
+                // of stacks at most.
+                Some(GoFrame::OtherStack) if !has_changed => {
+                    has_changed = true;
+                    if let Some(caller) = leave_by_frame_pointer(&mut regs, &mut read)
+                        && self.go_frame(Avma(caller.wrapping_sub(1))).is_some()
+                        && let Some(next) = FrameAddress::from_return_address(caller)
+                    {
+                        stack.frames.push(RawFrame { address: Avma(caller), found: FoundBy::FramePointer });
+                        address = next;
+                        continue;
+                    }
+                    stack.end = StackEnd::NoUnwindInfo { address: lookup };
+                    return stack;
+                }
+                Some(GoFrame::OtherStack) => {
+                    stack.end = StackEnd::Loop;
+                    return stack;
+                }
+                Some(GoFrame::Size(size)) => {
+                    let Some(caller) = leave_go_frame(&mut regs, size, &mut read) else {
+                        stack.end = match missing {
+                            Some(address) => StackEnd::MissingMemory { address },
+                            None => StackEnd::NoUnwindInfo { address: lookup },
+                        };
+                        return stack;
+                    };
+                    let Some(next) = FrameAddress::from_return_address(caller) else {
+                        return stack;
+                    };
+                    stack.frames.push(RawFrame { address: Avma(caller), found: FoundBy::Cfi });
+                    address = next;
+                    continue;
+                }
+                None => {}
+            }
             match self.inner.unwind_frame(address, &mut regs, &mut self.cache, &mut read) {
                 Ok(Some(caller)) => {
                     let Some(next) = FrameAddress::from_return_address(caller) else {
@@ -243,6 +289,13 @@ impl Unwinder {
         }
     }
 
+    /// What Go's tables say of a frame.
+    #[cfg(target_arch = "x86_64")]
+    fn go_frame(&self, address: Avma) -> Option<GoFrame> {
+        let module = self.coverage.iter().find(|c| c.range.contains(&address.0))?;
+        module.go.as_ref()?.frame(Svma(address.0.wrapping_sub(module.bias)))
+    }
+
     /// Whether call frame information covers the address.
     fn has_cfi(&self, address: Avma) -> bool {
         self.coverage
@@ -250,6 +303,44 @@ impl Unwinder {
             .find(|c| c.range.contains(&address.0))
             .is_some_and(|c| image_has_cfi(&c.image, Svma(address.0.wrapping_sub(c.bias))).unwrap_or(false))
     }
+}
+
+/// Leaves a frame of which the return address is `size` bytes above the stack
+/// pointer; returns that address.
+#[cfg(target_arch = "x86_64")]
+fn leave_go_frame(
+    regs: &mut arch::UnwindRegsX86_64,
+    size: u64,
+    read: &mut dyn FnMut(u64) -> Result<u64, ()>,
+) -> Option<u64> {
+    let at = regs.sp().checked_add(size)?;
+    let above = at.checked_add(8)?;
+    let caller = read(at).ok()?;
+    // A frame pointer below is this function's own, and points to the caller's:
+    // the frames above may not be Go's.
+    if (regs.sp()..above).contains(&regs.bp())
+        && let Ok(bp) = read(regs.bp())
+    {
+        regs.set_bp(bp);
+    }
+    regs.set_sp(above);
+    regs.set_ip(caller);
+    Some(caller)
+}
+
+/// Leaves a frame by the frame pointer, wherever that leads.
+#[cfg(target_arch = "x86_64")]
+fn leave_by_frame_pointer(
+    regs: &mut arch::UnwindRegsX86_64,
+    read: &mut dyn FnMut(u64) -> Result<u64, ()>,
+) -> Option<u64> {
+    let frame = regs.bp();
+    let caller = read(frame.checked_add(8)?).ok()?;
+    let bp = read(frame).ok()?;
+    regs.set_sp(frame.checked_add(16)?);
+    regs.set_bp(bp);
+    regs.set_ip(caller);
+    Some(caller)
 }
 
 /// Looks an address up in `.eh_frame_hdr`'s table, or assumes that a file

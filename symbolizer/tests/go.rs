@@ -25,9 +25,16 @@ fn names(image: &Image, addresses: &[Svma]) -> Vec<Result<Resolution, Miss>> {
     resolve(image, None, &DebugDirs { dirs: Vec::new() }, addresses)
 }
 
-/// What both must agree on; columns are DWARF's only.
+/// What both must agree on; columns are DWARF's only, and so is the folder of a
+/// path that is relative.
 fn essence(frames: &[Frame]) -> Vec<(&str, Option<&str>, Option<u32>, bool)> {
-    frames.iter().map(|f| (f.function.as_str(), f.file.as_deref(), f.line, f.inlined)).collect()
+    frames
+        .iter()
+        .map(|f| {
+            let file = f.file.as_deref().map(|path| path.trim_start_matches("./"));
+            (f.function.as_str(), file, f.line, f.inlined)
+        })
+        .collect()
 }
 
 #[test]

@@ -11,6 +11,7 @@ mod module_data;
 mod pclntab;
 
 pub use buildinfo::GoVersion;
+pub(crate) use pclntab::GoFrame;
 pub use pclntab::{GoFunction, GoPlace};
 
 use crate::address::Svma;
@@ -117,6 +118,12 @@ impl GoImage {
     pub fn places(&self, address: Svma, steps: &mut u64) -> Vec<GoPlace> {
         let Some(tables) = self.tables() else { return Vec::new() };
         tables.places(address, steps)
+    }
+
+    /// How to leave the frame of a function at an address; `None` where the tables
+    /// do not say.
+    pub(crate) fn frame(&self, address: Svma) -> Option<GoFrame> {
+        self.tables()?.frame(address)
     }
 
     fn tables(&self) -> Option<Tables<'_>> {

@@ -15,6 +15,14 @@ const MAX_INLINED: usize = 256;
 const MAX_NAME: usize = 4096;
 /// `_PCDATA_InlTreeIndex` (`internal/abi/symtab.go`).
 const PCDATA_INL_TREE_INDEX: u64 = 2;
+/// `FuncFlagTopFrame`: nobody called it.
+const TOP_FRAME: u8 = 1;
+/// `FuncFlagSPWrite`: it writes the stack pointer, so its size tells nothing.
+const SP_WRITE: u8 = 2;
+/// Largest frame that is believed.
+const MAX_FRAME: u32 = 1 << 30;
+/// Entries of tables that one frame may cost.
+const FRAME_STEPS: u64 = 1 << 20;
 /// `_FUNCDATA_InlTree`.
 const FUNCDATA_INL_TREE: u64 = 3;
 
@@ -55,6 +63,17 @@ pub struct GoFunction {
     pub range: Range<Svma>,
     /// Of its `_func` in the image's table.
     at: u64,
+}
+
+/// The frame of a function, as it stands at one address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum GoFrame {
+    /// The return address is so many bytes above the stack pointer.
+    Size(u64),
+    /// There is none.
+    Outermost,
+    /// The caller is on another stack: the goroutine's.
+    OtherStack,
 }
 
 /// A place in the source.
@@ -227,6 +246,22 @@ impl<'i> Tables<'i> {
             }
         }
         places
+    }
+
+    /// As `unwinder.resolveInternal` in `runtime/traceback.go` goes.
+    pub(super) fn frame(&self, address: Svma) -> Option<GoFrame> {
+        let function = self.function_at(address)?;
+        // The flags stand before a byte of padding and nfuncdata.
+        let flags = *self.bytes.get(usize::try_from(function.at + self.generation.func_bytes() - 3).ok()?)?;
+        if flags & TOP_FRAME != 0 {
+            return Some(GoFrame::Outermost);
+        }
+        if flags & SP_WRITE != 0 {
+            return self.is_named(&function, "runtime.systemstack").then_some(GoFrame::OtherStack);
+        }
+        let table = u32_at(self.bytes, function.at + 16)?;
+        let size = self.value(table, &function, address, &mut FRAME_STEPS.clone())?;
+        (size < MAX_FRAME).then_some(GoFrame::Size(u64::from(size)))
     }
 
     /// `funcdata(f, _FUNCDATA_InlTree)` (SVMA).

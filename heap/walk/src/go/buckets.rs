@@ -363,7 +363,7 @@ mod tests {
     }
 
     fn searched() -> Program {
-        Program { buckets: None, zeroed: vec![0..0, VARIABLES..VARIABLES + 64], rate: None }
+        Program { buckets: None, zeroed: vec![0..0, VARIABLES..VARIABLES + 16], rate: None }
     }
 
     #[test]
@@ -378,7 +378,7 @@ mod tests {
                 // 1/(1-exp(-2)) and 1/(1-exp(-1/512)), as runtime/pprof scales.
                 assert!((large.inuse.bytes - 3.0 * 1_212_696.6).abs() < 10.0, "{large:?}");
                 assert!((small.inuse.objects - 82.0 * 512.500_16).abs() < 1.0, "{small:?}");
-                // A sample of 1 KiB stands for 512 KiB, ±1 sample; one of 1 MiB hardly for more than itself.
+                // A sample of 1 KiB stands for 512 KiB; one of 1 MiB hardly for more than itself.
                 let sigma = (82.0 * (1.0 - 1.0 / 512.5_f64)).sqrt() * 524_800.0;
                 assert!((small.inuse.variance.sqrt() - sigma).abs() < 1000.0, "{small:?}");
                 assert!(large.inuse.variance.sqrt() < 800_000.0, "{large:?}");

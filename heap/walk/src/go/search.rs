@@ -53,7 +53,7 @@ fn candidates(memory: &mut dyn Memory, variables: &[Range<u64>]) -> Vec<u64> {
             if memory.read(at, chunk) {
                 let words = chunk.chunks_exact(8).map(|w| u64::from_le_bytes(w.try_into().expect("eight bytes")));
                 found.extend(words.filter(|&word| {
-                    let is_pointer = word % 8 == 0 && (1 << 16..1 << 47).contains(&word);
+                    let is_pointer = word.is_multiple_of(8) && (1 << 16..1 << 47).contains(&word);
                     is_pointer && !HEAP.contains(&word) && !variables.iter().any(|range| range.contains(&word))
                 }));
             }
