@@ -235,7 +235,11 @@ impl Unwinder {
                         && self.go_frame(Avma(caller.wrapping_sub(1))).is_some()
                         && let Some(next) = FrameAddress::from_return_address(caller)
                     {
-                        stack.frames.push(RawFrame { address: Avma(caller), found: FoundBy::FramePointer });
+                        stack.frames.push(RawFrame {
+                            address: Avma(caller),
+                            found: FoundBy::FramePointer,
+                            stack_pointer: regs.sp(),
+                        });
                         address = next;
                         continue;
                     }
@@ -257,7 +261,11 @@ impl Unwinder {
                     let Some(next) = FrameAddress::from_return_address(caller) else {
                         return stack;
                     };
-                    stack.frames.push(RawFrame { address: Avma(caller), found: FoundBy::Cfi });
+                    stack.frames.push(RawFrame {
+                        address: Avma(caller),
+                        found: FoundBy::Cfi,
+                        stack_pointer: regs.sp(),
+                    });
                     address = next;
                     continue;
                 }
