@@ -236,7 +236,7 @@ fn gos_own_pprof_reads_the_profiles() {
         ("alloc_objects", "alloc", "objects"),
     ];
     for (index, kind, unit) in totals {
-        let top = pprof_top(&dir.join("heap.pb.gz"), index);
+        let top = pprof_top(&dir.join("profile.pb.gz"), index);
         let total: f64 = top.iter().map(|(_, value)| value).sum();
         let expected = number(&heap[kind][unit]);
         // Small functions are not listed.

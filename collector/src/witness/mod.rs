@@ -65,6 +65,7 @@ pub fn ask(process: &mut Process, target: &mut Target<'_>, tables: Option<&Proce
     if let Some(python) = &mut python {
         python.threads(target, &mut process.threads);
     }
+    let mut unseen = None;
     if let Some(tables) = tables {
         match preload::look(target, tables, python.as_mut()) {
             Some(Ok(heap)) => {
@@ -82,7 +83,7 @@ pub fn ask(process: &mut Process, target: &mut Target<'_>, tables: Option<&Proce
             Some(Err(why)) => process.gaps.push(why),
             // A Go program is static as a rule, and Go has said more.
             None if go.is_some() => {}
-            None => process.gaps.push(absent::why(process, target)),
+            None => unseen = Some(absent::why(process, target)),
         }
     }
     if let Some(go) = go {
@@ -91,6 +92,9 @@ pub fn ask(process: &mut Process, target: &mut Target<'_>, tables: Option<&Proce
     }
     malloc::look(process, target);
     jemalloc::look(process, target);
+    if process.heaps.is_empty() {
+        process.gaps.extend(unseen);
+    }
     process.heaps.sort_by_key(|heap| heap.witness);
 }
 

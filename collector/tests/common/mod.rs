@@ -161,3 +161,10 @@ pub fn assert_held_well(incident: &Value) {
     assert!(hold["guardian_locked_bytes"].as_u64().unwrap() <= 16 << 20, "{hold}");
     assert!(!threads(incident).is_empty());
 }
+
+/// What could not be had of a process, but for the heap by stack of one that was
+/// started without the library.
+pub fn gaps(process: &Value) -> Vec<&str> {
+    let all = process["gaps"].as_array().unwrap().iter().map(|gap| gap.as_str().unwrap());
+    all.filter(|gap| !gap.starts_with("its heap is not known: it was started without")).collect()
+}

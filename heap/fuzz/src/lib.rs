@@ -81,8 +81,9 @@ fn take_word(input: &mut &[u8]) -> u64 {
 const HEAD: usize = 10;
 /// Zeroes from so many on are told by their number.
 const ZEROES: usize = 64;
-/// Most zeroes in one piece.
+/// Most zeroes in one piece, and in all.
 const ZEROES_MAX: usize = 1 << 20;
+const ALL_ZEROES_MAX: usize = 16 << 20;
 
 /// Memory that consists of pieces, one behind the other: `address: u64, length: u16,
 /// bytes`, or, with a length of 0, `zeroes: u32`. All is little-endian. Of two at one
@@ -97,6 +98,7 @@ impl Pieces {
     #[must_use]
     pub fn parse(mut input: &[u8]) -> Self {
         let mut pieces = Pieces::default();
+        let mut zeroes_left = ALL_ZEROES_MAX;
         while let Some((head, rest)) = input.split_at_checked(HEAD) {
             let address = u64::from_le_bytes(head[..8].try_into().unwrap_or_default());
             let length = usize::from(u16::from_le_bytes([head[8], head[9]]));
@@ -104,7 +106,9 @@ impl Pieces {
             let piece = if length == 0 {
                 let Some((count, rest)) = input.split_first_chunk() else { break };
                 input = rest;
-                vec![0; (u32::from_le_bytes(*count) as usize).min(ZEROES_MAX)]
+                let count = (u32::from_le_bytes(*count) as usize).min(ZEROES_MAX).min(zeroes_left);
+                zeroes_left -= count;
+                vec![0; count]
             } else {
                 let (piece, rest) = input.split_at(length.min(input.len()));
                 input = rest;

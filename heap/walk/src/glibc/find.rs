@@ -104,6 +104,6 @@ fn settings(words: &Words<'_>, layout: &Parameters, place: &Place<'_>) -> Option
         && (1..1 << 20).contains(&cores)
         && (huge == 0 || (huge.is_power_of_two() && (PAGE..=1 << 30).contains(&huge)));
     // heap_max_size of malloc/arena.c.
-    let heap_max = if huge == 0 { heap::MAX } else { huge * 4 };
+    let heap_max = if huge == 0 { heap::MAX } else { huge.saturating_mul(4) };
     sound.then_some(Settings { mmaps, mmapped_bytes: bytes, sbrk_base, heap_max })
 }

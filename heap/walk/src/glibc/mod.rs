@@ -165,7 +165,7 @@ where
 {
     // Sums of addresses in there cannot overflow then.
     let all = place.data.iter().chain(place.writable).chain(place.anonymous).chain(&place.heap);
-    if all.into_iter().any(|range| range.end > END) {
+    if all.into_iter().any(|range| range.end > END || range.start > range.end) {
         return None;
     }
     let mut memory = Bounded::new(memory, budget_bytes);

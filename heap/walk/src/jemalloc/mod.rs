@@ -97,7 +97,7 @@ pub struct Profile {
 /// Reads the profile with at most `budget_bytes` of reads; `None` where there is
 /// none, or not of this layout.
 pub fn walk<M: Memory + ?Sized>(memory: &mut M, place: &Place<'_>, budget_bytes: u64) -> Option<Profile> {
-    if place.data.iter().chain(place.code).any(|range| range.end > END) {
+    if place.data.iter().chain(place.code).any(|range| range.end > END || range.start > range.end) {
         return None;
     }
     let mut memory = Bounded::new(memory, budget_bytes);
