@@ -115,3 +115,17 @@ fn the_call_that_takes_the_memory_is_named() {
         evidence(&[victim], &frames);
     }
 }
+
+/// The first thread of a dying process ends last: who waits for it first waits in
+/// vain, for two seconds.
+#[test]
+fn a_kill_of_many_threads_is_not_waited_for_in_vain() {
+    let lab = Lab::new();
+    let command = [&fixture("many_threads"), "--threads", "50", "--mib", "96"];
+    let output = lab.run(&["--memory", "40M", "--on-oom", "kill"], &command);
+    assert_eq!(output.status.code(), Some(137), "{}", common::text(&output));
+    let incident = lab.incident();
+    let step = &incident["verdict"]["steps"][0];
+    assert_eq!((&step["action"], &step["outcome"]), (&Value::from("kill"), &Value::from("relieved")), "{step:#}");
+    assert!(step["took_us"].as_u64().unwrap() < 2_000_000, "{step:#}");
+}

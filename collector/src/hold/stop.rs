@@ -120,14 +120,17 @@ impl StoppedThreads {
     /// Lets the threads go for which `chosen` says so, given their TID.
     pub fn resume_those(&mut self, chosen: impl Fn(i32) -> bool) {
         let deadline = Instant::now() + DYING_TIME;
-        self.threads.retain(|&tid, thread| {
-            if !chosen(tid) {
-                return true;
-            }
+        // All of them again and again: the first thread of a dying process ends only
+        // when the others have been reaped.
+        loop {
+            self.threads.retain(|&tid, thread| !chosen(tid) || (thread.attached && !release(tid, thread.signal)));
             // One that never stopped is not waited for: it may take forever.
-            let deadline = if thread.registers.is_some() { deadline } else { Instant::now() };
-            thread.attached && !release(tid, thread.signal, deadline)
-        });
+            let is_awaited = |(&tid, thread): (&i32, &HeldThread)| chosen(tid) && thread.registers.is_some();
+            if !self.threads.iter().any(is_awaited) || Instant::now() >= deadline {
+                return;
+            }
+            wait_for_sigchld(Duration::from_millis(2));
+        }
     }
 
     /// Detaches threads that stopped after all.
@@ -181,13 +184,12 @@ impl StoppedThreads {
 /// Detaches a thread; false when it has not stopped yet. One that is dying can
 /// only be reaped (we are its tracer: its process does not count as ended
 /// before).
-fn release(tid: i32, mut signal: Option<Signal>, deadline: Instant) -> bool {
+fn release(tid: i32, mut signal: Option<Signal>) -> bool {
     let pid = Pid::from_raw(tid);
     while ptrace::detach(pid, signal).is_err() {
         match look(tid) {
             Waited::Ended => return true,
-            Waited::Nothing if Instant::now() >= deadline => return false,
-            Waited::Nothing => wait_for_sigchld(Duration::from_millis(2)),
+            Waited::Nothing => return false,
             // It stopped just now: detach again, with what it was about to take.
             Waited::Stopped(late) => signal = signal.or(late),
         }
