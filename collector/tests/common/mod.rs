@@ -55,7 +55,10 @@ impl Lab {
 
     /// Starts a command under reprieve.
     pub fn start(&self, options: &[&str], command: &[&str]) -> Child {
-        let mut run = self.reprieve("run");
+        // Whoever started the tests may ignore signals, as nohup(1) and shells do.
+        let reprieve = self.reprieve("run");
+        let mut run = Command::new("env");
+        run.arg("--default-signal").arg(reprieve.get_program()).args(reprieve.get_args()).stdin(Stdio::null());
         run.args(options).arg("--").args(command).stdout(Stdio::piped()).stderr(Stdio::piped());
         run.spawn().unwrap()
     }
