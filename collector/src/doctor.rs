@@ -51,7 +51,7 @@ pub struct Check {
 /// Tries everything.
 #[must_use]
 pub fn examine() -> Vec<Check> {
-    // Waiting for stops needs SIGCHLD blocked.
+    // As for a hold: stops are not signalled.
     let _signals = Signals::block();
     vec![
         hold_check(),

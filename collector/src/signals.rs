@@ -1,6 +1,6 @@
 //! Signals to the guardian, taken at places of our choosing.
 
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 /// Signals that ask us to end.
 const ENDING: [Signal; 4] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
 
-/// Blocks the ending signals and SIGCHLD, and reads the former.
+/// Blocks the ending signals and reads them.
 #[derive(Debug)]
 pub struct Signals {
     fd: SignalFd,
@@ -33,10 +33,15 @@ impl Signals {
     pub fn block() -> io::Result<Self> {
         let mut ending = SigSet::empty();
         ENDING.iter().for_each(|&s| ending.add(s));
-        let mut blocked = ending;
-        blocked.add(Signal::SIGCHLD);
+        // For a SIGCHLD that is kept, the thread that stops allocates in its own
+        // memcg, which is full (do_notify_parent_cldstop, kernel/signal.c). Whoever
+        // started us may even ignore it, and then no exit status could be had.
+        let unheard = SigAction::new(SigHandler::SigDfl, SaFlags::SA_NOCLDSTOP, SigSet::empty());
+        // SAFETY: the default action runs no code of ours, and nothing else here
+        // handles SIGCHLD.
+        unsafe { sigaction(Signal::SIGCHLD, &unheard)? };
         let mask_before = SigSet::thread_get_mask()?;
-        blocked.thread_block()?;
+        ending.thread_block()?;
         let fd = SignalFd::with_flags(&ending, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
         Ok(Signals { fd, ending: None, mask_before })
     }

@@ -2,13 +2,12 @@
 
 mod common;
 
-use common::{Lab, assert_held_well, assert_unharmed, fixture, text, wait_for};
+use common::{Doomed, Lab, assert_held_well, assert_unharmed, fixture, text};
 use serde_json::Value;
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::process::{Command, Stdio};
 
 /// Sites of `go_leak`: the function that leaks, and what it inlines.
 const SITES: [[&str; 2]; 2] = [["main.leakSmall", "main.newSmall"], ["main.leakLarge", "main.newLarge"]];
@@ -60,56 +59,6 @@ fn truth(path: &Path) -> [u64; 2] {
     [0, 8].map(|at| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap()))
 }
 
-/// A memcg of the test's own.
-struct Group(PathBuf);
-
-impl Group {
-    fn new() -> Self {
-        let v1 = Path::new("/sys/fs/cgroup/memory");
-        let root = if v1.is_dir() { v1 } else { Path::new("/sys/fs/cgroup") };
-        let dir = root.join(format!("heap-go-test-{}", std::process::id()));
-        fs::create_dir(&dir).unwrap();
-        Group(dir)
-    }
-
-    /// Bytes of memory and of files that are charged. The usage as a whole moves
-    /// by batches of 64 pages that the kernel takes in advance for each CPU.
-    fn charged(&self) -> Vec<String> {
-        let stat = fs::read_to_string(self.0.join("memory.stat")).unwrap();
-        let lines = stat.lines().filter(|l| ["rss ", "cache ", "anon ", "file "].iter().any(|key| l.starts_with(key)));
-        lines.map(str::to_owned).collect()
-    }
-
-    /// Starts a program in it.
-    fn start(&self, program: &str, arguments: &[&str]) -> Started {
-        let script = "echo $$ > \"$0\" && exec \"$@\"";
-        let procs = self.0.join("cgroup.procs");
-        let mut command = Command::new("sh");
-        command.args(["-c", script]).arg(procs).arg(program).args(arguments).stdout(Stdio::piped());
-        Started(command.spawn().unwrap())
-    }
-}
-
-/// A program that ends with the test.
-struct Started(Child);
-
-impl Drop for Started {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        // The last of it may still be going.
-        let begun = Instant::now();
-        while fs::remove_dir(&self.0).is_err() && begun.elapsed() < Duration::from_secs(5) {
-            std::thread::yield_now();
-        }
-    }
-}
-
 #[test]
 fn every_kind_of_binary_is_seen_at_its_oom() {
     let (mut all, mut seen_leaking) = (Vec::new(), 0);
@@ -147,31 +96,20 @@ fn every_kind_of_binary_is_seen_at_its_oom() {
 
 #[test]
 fn a_stopped_program_is_seen_and_not_touched() {
-    let group = Group::new();
     let lab = Lab::new();
     let mut all = Vec::new();
     for program in ["go_leak", "go_leak_stripped", "go_leak_cgo_pie"] {
         let file = lab.out().join("truth");
         let arguments = ["--mib", "64", "--linger", "60s", "--rate", "32768", "--truth", file.to_str().unwrap()];
-        let mut child = group.start(&fixture(program), &arguments);
+        let mut child = Command::new(fixture(program));
+        let mut child = Doomed(child.args(arguments).stdout(Stdio::piped()).spawn().unwrap());
         let mut line = String::new();
         BufReader::new(child.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
         assert_eq!(line, "leaked\n");
-        let pid = nix::unistd::Pid::from_raw(child.0.id() as i32);
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).unwrap();
-        let is_stopped = || {
-            let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
-            let mut states = threads.map(|t| fs::read_to_string(t.unwrap().path().join("stat")).unwrap());
-            states.all(|stat| stat.contains(") T "))
-        };
-        wait_for("the stop", is_stopped);
-        let charged = || (group.charged(), fs::read_to_string(format!("/proc/{pid}/statm")).unwrap());
-        let before = charged();
-        assert_eq!(before.0.len(), 2, "{before:?}");
-        let output = lab.reprieve("snapshot").arg(pid.to_string()).output().unwrap();
+        child.stop();
+        let output = lab.reprieve("snapshot").arg(child.pid().to_string()).output().unwrap();
         assert!(output.status.success(), "{}", text(&output));
-        assert_eq!(charged(), before, "{program}: the snapshot cost the target memory");
-        assert!(is_stopped(), "{program}");
+        assert!(child.is_stopped(), "{program}");
         drop(child);
         all.extend(errors(&lab.incidents().pop().unwrap(), truth(&file)));
     }

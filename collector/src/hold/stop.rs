@@ -9,7 +9,7 @@ use crate::incident::model::StopOutcome;
 use crate::snapshot::process::Stat;
 use nix::errno::Errno;
 use nix::sys::ptrace;
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::Signal;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 use reprieve_symbolizer::Registers;
@@ -91,6 +91,7 @@ impl StoppedThreads {
     pub fn wait(&mut self, deadline: Instant) -> bool {
         let mut pending: Vec<i32> =
             self.threads.iter().filter(|(_, t)| t.attached && t.registers.is_none()).map(|(&tid, _)| tid).collect();
+        let mut pause = Pause::default();
         loop {
             pending.retain(|&tid| !self.poll(tid));
             let now = Instant::now();
@@ -104,7 +105,7 @@ impl StoppedThreads {
                 }
                 return false;
             }
-            wait_for_sigchld((deadline - now).min(Duration::from_millis(2)));
+            pause.sleep(deadline - now);
         }
     }
 
@@ -120,16 +121,18 @@ impl StoppedThreads {
     /// Lets the threads go for which `chosen` says so, given their TID.
     pub fn resume_those(&mut self, chosen: impl Fn(i32) -> bool) {
         let deadline = Instant::now() + DYING_TIME;
+        let mut pause = Pause::default();
         // All of them again and again: the first thread of a dying process ends only
         // when the others have been reaped.
         loop {
             self.threads.retain(|&tid, thread| !chosen(tid) || (thread.attached && !release(tid, thread.signal)));
             // One that never stopped is not waited for: it may take forever.
             let is_awaited = |(&tid, thread): (&i32, &HeldThread)| chosen(tid) && thread.registers.is_some();
-            if !self.threads.iter().any(is_awaited) || Instant::now() >= deadline {
+            let now = Instant::now();
+            if !self.threads.iter().any(is_awaited) || now >= deadline {
                 return;
             }
-            wait_for_sigchld(Duration::from_millis(2));
+            pause.sleep(deadline - now);
         }
     }
 
@@ -272,12 +275,19 @@ fn registers(tid: i32) -> Result<Registers, Errno> {
     Ok(registers)
 }
 
-/// A stop makes the kernel send SIGCHLD to the tracer, which has it blocked.
-fn wait_for_sigchld(at_most: Duration) {
-    let mut set = SigSet::empty();
-    set.add(Signal::SIGCHLD);
-    let timeout = libc::timespec { tv_sec: 0, tv_nsec: i64::from(at_most.subsec_nanos()) };
-    // SAFETY: both pointers are to live locals; a null siginfo is allowed
-    // (sigtimedwait(2)). The result does not matter: the caller looks again.
-    unsafe { libc::sigtimedwait(set.as_ref(), std::ptr::null_mut(), &raw const timeout) };
+/// Sleeps between looks, longer and longer. Nothing tells of a stop: the signal
+/// that could would be charged to the memcg (see [`crate::signals`]).
+struct Pause(Duration);
+
+impl Default for Pause {
+    fn default() -> Self {
+        Pause(Duration::from_micros(20))
+    }
+}
+
+impl Pause {
+    fn sleep(&mut self, at_most: Duration) {
+        std::thread::sleep(self.0.min(at_most));
+        self.0 = (self.0 * 2).min(Duration::from_millis(2));
+    }
 }

@@ -1,7 +1,7 @@
 //! `snapshot`: the same evidence without an OOM.
 
 use super::RunError;
-use super::recorder::Recorder;
+use super::recorder::{Recorder, state_of};
 use crate::cgroup::{Hierarchy, Memcg};
 use crate::guardian;
 use crate::hold::HandBack;
@@ -68,6 +68,10 @@ pub fn snapshot(
     let _ = threads.stop_all(deadline, || Ok::<_, std::convert::Infallible>(target_found.tids()));
     let stop_window = begun.elapsed();
     let (threads_stopped, threads_not_stopped) = threads.counts();
+    let memcg = match &target_found {
+        Target::Cgroup(memcg) => Some(state_of(memcg)),
+        Target::Process(_) => None,
+    };
     let pids = target_found.pids();
     let heaps = witness::read_tables(None, &pids);
     let evidence = snapshot::take(&pids, threads.threads(), Some(&heaps), options);
@@ -92,10 +96,6 @@ pub fn snapshot(
         )));
     }
 
-    let memcg = match &target_found {
-        Target::Cgroup(memcg) => Some(memcg),
-        Target::Process(_) => None,
-    };
     let subject = match &target_found {
         Target::Process(_) => evidence.processes.first().map_or(target, |p| &p.comm).to_owned(),
         Target::Cgroup(_) => target.rsplit('/').next().unwrap_or(target).to_owned(),

@@ -42,7 +42,7 @@ impl Recorder {
     }
 
     /// An incident from evidence, unsymbolized.
-    pub fn draft(&self, trigger: Trigger, memcg: Option<&Memcg>, evidence: Evidence) -> Incident {
+    pub fn draft(&self, trigger: Trigger, memcg: Option<MemcgState>, evidence: Evidence) -> Incident {
         let time_unix_us = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros() as u64;
         let (memory_bytes, available_bytes) = machine_memory();
         let read = |file: &str| std::fs::read_to_string(file).map(|t| t.trim().to_owned()).unwrap_or_default();
@@ -58,7 +58,7 @@ impl Recorder {
                 available_bytes,
                 reprieve: env!("CARGO_PKG_VERSION").to_owned(),
             },
-            memcg: memcg.map(state_of),
+            memcg,
             hold: None,
             processes: evidence.processes,
             kernel_victims: Vec::new(),
@@ -152,7 +152,7 @@ impl Recorder {
 }
 
 /// The memcg now; what cannot be read is left at zero or empty.
-fn state_of(memcg: &Memcg) -> MemcgState {
+pub fn state_of(memcg: &Memcg) -> MemcgState {
     MemcgState {
         path: memcg.path().to_owned(),
         version: memcg.version().number(),

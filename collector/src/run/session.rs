@@ -1,7 +1,7 @@
 //! The guardian's loop around one command.
 
 use super::command::{self, StartFailure, Started};
-use super::recorder::Recorder;
+use super::recorder::{Recorder, state_of};
 use super::{Group, Request, RunError};
 use crate::guardian::{heap, own_status_bytes};
 use crate::hold::watchdog::Watchdog;
@@ -171,14 +171,13 @@ impl<'a> Session<'a> {
             return Ok(self.brake.resume(threads)?);
         }
         let pids = self.group.memcg.pids()?;
+        let mut state = state_of(&self.group.memcg);
+        // Not the few KiB that the stop may have lent.
+        state.limit_bytes = Some(self.brake.limit());
         let heaps = self.heap.as_ref().map(|heap| witness::read_tables(Some(heap), &pids));
         let evidence = snapshot::take(&pids, threads.threads(), heaps.as_ref(), self.request.options);
         let snapshot_time = noticed.elapsed();
-        let mut incident = self.recorder.draft(Trigger::Oom, Some(&self.group.memcg), evidence);
-        if let Some(memcg) = &mut incident.memcg {
-            // Not the few KiB that the stop may have lent.
-            memcg.limit_bytes = Some(self.brake.limit());
-        }
+        let mut incident = self.recorder.draft(Trigger::Oom, Some(state), evidence);
         // The draft was made when the evidence was complete.
         incident.time_unix_us -= noticed.elapsed().as_micros() as u64;
 
@@ -271,12 +270,11 @@ impl<'a> Session<'a> {
         if self.kernel_log.is_ok() && victims.is_empty() {
             evidence.gaps.push("the kernel log does not say whom it killed".to_owned());
         }
-        let mut incident = self.recorder.draft(Trigger::KilledByKernel, Some(&self.group.memcg), evidence);
+        let mut state = state_of(&self.group.memcg);
+        // Not the wall above it.
+        state.limit_bytes = Some(self.brake.limit());
+        let mut incident = self.recorder.draft(Trigger::KilledByKernel, Some(state), evidence);
         incident.kernel_victims = victims;
-        if let Some(memcg) = &mut incident.memcg {
-            // Not the wall above it.
-            memcg.limit_bytes = Some(self.brake.limit());
-        }
         eprintln!("reprieve: {}", show::headline(&incident));
         let done = self.recorder.stage(&incident).and_then(|staging| self.recorder.finish(&incident, staging));
         if let Err(error) = done {

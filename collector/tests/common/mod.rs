@@ -3,8 +3,9 @@
 
 use serde_json::Value;
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
 /// A fixture's path; the tests do not run without fixtures.
@@ -133,6 +134,113 @@ pub fn groups() -> Vec<PathBuf> {
         }
     }
     found
+}
+
+/// A memcg of a test's own, gone with it.
+pub struct Group(pub PathBuf);
+
+impl Group {
+    pub fn new(name: &str) -> Self {
+        let v1 = Path::new("/sys/fs/cgroup/memory");
+        let root = if v1.is_dir() { v1 } else { Path::new("/sys/fs/cgroup") };
+        let dir = root.join(format!("{name}-{}", std::process::id()));
+        fs::create_dir(&dir).unwrap();
+        Group(dir)
+    }
+
+    pub fn usage(&self) -> u64 {
+        usage(&self.0)
+    }
+
+    /// Makes a shell, `command`, that enters it and becomes what further arguments say.
+    pub fn entered_by<'a>(&self, command: &'a mut Command) -> &'a mut Command {
+        command.args(["-c", "echo $$ > \"$0\" && exec \"$@\""]).arg(self.0.join("cgroup.procs"))
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // The last of it may still be going.
+        let begun = Instant::now();
+        while fs::remove_dir(&self.0).is_err() && begun.elapsed() < Duration::from_secs(5) {
+            std::thread::yield_now();
+        }
+    }
+}
+
+/// Bytes that are charged to a memcg.
+pub fn usage(group: &Path) -> u64 {
+    let read = |file: &str| fs::read_to_string(group.join(file));
+    read("memory.usage_in_bytes").or_else(|_| read("memory.current")).unwrap().trim().parse().unwrap()
+}
+
+/// A child that is killed and reaped in the end.
+pub struct Doomed(pub Child);
+
+impl Doomed {
+    pub fn pid(&self) -> i32 {
+        self.0.id() as i32
+    }
+
+    /// Stops it until it dies.
+    pub fn stop(&self) {
+        let pid = nix::unistd::Pid::from_raw(self.pid());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).unwrap();
+        wait_for("the stop", || self.is_stopped());
+    }
+
+    /// Whether each of its threads is.
+    pub fn is_stopped(&self) -> bool {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap();
+        let mut states = threads.map(|t| fs::read_to_string(t.unwrap().path().join("stat")).unwrap());
+        states.all(|stat| stat.contains(") T "))
+    }
+}
+
+impl Drop for Doomed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A command that has a terminal of its own.
+pub struct Terminal {
+    script: Child,
+    keys: ChildStdin,
+    shown: PathBuf,
+}
+
+impl Terminal {
+    /// Starts a command under reprieve on a terminal.
+    pub fn start(lab: &Lab, options: &[&str], command: &[&str]) -> Self {
+        let shown = lab.out().join("typescript");
+        let run = [env!("CARGO_BIN_EXE_reprieve"), "run", "--out", lab.out().to_str().unwrap()];
+        let words = run.iter().chain(options).chain(&["--"]).chain(command).map(|word| format!("'{word}'"));
+        let mut script = Command::new("script");
+        script.args(["--quiet", "--flush", "--return", "--command"]);
+        script.arg(words.collect::<Vec<_>>().join(" ")).arg(&shown);
+        let mut script = script.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        let keys = script.stdin.take().unwrap();
+        Terminal { script, keys, shown }
+    }
+
+    pub fn screen(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.shown).unwrap_or_default()).into_owned()
+    }
+
+    pub fn wait_for(&self, text: &str) {
+        wait_for(text, || self.screen().contains(text));
+    }
+
+    pub fn enter(&mut self, line: &str) {
+        self.keys.write_all(format!("{line}\n").as_bytes()).unwrap();
+    }
+
+    /// How the command ended.
+    pub fn wait(mut self) -> ExitStatus {
+        self.script.wait().unwrap()
+    }
 }
 
 fn assert_no_group_of(output: &Output) {
