@@ -5,6 +5,8 @@
 mod common;
 
 use common::{Lab, assert_held_well, assert_unharmed, text, truth, wait_for};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -67,7 +69,7 @@ impl Stopped {
             wchans.filter(|wchan| wchan.contains(name)).count()
         };
         wait_for("threads that wait", || (waiting_in("pipe"), waiting_in("nanosleep")) == (1, 3));
-        signal(pid, "STOP");
+        signal(pid, Signal::SIGSTOP);
         wait_for("the stop", || {
             fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") T "))
         });
@@ -91,8 +93,8 @@ impl Drop for Stopped {
     }
 }
 
-fn signal(pid: i32, name: &str) {
-    assert!(Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status().unwrap().success());
+fn signal(pid: i32, signal: Signal) {
+    kill(Pid::from_raw(pid), signal).unwrap();
 }
 
 #[test]
@@ -104,7 +106,7 @@ fn threads_of_a_stopped_program_say_what_python_they_run() {
         let output = lab.reprieve("snapshot").arg(target.0.id().to_string()).output().unwrap();
         assert!(output.status.success(), "{}", text(&output));
         assert_eq!(target.charge(), before, "{python}: no page of it was faulted in");
-        signal(target.0.id() as i32, "CONT");
+        signal(target.0.id() as i32, Signal::SIGCONT);
         target.0.stdin.take().unwrap().write_all(b"21\n").unwrap();
         let mut answer = String::new();
         BufReader::new(target.0.stdout.take().unwrap()).read_line(&mut answer).unwrap();
