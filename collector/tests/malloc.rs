@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Lab, fixture, text};
+use common::{Lab, Resident, fixture, text};
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
@@ -35,16 +35,11 @@ impl Stopped {
 
     /// Its only process in a snapshot, which changes none of its pages.
     fn snapshot(&self, lab: &Lab) -> Value {
-        // Exact, unlike VmRSS; shares of files change with other processes.
-        let pages = || -> Vec<String> {
-            let is_own = |line: &&str| line.starts_with("Rss:") || line.starts_with("Anonymous:");
-            self.proc("smaps_rollup").lines().filter(is_own).map(str::to_owned).collect()
-        };
-        let before = pages();
-        assert_eq!(before.len(), 2);
+        let pid = self.child.id() as i32;
+        let before = Resident::of(pid);
         let output = lab.reprieve("snapshot").arg(self.child.id().to_string()).output().unwrap();
         assert!(output.status.success(), "{}", text(&output));
-        assert_eq!(before, pages());
+        Resident::of(pid).assert_not_grown(before, &self.said);
         lab.incidents().pop().unwrap()["processes"][0].clone()
     }
 }

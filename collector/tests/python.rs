@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Lab, assert_held_well, assert_unharmed, text, truth, wait_for};
+use common::{Lab, Resident, assert_held_well, assert_unharmed, text, truth, wait_for};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -75,15 +75,6 @@ impl Stopped {
         });
         Stopped(child)
     }
-
-    /// Resident pages, and faults so far.
-    fn charge(&self) -> (String, Vec<String>) {
-        let read = |file: &str| fs::read_to_string(format!("/proc/{}/{file}", self.0.id())).unwrap();
-        let stat = read("stat");
-        // proc_pid_stat(5): minflt and majflt are fields 10 and 12.
-        let fields = stat[stat.rfind(')').unwrap() + 2..].split(' ').map(str::to_owned);
-        (read("statm"), fields.skip(7).take(3).collect())
-    }
 }
 
 impl Drop for Stopped {
@@ -102,11 +93,12 @@ fn threads_of_a_stopped_program_say_what_python_they_run() {
     for python in interpreters() {
         let lab = Lab::new();
         let mut target = Stopped::start(&python, &script(&lab, "threads.py", THREADS));
-        let before = target.charge();
+        let pid = target.0.id() as i32;
+        let before = Resident::of(pid);
         let output = lab.reprieve("snapshot").arg(target.0.id().to_string()).output().unwrap();
         assert!(output.status.success(), "{}", text(&output));
-        assert_eq!(target.charge(), before, "{python}: no page of it was faulted in");
-        signal(target.0.id() as i32, Signal::SIGCONT);
+        Resident::of(pid).assert_not_grown(before, &python);
+        signal(pid, Signal::SIGCONT);
         target.0.stdin.take().unwrap().write_all(b"21\n").unwrap();
         let mut answer = String::new();
         BufReader::new(target.0.stdout.take().unwrap()).read_line(&mut answer).unwrap();

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Doomed, Group, Lab, Terminal, fixture, groups, text, usage, wait_for};
+use common::{Doomed, Group, Lab, Resident, Terminal, fixture, groups, text, usage, wait_for};
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
@@ -48,13 +48,6 @@ fn assert_seen(process: &Value, witness: &str) {
     assert!(seen, "{witness}: {:#}", process["gaps"]);
 }
 
-/// Bytes of a process that are in memory, to the page (unlike VmRSS).
-fn resident(pid: i32) -> u64 {
-    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
-    let line = rollup.lines().find_map(|line| line.strip_prefix("Rss:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
-}
-
 /// Page tables and other memory of the kernel, of a group of version 1.
 fn kernel_memory(group: &Path) -> u64 {
     fs::read_to_string(group.join("memory.kmem.usage_in_bytes")).unwrap().trim().parse().unwrap()
@@ -72,19 +65,21 @@ fn parked_at_its_limit() {
         let group = groups().pop().expect("a group");
         let pids = fs::read_to_string(group.join("cgroup.procs")).unwrap();
         let pid: i32 = pids.trim().parse().expect("one process");
-        let after = (resident(pid), usage(&group));
+        let (after, charged_after) = (Resident::of(pid), usage(&group));
         terminal.enter("kill");
         assert_eq!(terminal.wait().code(), Some(137), "{witness}");
         let incident = lab.incident();
         common::assert_held_well(&incident);
         let process = &incident["processes"][0];
         assert_seen(process, witness);
-        let before = |value: &Value| value.as_u64().unwrap();
-        // Both were read as soon as the threads had stopped.
-        assert_eq!(after.0, before(&process["memory"]["rss_bytes"]), "{witness}");
+        // All of this was read as soon as the threads had stopped.
+        let bytes = |value: &Value| value.as_u64().unwrap();
+        let memory = &process["memory"];
+        let before = Resident { anonymous: bytes(&memory["pss_anon_bytes"]), all: bytes(&memory["rss_bytes"]) };
+        after.assert_not_grown(before, witness);
         // The kernel gives back what it had charged ahead, and frees some of its own late.
-        let usage = before(&incident["memcg"]["usage_bytes"]);
-        assert!(after.1 <= usage, "{witness}: {usage} bytes were charged, then {}", after.1);
+        let charged = bytes(&incident["memcg"]["usage_bytes"]);
+        assert!(charged_after <= charged, "{witness}: {charged} bytes were charged, then {charged_after}");
     }
 }
 
@@ -103,11 +98,11 @@ fn stopped_by_a_signal() {
         wait_for("growth", || group.usage() > 64 << 20);
         child.stop();
         let charged = || [kernel_memory(&group.0), group.usage()];
-        let before = (resident(child.pid()), charged());
+        let before = (Resident::of(child.pid()), charged());
         let output = lab.reprieve("snapshot").arg(child.pid().to_string()).output().unwrap();
         assert!(output.status.success(), "{}", text(&output));
-        let after = (resident(child.pid()), charged());
-        assert_eq!(before.0, after.0, "{witness}");
+        let after = (Resident::of(child.pid()), charged());
+        after.0.assert_not_grown(before.0, witness);
         let more = (0..2).any(|i| after.1[i] > before.1[i]);
         assert!(!more, "{witness}: {:?} bytes were charged, then {:?}", before.1, after.1);
         assert!(child.is_stopped(), "{witness}");

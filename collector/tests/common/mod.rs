@@ -168,6 +168,33 @@ impl Drop for Group {
     }
 }
 
+/// Bytes of a process in memory, to the page (unlike VmRSS).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Resident {
+    /// Its own anonymous pages.
+    pub anonymous: u64,
+    /// All it has mapped.
+    pub all: u64,
+}
+
+impl Resident {
+    pub fn of(pid: i32) -> Self {
+        let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+        let bytes = |key: &str| {
+            let line = rollup.lines().find_map(|line| line.strip_prefix(key)).unwrap();
+            line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+        };
+        Resident { anonymous: bytes("Pss_Anon:"), all: bytes("Rss:") }
+    }
+
+    /// Asserts that reading it has brought no page in. The kernel may take pages of
+    /// files away at any time, as DAMON does with cold ones.
+    pub fn assert_not_grown(self, before: Resident, whose: &str) {
+        assert_eq!(self.anonymous, before.anonymous, "{whose}: {self:?} after {before:?}");
+        assert!(self.all <= before.all, "{whose}: {self:?} after {before:?}");
+    }
+}
+
 /// Bytes that are charged to a memcg.
 pub fn usage(group: &Path) -> u64 {
     let read = |file: &str| fs::read_to_string(group.join(file));
