@@ -95,7 +95,8 @@ struct RunArgs {
     /// Folder for incidents [default: /var/lib/reprieve, or XDG's state folder].
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// How to hold: v1 (memory.oom_control), high (memory.high), or auto.
+    /// How to hold: v1 (memory.oom_control), high (memory.high), reserve
+    /// (/dev/oom_reserve of a kernel with our series), or auto.
     #[arg(long, default_value = "auto")]
     brake: BrakeChoice,
     /// Record command lines, which can hold secrets.

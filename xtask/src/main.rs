@@ -57,6 +57,11 @@ enum Task {
         #[command(subcommand)]
         command: vm::VmCommand,
     },
+    /// Build and boot Linux with the series of kernel/patches.
+    Kernel {
+        #[command(subcommand)]
+        command: vm::KernelCommand,
+    },
 }
 
 fn main() -> Result<ExitCode> {
@@ -67,6 +72,7 @@ fn main() -> Result<ExitCode> {
         Task::Fuzz { target, seconds } => fuzz::run(&root, target.as_deref(), seconds),
         Task::Test { only } => test::run(&root, only.as_deref()),
         Task::Vm { command } => vm::cli(&root, command),
+        Task::Kernel { command } => vm::kernel_cli(&root, command),
     }
 }
 

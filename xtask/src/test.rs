@@ -19,7 +19,6 @@ const TEST_PACKAGES: &[Package] = &[
     Package { name: "libjemalloc2", why: "a malloc with a profile of its own" },
     Package { name: "coreutils", why: "sort, a real program to run out of memory" },
     Package { name: "golang-go", why: "victims in Go; its own compiler as one; its pprof reads our profiles" },
-    Package { name: "python3-numpy", why: "a C extension, whose heap is looked at" },
     Package { name: "git", why: "a real program whose heap is looked at" },
     Package { name: "sqlite3", why: "a real program whose heap is looked at" },
     Package { name: "libtcmalloc-minimal4", why: "an allocator behind ours" },
@@ -41,11 +40,15 @@ const STAGES: &[Stage] = &[
     ("fixtures", fixture_tests),
     ("fuzz", fuzz_shortly),
     ("guest", guest),
+    ("series", vm::check_series),
+    ("reserve", reserve),
 ];
 
 /// Tests of the collector that run in the guest, under cgroup version 2 and its
 /// brake; `v2` only there, the host ignores it.
 const GUEST_TESTS: &[&str] = &["v2", "run", "snapshot", "documented", "guardian_dies", "unharmed"];
+/// The same on the kernel with the series, under its brake; `reserve` only there.
+const RESERVE_TESTS: &[&str] = &["reserve", "run", "snapshot", "guardian_dies", "unharmed"];
 /// Share of the host's rounds that tests which repeat do there, under emulation.
 const GUEST_ROUNDS_PERCENT: &str = "20";
 /// Time for each fuzz target, in seconds.
@@ -139,6 +142,8 @@ fn tests(root: &Path) -> Result<()> {
             "-p",
             "reprieve-heap-walk",
             "-p",
+            "reprieve-oom-uapi",
+            "-p",
             "xtask",
             "--",
             "--test-threads=1",
@@ -165,9 +170,19 @@ fn fuzz_shortly(root: &Path) -> Result<()> {
 
 /// The same tests on a stock 6.12 kernel with cgroup version 2.
 fn guest(root: &Path) -> Result<()> {
+    in_guest(root, vm::Flavor::Stock, GUEST_TESTS)
+}
+
+/// The same tests on the kernel with the series.
+fn reserve(root: &Path) -> Result<()> {
+    in_guest(root, vm::Flavor::Reserve, RESERVE_TESTS)
+}
+
+/// Runs test programs of the collector in a guest with cgroup version 2.
+fn in_guest(root: &Path, kernel: vm::Flavor, tests: &[&str]) -> Result<()> {
     let fixtures = fixtures::build(root)?;
     let mut script = String::from("set -e");
-    for name in GUEST_TESTS {
+    for name in tests {
         script.push_str(&format!("; {} --test-threads=1 --include-ignored", test_program(root, name)?));
     }
     let spec = vm::GuestSpec {
@@ -181,6 +196,8 @@ fn guest(root: &Path) -> Result<()> {
         cpus: 1,
         timeout: GUEST_TIME,
         cgroup: vm::Cgroup::V2,
+        kernel,
+        terminal: false,
     };
     match vm::run(root, &spec)? {
         0 => Ok(()),

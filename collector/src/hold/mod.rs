@@ -4,14 +4,17 @@
 //! own OOM killer is never further away than a [`watchdog`].
 
 mod high;
+mod reserve;
 pub mod stop;
 mod v1;
 pub mod watchdog;
 
 pub use high::HighBrake;
+pub use reserve::ReserveBrake;
 pub use v1::V1Brake;
 
 use crate::cgroup::{CgroupError, Memcg, Version};
+use crate::incident::model::KernelHold;
 use nix::poll::{PollFd, PollFlags};
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
@@ -29,6 +32,8 @@ pub enum BrakeChoice {
     V1,
     /// `memory.high` and `cgroup.freeze` of version 2.
     High,
+    /// `/dev/oom_reserve` of the series in kernel/patches, on version 2.
+    Reserve,
 }
 
 impl FromStr for BrakeChoice {
@@ -38,7 +43,8 @@ impl FromStr for BrakeChoice {
             "auto" => Ok(BrakeChoice::Auto),
             "v1" => Ok(BrakeChoice::V1),
             "high" => Ok(BrakeChoice::High),
-            _ => Err(format!("unknown brake {name:?}; known are auto, v1 and high")),
+            "reserve" => Ok(BrakeChoice::Reserve),
+            _ => Err(format!("unknown brake {name:?}; known are auto, v1, high and reserve")),
         }
     }
 }
@@ -107,7 +113,7 @@ pub struct HandBack {
 
 /// A way to hold a memcg at its limit.
 pub trait Brake: fmt::Debug {
-    /// `v1` or `high`.
+    /// `v1`, `high` or `reserve`.
     fn name(&self) -> &'static str;
 
     /// Becomes ready when [`Brake::look`] may have news; the look silences it.
@@ -123,6 +129,11 @@ pub trait Brake: fmt::Debug {
     /// still fail for want of memory.
     fn exposed(&self) -> Duration;
 
+    /// What the kernel told of the hold that was stopped last, where it does.
+    fn told(&self) -> Option<KernelHold> {
+        None
+    }
+
     /// Stops every thread, by `deadline` at the latest.
     fn stop(&mut self, deadline: Instant) -> Result<StoppedThreads, CgroupError>;
 
@@ -131,6 +142,18 @@ pub trait Brake: fmt::Debug {
 
     /// Whether the memcg needs no hold any more.
     fn is_well(&self) -> Result<bool, CgroupError>;
+
+    /// Room to move in for a memcg that is let go to get well by itself, until
+    /// [`Brake::take_back`]. Brakes that hold below the kernel's limit leave some
+    /// anyway.
+    fn lend(&mut self) -> Result<(), CgroupError> {
+        Ok(())
+    }
+
+    /// Takes back what was lent, as far as it is not in use; the rest follows later.
+    fn take_back(&mut self) -> Result<(), CgroupError> {
+        Ok(())
+    }
 
     /// Raises the limit by `bytes`.
     fn grant(&mut self, bytes: u64) -> Result<(), CgroupError>;
@@ -181,6 +204,9 @@ pub enum BrakeError {
     /// A file of the memcg refused.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
+    /// The kernel has no such device, or refused.
+    #[error("brake reserve needs /dev/oom_reserve of a kernel with the series in kernel/patches; use --brake auto")]
+    NoReserve(#[source] std::io::Error),
     /// The kernel interface could not be opened.
     #[error("failed to open the bell of the memcg")]
     Bell(#[source] std::io::Error),
@@ -191,10 +217,15 @@ pub fn arm(memcg: &Memcg, limit_bytes: u64, choice: BrakeChoice) -> Result<Box<d
     let has = memcg.version();
     match (choice, has) {
         (BrakeChoice::Auto | BrakeChoice::V1, Version::V1) => Ok(Box::new(V1Brake::arm(memcg.clone(), limit_bytes)?)),
+        (BrakeChoice::Auto, Version::V2) if ReserveBrake::is_there() => {
+            Ok(Box::new(ReserveBrake::arm(memcg.clone(), limit_bytes)?))
+        }
+        (BrakeChoice::Reserve, Version::V2) => Ok(Box::new(ReserveBrake::arm(memcg.clone(), limit_bytes)?)),
         (BrakeChoice::Auto | BrakeChoice::High, Version::V2) => {
             Ok(Box::new(HighBrake::arm(memcg.clone(), limit_bytes)?))
         }
         (BrakeChoice::V1, _) => Err(BrakeError::WrongVersion { brake: "v1", needs: 1, has: has.number() }),
         (BrakeChoice::High, _) => Err(BrakeError::WrongVersion { brake: "high", needs: 2, has: has.number() }),
+        (BrakeChoice::Reserve, _) => Err(BrakeError::WrongVersion { brake: "reserve", needs: 2, has: has.number() }),
     }
 }

@@ -121,13 +121,13 @@ impl V1Brake {
 
     /// Raises the wall for the moment, which wakes all parked tasks: the kernel
     /// does so only when it is really higher than before (mem_cgroup_resize_max).
-    fn lend(&mut self, bytes: u64) -> Result<(), CgroupError> {
+    fn raise_wall(&mut self, bytes: u64) -> Result<(), CgroupError> {
         self.set_wall(self.wall + bytes)
     }
 
     /// Takes back what was lent and not used. EBUSY is the answer while usage is
     /// above: then the wall goes as low as it can, and the next call tries again.
-    fn take_back(&mut self) -> Result<(), CgroupError> {
+    fn lower_wall(&mut self) -> Result<(), CgroupError> {
         let home = self.limit + cushion(self.limit);
         for wall in [home, self.memcg.usage()?.next_multiple_of(WAKE_BYTES)] {
             if !(home..self.wall).contains(&wall) {
@@ -174,7 +174,7 @@ impl V1Brake {
         let parked = self.under_oom()?;
         if parked || rang && self.memcg.usage()? + LOAN_BYTES > self.wall {
             // Before anything else: from here on nobody fails.
-            self.lend(LOAN_BYTES)?;
+            self.raise_wall(LOAN_BYTES)?;
             if parked {
                 self.exposed = begun.elapsed();
                 return Ok(true);
@@ -262,7 +262,7 @@ impl Brake for V1Brake {
             Look::OutOfMemory
         } else {
             // Somebody freed memory, or the kernel found some.
-            self.take_back()?;
+            self.lower_wall()?;
             Look::Well
         })
     }
@@ -279,7 +279,7 @@ impl Brake for V1Brake {
         threads.arm(&self.memcg.tids()?);
         loop {
             if self.under_oom()? {
-                self.lend(WAKE_BYTES)?;
+                self.raise_wall(WAKE_BYTES)?;
             }
             let all = threads.wait(deadline.min(Instant::now() + WAKE_ROUND));
             let new = threads.arm(&self.memcg.tids()?);
@@ -287,12 +287,12 @@ impl Brake for V1Brake {
                 break;
             }
         }
-        self.take_back()?;
+        self.lower_wall()?;
         Ok(threads)
     }
 
     fn resume(&mut self, threads: StoppedThreads) -> Result<(), CgroupError> {
-        let taken_back = self.take_back();
+        let taken_back = self.lower_wall();
         self.late = threads.resume();
         taken_back
     }

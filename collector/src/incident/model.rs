@@ -103,11 +103,35 @@ pub struct KernelVictim {
     pub rss_bytes: u64,
 }
 
+/// What the kernel tells of a hold of its own (brake `reserve`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelHold {
+    /// The process that hit the limit, in our PID namespace; 0 is one outside it.
+    pub pid: i32,
+    /// Its thread.
+    pub tid: i32,
+    /// Whether it touched a page; otherwise it was in a system call.
+    pub user_fault: bool,
+    /// It wanted two to the power of this many pages.
+    pub order: u32,
+    /// Threads that waited for memory when the stop began.
+    pub parked: u32,
+    /// `memory.oom.reserve`.
+    pub reserve_bytes: u64,
+    /// What was charged above the limit so that system calls did not fail.
+    pub above_limit_bytes: u64,
+    /// What more could have been.
+    pub overrun_left_bytes: u64,
+}
+
 /// How the memcg was held and for how long.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct HoldReport {
-    /// `v1` or `high`.
+    /// `v1`, `high` or `reserve`; `none` for a snapshot.
     pub brake: String,
+    /// What the kernel told, where it holds itself.
+    #[serde(default)]
+    pub kernel: Option<KernelHold>,
     /// From the notice to the last thread stopped: the time in which system
     /// calls of the memcg could see ENOMEM or EFAULT (brake `v1`), or in
     /// which it could still grow (brake `high`).

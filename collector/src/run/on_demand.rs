@@ -105,6 +105,7 @@ pub fn snapshot(
     let micros = |d: Duration| d.as_micros() as u64;
     incident.hold = Some(HoldReport {
         brake: "none".to_owned(),
+        kernel: None,
         stop_window_us: micros(stop_window),
         exposed_us: 0,
         snapshot_us: micros(snapshot_time),

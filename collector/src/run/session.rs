@@ -221,6 +221,7 @@ impl<'a> Session<'a> {
         let heap_table_bytes = self.heap.as_ref().map_or(0, HeapTable::ready_bytes);
         incident.hold = Some(HoldReport {
             brake: self.brake.name().to_owned(),
+            kernel: self.brake.told(),
             stop_window_us: micros(stop_window),
             exposed_us: micros(self.brake.exposed()),
             snapshot_us: micros(snapshot_time),

@@ -9,6 +9,9 @@ use std::os::unix::fs::FileExt;
 /// Bit 63 of an entry: the page is in memory.
 const PRESENT: u64 = 1 << 63;
 
+/// Entries read at once: the kernel prepares a buffer for each read.
+const ENTRIES: usize = 512;
+
 /// Page size of the machine in bytes.
 #[must_use]
 pub fn page_size() -> u64 {
@@ -32,14 +35,14 @@ impl Pagemap {
     /// For each of `present`, whether the page at `first` + its index pages is
     /// in memory. Pages past the end of the address space are absent.
     pub fn present(&self, first: u64, present: &mut [bool]) -> io::Result<()> {
-        let mut entries = [0u8; 8 * 64];
+        let mut entries = [0u8; 8 * ENTRIES];
         let base = first / self.page_size * 8;
-        for (chunk_index, chunk) in present.chunks_mut(64).enumerate() {
+        for (chunk_index, chunk) in present.chunks_mut(ENTRIES).enumerate() {
             let bytes = &mut entries[..chunk.len() * 8];
             bytes.fill(0);
             let mut filled = 0;
             while filled < bytes.len() {
-                let offset = base + (chunk_index * 64 * 8 + filled) as u64;
+                let offset = base + (chunk_index * ENTRIES * 8 + filled) as u64;
                 match self.file.read_at(&mut bytes[filled..], offset)? {
                     0 => break,
                     n => filled += n,

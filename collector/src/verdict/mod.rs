@@ -180,6 +180,7 @@ impl Scene<'_> {
     fn throttle(&mut self, time: Duration) -> Result<Effect, CgroupError> {
         let reason = format!("given {THROTTLE_CPU_PERCENT} % of a CPU to see whether it frees memory by itself");
         self.limit_cpu(Some(THROTTLE_CPU_PERCENT))?;
+        self.brake.lend()?;
         self.let_go()?;
         let before = self.memcg.usage()?;
         let begun = Instant::now();
@@ -187,6 +188,7 @@ impl Scene<'_> {
         while !well && begun.elapsed() < time && !self.interrupted(GLANCE) {
             well = self.room()?.0 >= self.brake.level() / THROTTLE_ROOM_SHARE && self.brake.is_well()?;
         }
+        self.brake.take_back()?;
         self.limit_cpu(None)?;
         let after = self.memcg.usage()?;
         let took = begun.elapsed().as_secs_f64();

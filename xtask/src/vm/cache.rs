@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
@@ -80,7 +81,7 @@ impl Lock {
     }
 }
 
-/// A directory that is deleted, with all it holds, when dropped.
+/// A directory that is gone, with all it holds, when dropped.
 pub(super) struct Scratch(PathBuf);
 
 impl Scratch {
@@ -101,7 +102,12 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir_all(&self.0) {
+        // A kernel's tree is a hundred thousand files, for which some disks take
+        // minutes: nobody waits for them.
+        let doomed = self.0.with_extension(format!("doomed-{}", std::process::id()));
+        let deleted = fs::rename(&self.0, &doomed)
+            .and_then(|()| Command::new("rm").arg("-rf").arg(&doomed).stdin(Stdio::null()).spawn());
+        if let Err(error) = deleted {
             eprintln!("{}: left behind: {error}", self.0.display());
         }
     }

@@ -5,12 +5,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-/// The fragments under `kernel/config`, in the order of their names.
-pub(super) fn fragments(root: &Path) -> Result<Vec<PathBuf>> {
-    let directory = root.join("kernel/config");
+/// The fragments in a directory, in the order of their names.
+pub(super) fn fragments(directory: &Path) -> Result<Vec<PathBuf>> {
     let unreadable = || format!("{}: the kernel's configuration fragments cannot be listed", directory.display());
     let mut paths = Vec::new();
-    for entry in fs::read_dir(&directory).with_context(unreadable)? {
+    for entry in fs::read_dir(directory).with_context(unreadable)? {
         let path = entry.with_context(unreadable)?.path();
         if path.extension().is_some_and(|extension| extension == "config") {
             paths.push(path);

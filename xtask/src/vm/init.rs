@@ -70,6 +70,7 @@ mod tests {
     use std::process::Command;
     use std::time::Duration;
 
+    use super::super::Flavor;
     use super::*;
 
     fn spec(command: &[&str], cwd: &str) -> GuestSpec {
@@ -81,6 +82,8 @@ mod tests {
             cpus: 1,
             timeout: Duration::from_secs(1),
             cgroup: Cgroup::V2,
+            kernel: Flavor::Stock,
+            terminal: false,
         }
     }
 

@@ -1,10 +1,11 @@
-//! The guest's kernel: a lean build of Debian's `linux-source-6.12`, cached.
+//! The guest's kernels: lean builds of Debian's `linux-source-6.12`, cached.
 //!
 //! Built from the package, not downloaded as a binary: the distribution's own
 //! images have 9p and virtio as modules, which a guest without an initramfs
 //! cannot load, and none is built with the memory controller's v1 interface
 //! and everything else a test asks for.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -35,6 +36,38 @@ const PACKAGES: &[Package] = &[
     Package { name: "xz-utils", why: "the kernel's source is compressed with it" },
 ];
 
+/// What the kernel with the series needs besides: Rust in the kernel wants LLVM,
+/// and a compiler whose library's source is at hand.
+const RUST_PACKAGES: &[Package] = &[
+    Package { name: "clang-19", why: "the compiler of a kernel with Rust in it" },
+    Package { name: "lld-19", why: "the linker of a kernel with Rust in it" },
+    Package { name: "llvm-19", why: "the binary tools of a kernel with Rust in it" },
+    Package { name: "libclang-19-dev", why: "bindgen reads the kernel's C headers with it" },
+    Package { name: "rustc-web", why: "the Rust compiler for the kernel" },
+    Package { name: "rust-web-src", why: "the kernel builds its own `core` from it" },
+];
+const SERIES_PACKAGES: &[Package] = &[
+    Package { name: "patch", why: "the series is applied with it" },
+    Package { name: "perl", why: "the kernel's style checker is written in it" },
+];
+/// Debian's Rust compiler, which has the library's source; rustup's may not.
+const RUSTC: &str = "/usr/bin/rustc";
+/// What makes Rust of the kernel's C headers; installed where there is none.
+const BINDGEN: &str = "0.72.1";
+/// The series.
+const SERIES: &str = "kernel/patches/6.12";
+/// Its driver, to be read and built alone.
+const DRIVER: &str = "kernel/driver/oom_reserve.rs";
+
+/// Which kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Flavor {
+    /// As Debian has it
+    Stock,
+    /// With the series of kernel/patches and its device
+    Reserve,
+}
+
 /// A guest kernel that is ready to boot.
 #[derive(Clone, Debug)]
 pub(crate) struct Kernel {
@@ -43,20 +76,20 @@ pub(crate) struct Kernel {
     pub(crate) bzimage: PathBuf,
 }
 
-/// Builds the guest's kernel, or finds it in the cache.
+/// Builds a kernel for guests, or finds it in the cache.
 ///
 /// The cache entry is named after all that decides the outcome: the source
-/// package's version, the fragments under `kernel/config` and the compiler.
+/// package's version, the configuration's fragments, the patches, the compilers.
 ///
 /// # Errors
 ///
-/// When a package cannot be installed, an option of the fragments does not
-/// hold, or the build fails; then the compiler's errors are in the message.
-pub(crate) fn build(root: &Path) -> Result<Kernel> {
-    deps::ensure(PACKAGES)?;
-    let fragments = config::fragments(root)?;
+/// When a package cannot be installed, a patch does not apply, an option of the
+/// fragments does not hold, or the build fails; then the compiler's errors are in
+/// the message.
+pub(crate) fn build(root: &Path, flavor: Flavor) -> Result<Kernel> {
     let cache = cache::directory()?;
-    let entry = cache.join(format!("kernel-{}", key(&fragments)?));
+    let recipe = Recipe::new(root, flavor, &cache)?;
+    let entry = cache.join(recipe.name()?);
     let kernel = Kernel { bzimage: entry.join("bzImage") };
     if kernel.bzimage.exists() {
         return Ok(kernel);
@@ -72,50 +105,214 @@ pub(crate) fn build(root: &Path) -> Result<Kernel> {
     let log = cache.join("kernel-build.log");
     // Empties it: the steps of a build append.
     fs::File::create(&log).with_context(|| format!("{}: cannot be made", log.display()))?;
-    eprintln!("building the guest's kernel; this happens once and takes some minutes");
-    let result = compile(scratch.path(), &fragments, &log);
-    let ready = result.with_context(|| format!("the guest's kernel was not built; the log is {}", log.display()))?;
+    eprintln!("building {}; this happens once and takes some minutes", recipe.what);
+    let result = recipe.compile(scratch.path(), &log);
+    let ready = result.with_context(|| format!("{} was not built; the log is {}", recipe.what, log.display()))?;
     // The entry holds either both files or does not exist.
     fs::rename(&ready, &entry).with_context(|| format!("{}: cannot be put in place", entry.display()))?;
     Ok(kernel)
 }
 
-/// The name of the cache entry: the version for people, the hash for the rest.
-fn key(fragments: &[PathBuf]) -> Result<String> {
-    let version = stdout(Command::new("dpkg-query").args(["-W", "-f", "${Version}", SOURCE_PACKAGE]))?;
-    let compiler = stdout(Command::new("gcc").arg("--version"))?;
-    let mut key = Key::new().field(version.as_bytes()).field(compiler.as_bytes());
-    for fragment in fragments {
-        let text = fs::read(fragment).with_context(|| format!("{}: cannot be read", fragment.display()))?;
-        key = key.field(&text);
-    }
-    Ok(format!("{version}-{}", key.hex()))
+/// All that decides what a kernel becomes.
+struct Recipe {
+    /// For people.
+    what: &'static str,
+    /// First part of its name in the cache.
+    prefix: &'static str,
+    fragments: Vec<PathBuf>,
+    /// In the order in which they apply.
+    patches: Vec<PathBuf>,
+    /// Commands whose version matters.
+    compilers: Vec<PathBuf>,
+    /// What make is told.
+    arguments: Vec<String>,
+    /// Where programs are looked up.
+    path: Option<String>,
 }
 
-/// Builds inside `scratch`; returns the directory with the two files to keep.
-fn compile(scratch: &Path, fragments: &[PathBuf], log: &Path) -> Result<PathBuf> {
-    make::run(Command::new("tar").args(["-xf", SOURCE, "-C"]).arg(scratch), "unpacking", log)?;
-    let tree = scratch.join(TREE);
-    make::run(make::command(&tree).arg("allnoconfig"), "configuring", log)?;
-    make::run(
-        make::environment(Command::new("scripts/kconfig/merge_config.sh").current_dir(&tree))
-            .args(["-m", ".config"])
-            .args(fragments),
-        "merging the fragments",
-        log,
-    )?;
-    make::run(make::command(&tree).arg("olddefconfig"), "configuring", log)?;
-    config::verify(&tree.join(".config"), fragments)?;
-    let jobs = std::thread::available_parallelism().map_or(1, usize::from);
-    make::run(make::command(&tree).arg(format!("-j{jobs}")).arg("bzImage"), "compiling", log)?;
-
-    let ready = scratch.join("ready");
-    fs::create_dir(&ready).with_context(|| format!("{}: cannot be made", ready.display()))?;
-    for (built, kept) in [("arch/x86/boot/bzImage", "bzImage"), (".config", "config")] {
-        let built = tree.join(built);
-        fs::copy(&built, ready.join(kept)).with_context(|| format!("{}: cannot be kept", built.display()))?;
+impl Recipe {
+    /// Installs what it needs.
+    fn new(root: &Path, flavor: Flavor, cache: &Path) -> Result<Self> {
+        deps::ensure(PACKAGES)?;
+        let stock = Recipe {
+            what: "the guest's kernel",
+            prefix: "kernel",
+            fragments: config::fragments(&root.join("kernel/config"))?,
+            patches: Vec::new(),
+            compilers: vec!["gcc".into()],
+            arguments: Vec::new(),
+            path: None,
+        };
+        if flavor == Flavor::Stock {
+            return Ok(stock);
+        }
+        deps::ensure(RUST_PACKAGES)?;
+        deps::ensure(SERIES_PACKAGES)?;
+        let bindgen = cache.join("tools/bin/bindgen");
+        install_bindgen(&bindgen, cache)?;
+        let mut fragments = stock.fragments;
+        // Later ones win.
+        fragments.extend(config::fragments(&root.join("kernel/config/reserve"))?);
+        Ok(Recipe {
+            what: "the guest's kernel with the series",
+            prefix: "reserve",
+            fragments,
+            patches: series(root)?,
+            compilers: vec!["clang-19".into(), RUSTC.into(), bindgen],
+            arguments: vec!["LLVM=-19".to_owned(), format!("RUSTC={RUSTC}"), format!("HOSTRUSTC={RUSTC}")],
+            // rustup's compilers stay out of it.
+            path: Some(format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", cache.join("tools/bin").display())),
+        })
     }
-    Ok(ready)
+
+    /// The name of the cache entry: the version for people, the hash for the rest.
+    fn name(&self) -> Result<String> {
+        let version = stdout(Command::new("dpkg-query").args(["-W", "-f", "${Version}", SOURCE_PACKAGE]))?;
+        let mut key = Key::new().field(version.as_bytes());
+        for compiler in &self.compilers {
+            key = key.field(stdout(Command::new(compiler).arg("--version"))?.as_bytes());
+        }
+        for file in self.fragments.iter().chain(&self.patches) {
+            key = key.field(&fs::read(file).with_context(|| format!("{}: cannot be read", file.display()))?);
+        }
+        Ok(format!("{}-{version}-{}", self.prefix, key.hex()))
+    }
+
+    /// Builds inside `scratch`; returns the directory with the files to keep.
+    fn compile(&self, scratch: &Path, log: &Path) -> Result<PathBuf> {
+        make::run(Command::new("tar").args(["-xf", SOURCE, "-C"]).arg(scratch), "unpacking", log)?;
+        let tree = scratch.join(TREE);
+        for patch in &self.patches {
+            let step = format!("applying {}", patch.file_name().unwrap_or_default().to_string_lossy());
+            make::run(&mut apply(&tree, patch), &step, log)?;
+        }
+        make::run(self.make(&tree).arg("allnoconfig"), "configuring", log)?;
+        let mut merge = Command::new("scripts/kconfig/merge_config.sh");
+        self.environment(merge.current_dir(&tree)).args(["-m", ".config"]).args(&self.fragments);
+        make::run(&mut merge, "merging the fragments", log)?;
+        make::run(self.make(&tree).arg("olddefconfig"), "configuring", log)?;
+        config::verify(&tree.join(".config"), &self.fragments)?;
+        let jobs = std::thread::available_parallelism().map_or(1, usize::from);
+        make::run(self.make(&tree).arg(format!("-j{jobs}")).arg("bzImage"), "compiling", log)?;
+
+        let ready = scratch.join("ready");
+        fs::create_dir(&ready).with_context(|| format!("{}: cannot be made", ready.display()))?;
+        for (built, kept) in [("arch/x86/boot/bzImage", "bzImage"), (".config", "config")] {
+            let built = tree.join(built);
+            fs::copy(&built, ready.join(kept)).with_context(|| format!("{}: cannot be kept", built.display()))?;
+        }
+        Ok(ready)
+    }
+
+    fn make(&self, tree: &Path) -> Command {
+        let mut command = make::command(tree);
+        self.environment(&mut command).args(&self.arguments);
+        command
+    }
+
+    fn environment<'a>(&self, command: &'a mut Command) -> &'a mut Command {
+        command.envs(self.path.iter().map(|path| ("PATH", path)));
+        make::environment(command)
+    }
+}
+
+/// The patches, in the order in which they apply.
+///
+/// # Errors
+///
+/// When there are none.
+pub(crate) fn series(root: &Path) -> Result<Vec<PathBuf>> {
+    let folder = root.join(SERIES);
+    let unreadable = || format!("{}: the series cannot be listed", folder.display());
+    let mut patches = Vec::new();
+    for entry in fs::read_dir(&folder).with_context(unreadable)? {
+        let path = entry.with_context(unreadable)?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        // The cover letter changes nothing.
+        if name.ends_with(".patch") && !name.starts_with("0000-") {
+            patches.push(path);
+        }
+    }
+    if patches.is_empty() {
+        bail!("{}: holds no patches; is this the project's root?", folder.display());
+    }
+    patches.sort();
+    Ok(patches)
+}
+
+/// Whether each patch of the series applies to what the ones before it leave, has
+/// nothing that the kernel's own style checker minds, and whether the driver here is
+/// the one that the series adds.
+///
+/// # Errors
+///
+/// What the first patch that fails is told.
+pub(crate) fn check_series(root: &Path) -> Result<()> {
+    deps::ensure(PACKAGES)?;
+    deps::ensure(SERIES_PACKAGES)?;
+    let cache = cache::directory()?;
+    let _lock = Lock::take(&cache.join("series.lock"))?;
+    let scratch = Scratch::make(cache.join("series-check"))?;
+    let log = cache.join("series-check.log");
+    fs::File::create(&log).with_context(|| format!("{}: cannot be made", log.display()))?;
+    let patches = series(root)?;
+    let mut unpack = Command::new("tar");
+    unpack.args(["-xf", SOURCE, "-C"]).arg(scratch.path()).arg(format!("{TREE}/scripts"));
+    unpack.args(changed_files(&patches)?.iter().map(|file| format!("{TREE}/{file}")));
+    make::run(&mut unpack, "unpacking", &log)?;
+    let tree = scratch.path().join(TREE);
+    for patch in patches {
+        let name = patch.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let mut checker = Command::new("scripts/checkpatch.pl");
+        checker.args(["--no-tree", "--strict", "--terse", "--no-summary"]).arg(&patch).current_dir(&tree);
+        let output = checker.output().with_context(|| format!("{checker:?} cannot be run"))?;
+        if !output.status.success() || !output.stdout.is_empty() {
+            bail!("checkpatch minds {name}:\n{}", String::from_utf8_lossy(&output.stdout));
+        }
+        make::run(&mut apply(&tree, &patch), &format!("applying {name}"), &log)?;
+    }
+    let (ours, theirs) = (root.join(DRIVER), tree.join("drivers/misc/oom_reserve.rs"));
+    let read = |path: &Path| fs::read(path).with_context(|| format!("{}: cannot be read", path.display()));
+    if read(&ours)? != read(&theirs)? {
+        bail!("{} is not the driver that the series adds; copy the one to the other", ours.display());
+    }
+    Ok(())
+}
+
+/// Files of the kernel that patches change, but for those that they add.
+fn changed_files(patches: &[PathBuf]) -> Result<BTreeSet<String>> {
+    let (mut changed, mut added) = (BTreeSet::new(), BTreeSet::new());
+    for patch in patches {
+        let text = fs::read_to_string(patch).with_context(|| format!("{}: cannot be read", patch.display()))?;
+        let lines: Vec<&str> = text.lines().collect();
+        for pair in lines.windows(2) {
+            let [from, to] = pair else { continue };
+            let Some(file) = to.strip_prefix("+++ b/") else { continue };
+            let files = if *from == "--- /dev/null" { &mut added } else { &mut changed };
+            files.insert(file.to_owned());
+        }
+    }
+    Ok(&changed - &added)
+}
+
+/// Applies a patch, not even a line off: what was reviewed is what is built.
+fn apply(tree: &Path, patch: &Path) -> Command {
+    let mut command = Command::new("patch");
+    command.args(["-p1", "--fuzz=0", "--silent", "--input"]).arg(patch).current_dir(tree);
+    command
+}
+
+/// Puts bindgen where it is expected, if it is not there.
+fn install_bindgen(bindgen: &Path, cache: &Path) -> Result<()> {
+    if bindgen.exists() {
+        return Ok(());
+    }
+    let tools = cache.join("tools");
+    eprintln!("installing bindgen-cli {BINDGEN} into {}: makes Rust of the kernel's C headers", tools.display());
+    let mut cargo = Command::new("cargo");
+    cargo.args(["install", "--quiet", "--locked", "bindgen-cli", "--version", BINDGEN, "--root"]).arg(&tools);
+    let status = cargo.status().context("cargo cannot be run")?;
+    if status.success() { Ok(()) } else { bail!("bindgen-cli could not be installed; cargo's words are above") }
 }
 
 /// What a command that must succeed says, without the final line break.

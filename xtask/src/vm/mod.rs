@@ -28,7 +28,8 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-pub(crate) use cli::{VmCommand, cli};
+pub(crate) use cli::{KernelCommand, VmCommand, cli, kernel_cli};
+pub(crate) use kernel::{Flavor, check_series};
 
 /// The exit status of a command that ran out of time, as timeout(1) has it.
 pub(crate) const TIMED_OUT: i32 = 124;
@@ -50,6 +51,10 @@ pub(crate) struct GuestSpec {
     pub(crate) timeout: Duration,
     /// What is mounted on `/sys/fs/cgroup`.
     pub(crate) cgroup: Cgroup,
+    /// What it boots.
+    pub(crate) kernel: Flavor,
+    /// Whether our own terminal becomes the guest's second serial line, `/dev/ttyS1`.
+    pub(crate) terminal: bool,
 }
 
 /// A version of the cgroup interface.
@@ -72,7 +77,7 @@ pub(crate) enum Cgroup {
 /// When there is no kernel to boot, or the guest ended without a status; the
 /// end of the kernel's log is in the message.
 pub(crate) fn run(root: &Path, spec: &GuestSpec) -> Result<i32> {
-    let kernel = kernel::build(root)?;
+    let kernel = kernel::build(root, spec.kernel)?;
     let accelerator = qemu::accelerator(&kernel)?;
     qemu::boot(&kernel, accelerator, spec, &mut std::io::stdout())
 }

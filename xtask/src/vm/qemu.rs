@@ -16,7 +16,7 @@ use anyhow::{Context, Result, bail};
 use super::cache::{self, Key, Scratch};
 use super::kernel::Kernel;
 use super::output::Output;
-use super::{Cgroup, GuestSpec, TIMED_OUT, init};
+use super::{Cgroup, Flavor, GuestSpec, TIMED_OUT, init};
 use crate::deps::{self, Package};
 
 const PROGRAM: &str = "qemu-system-x86_64";
@@ -65,6 +65,8 @@ pub(super) fn accelerator(kernel: &Kernel) -> Result<Accelerator> {
         cpus: 1,
         timeout: KVM_PATIENCE,
         cgroup: Cgroup::V2,
+        kernel: Flavor::Stock,
+        terminal: false,
     };
     eprintln!("trying whether a guest boots with KVM");
     let (ending, log) = attempt(kernel, Accelerator::Kvm, &spec, &mut io::sink())?;
@@ -181,6 +183,11 @@ fn command(
         .args(["-smp", &spec.cpus.to_string()])
         .args(["-m", &format!("{}M", spec.memory_mib)])
         .args(["-chardev", &log_option, "-serial", "chardev:log"])
+        .args(if spec.terminal {
+            &["-chardev", "stdio,id=terminal,signal=off", "-serial", "chardev:terminal"][..]
+        } else {
+            &[]
+        })
         .args(["-device", "virtio-rng-pci", "-device", "virtio-serial-pci"])
         .args(["-chardev", &format!("socket,id=output,fd={}", port.as_raw_fd())])
         .args(["-device", "virtserialport,chardev=output,name=reprieve"])
@@ -196,9 +203,10 @@ fn command(
              rootflags=trans=virtio,version=9p2000.L,msize=512000,cache=loose init={}",
             init.display()
         ))
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
         .stderr(errors);
+    if !spec.terminal {
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+    }
     Ok(command)
 }
 

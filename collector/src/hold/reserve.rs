@@ -1,0 +1,296 @@
+//! The `reserve` brake: `/dev/oom_reserve` of the series in kernel/patches.
+//!
+//! Where stock kernels kill, this one holds: tasks that hit the limit sleep on
+//! their way back to user mode, without a lock, and take a ptrace interrupt from
+//! there. The session is an open file; when we die the kernel ends the hold, and
+//! it ends it anyway at `memory.oom.delay_ms`.
+
+use super::stop::{LATE_AGAIN, StoppedThreads};
+use super::{Alarm, Brake, BrakeError, HandBack, Look};
+use crate::cgroup::{CgroupError, Memcg};
+use crate::incident::model::KernelHold;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags};
+use reprieve_oom_uapi::{ATTACH, Attach, DEVICE, Event, Kind, STATE, VERDICT, Verdict};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// Longest that the kernel can be asked to wait. Our own deadline is the
+/// watchdog's; this is for when both of us hang.
+const DELAY_MS: u64 = 60_000;
+/// Reserve of a memcg: half of it is what its tasks may charge above the limit
+/// until they have parked, which is large for one big system call (4 MiB) and
+/// small for each thread.
+const RESERVE_BYTES: u64 = 2 * (4 << 20);
+const RESERVE_PER_THREAD_BYTES: u64 = 2 * (64 << 10);
+/// What a memcg that is let go may use above its limit: in a full one reclaim has
+/// taken even the code of programs, so that whoever would free memory cannot run.
+const LOAN_BYTES: u64 = 4 << 20;
+/// It is at most this share of the limit.
+const LOAN_SHARE: u64 = 8;
+/// The kernel ends a hold when this much is free (`MEMCG_CHARGE_BATCH` pages).
+const ROOM_BYTES: u64 = 256 << 10;
+/// The bell tells all that happens; this is for what the reserve must grow by.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+nix::ioctl_write_ptr_bad!(
+    /// Becomes the handler of a cgroup.
+    attach,
+    ATTACH,
+    Attach
+);
+nix::ioctl_write_ptr_bad!(
+    /// Decides on a hold.
+    decide,
+    VERDICT,
+    Verdict
+);
+nix::ioctl_read_bad!(
+    /// Describes the hold that lasts.
+    state,
+    STATE,
+    Event
+);
+
+/// Holds by `/dev/oom_reserve`.
+#[derive(Debug)]
+pub struct ReserveBrake {
+    memcg: Memcg,
+    /// The session.
+    device: File,
+    limit: u64,
+    /// What `memory.max` is above it.
+    lent: u64,
+    reserve: u64,
+    /// Number of the hold that lasts.
+    held: Option<u64>,
+    /// The hold that was stopped last.
+    told: Option<KernelHold>,
+    late: StoppedThreads,
+    kernel_kills: u64,
+    given_up: bool,
+}
+
+impl ReserveBrake {
+    /// Whether this kernel has it.
+    pub fn is_there() -> bool {
+        Path::new(DEVICE).exists()
+    }
+
+    /// Limits `memcg` and becomes its handler.
+    pub fn arm(memcg: Memcg, limit: u64) -> Result<Self, BrakeError> {
+        let mut options = OpenOptions::new();
+        // Records are taken when the bell has rung; std sets O_CLOEXEC.
+        options.read(true).write(true).custom_flags(libc::O_NONBLOCK);
+        let device = options.open(DEVICE).map_err(BrakeError::NoReserve)?;
+        memcg.write("memory.max", &limit.to_string())?;
+        // Swap would only delay the OOM and make the limit mean less.
+        let _ = memcg.write("memory.swap.max", "0");
+        let dir = File::open(memcg.dir()).map_err(BrakeError::Bell)?;
+        // SAFETY: the request lives longer than the call, and has the size that it
+        // tells and the command's number says.
+        unsafe { attach(device.as_raw_fd(), &Attach::new(dir.as_raw_fd())) }
+            .map_err(|errno| BrakeError::NoReserve(errno.into()))?;
+        let kernel_kills = memcg.kernel_kills()?;
+        let mut brake = ReserveBrake {
+            memcg,
+            device,
+            limit,
+            lent: 0,
+            reserve: 0,
+            held: None,
+            told: None,
+            late: StoppedThreads::default(),
+            kernel_kills,
+            given_up: false,
+        };
+        brake.adapt_reserve()?;
+        brake.memcg.write("memory.oom.delay_ms", &DELAY_MS.to_string())?;
+        Ok(brake)
+    }
+
+    /// Tells the kernel; a higher limit ends the hold.
+    fn set_max(&mut self, limit: u64, lent: u64) -> Result<(), CgroupError> {
+        self.memcg.write("memory.max", &limit.saturating_add(lent).to_string())?;
+        (self.limit, self.lent) = (limit, lent);
+        Ok(())
+    }
+
+    /// Raises the reserve as threads appear.
+    fn adapt_reserve(&mut self) -> Result<(), CgroupError> {
+        let threads = self.memcg.tids()?.len() as u64;
+        let reserve = RESERVE_BYTES + threads * RESERVE_PER_THREAD_BYTES;
+        if reserve > self.reserve {
+            self.memcg.write("memory.oom.reserve", &reserve.to_string())?;
+            self.reserve = reserve;
+        }
+        Ok(())
+    }
+
+    /// Takes what the kernel has to tell.
+    fn take_records(&mut self) {
+        let mut bytes = [0; size_of::<Event>()];
+        // EAGAIN is no more of them; ENODEV the end of the memcg, which shows elsewhere.
+        while matches!(self.device.read(&mut bytes), Ok(n) if n == bytes.len()) {
+            let event = Event::from_bytes(bytes);
+            match event.kind() {
+                Some(Kind::Held) => self.held = Some(event.seq),
+                Some(Kind::Ended) if self.held == Some(event.seq) => self.held = None,
+                _ => {}
+            }
+        }
+    }
+
+    /// The hold that lasts.
+    fn state(&self) -> io::Result<Option<Event>> {
+        let mut event = Event::default();
+        // SAFETY: the kernel writes one record, whose size the command's number
+        // says, to a live local.
+        match unsafe { state(self.device.as_raw_fd(), &raw mut event) } {
+            Ok(_) => Ok(Some(event)),
+            Err(Errno::ENODATA | Errno::ENODEV) => Ok(None),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// Ends the hold in favour of the kernel's OOM killer, if it lasts.
+    fn leave_to_kernel(&mut self) {
+        if let Some(seq) = self.held.take() {
+            // SAFETY: the verdict lives longer than the call, and has the size that
+            // it tells and the command's number says. ESTALE: it ended meanwhile.
+            let _ = unsafe { decide(self.device.as_raw_fd(), &Verdict::give_up(seq)) };
+        }
+    }
+}
+
+/// For the watchdog: tasks that wait for a handler.
+fn alarm(memcg: &Memcg) -> Option<Alarm> {
+    let bell = File::open(memcg.dir().join("memory.oom.state")).ok()?;
+    let waits = |memcg: &Memcg| memcg.read_keyed("memory.oom.state").is_ok_and(|state| state.get("held") == Some(&1));
+    Some(Alarm { bell: bell.into(), events: PollFlags::POLLPRI, memcg: memcg.clone(), waits })
+}
+
+fn told_by(event: Event) -> KernelHold {
+    KernelHold {
+        pid: event.pid,
+        tid: event.tid,
+        user_fault: event.flags & Event::USER_FAULT != 0,
+        order: event.order,
+        parked: event.parked,
+        reserve_bytes: event.reserve,
+        above_limit_bytes: event.used,
+        overrun_left_bytes: event.overrun,
+    }
+}
+
+impl Brake for ReserveBrake {
+    fn name(&self) -> &'static str {
+        "reserve"
+    }
+
+    fn bell(&self) -> PollFd<'_> {
+        PollFd::new(self.device.as_fd(), PollFlags::POLLIN)
+    }
+
+    fn look_again(&self) -> Duration {
+        if self.late.is_empty() { LOOK_AGAIN } else { LATE_AGAIN }
+    }
+
+    fn look(&mut self) -> Result<Look, CgroupError> {
+        self.take_records();
+        if !self.memcg.exists() {
+            return Ok(Look::Well);
+        }
+        self.late.release_late();
+        let kills = self.memcg.kernel_kills()?;
+        if kills > self.kernel_kills {
+            self.kernel_kills = kills;
+            return Ok(Look::KilledByKernel);
+        }
+        if self.held.is_some() && !self.given_up {
+            return Ok(Look::OutOfMemory);
+        }
+        self.take_back()?;
+        self.adapt_reserve()?;
+        Ok(Look::Well)
+    }
+
+    fn exposed(&self) -> Duration {
+        // System calls are charged above the limit, and wait afterwards.
+        Duration::ZERO
+    }
+
+    fn told(&self) -> Option<KernelHold> {
+        self.told.clone()
+    }
+
+    fn stop(&mut self, deadline: Instant) -> Result<StoppedThreads, CgroupError> {
+        let mut threads = std::mem::take(&mut self.late);
+        // Who is stopped does not count as parked any more; what system calls
+        // under way have charged is known only then.
+        let before = self.state().ok().flatten();
+        threads.stop_all(deadline, || self.memcg.tids())?;
+        let after = self.state().ok().flatten().or(before);
+        self.told = after.map(|event| told_by(Event { parked: before.map_or(0, |b| b.parked), ..event }));
+        Ok(threads)
+    }
+
+    fn resume(&mut self, threads: StoppedThreads) -> Result<(), CgroupError> {
+        // If the hold lasts, those who need memory park again.
+        self.late = threads.resume();
+        Ok(())
+    }
+
+    fn is_well(&self) -> Result<bool, CgroupError> {
+        let state = self.state().map_err(|source| CgroupError::Read { path: DEVICE.into(), source })?;
+        Ok(state.is_none())
+    }
+
+    fn lend(&mut self) -> Result<(), CgroupError> {
+        self.set_max(self.limit, LOAN_BYTES.min(self.limit / LOAN_SHARE))
+    }
+
+    fn take_back(&mut self) -> Result<(), CgroupError> {
+        // A limit below the usage would make the kernel reclaim, and then kill.
+        if self.lent > 0 && self.memcg.usage()? + ROOM_BYTES <= self.limit {
+            self.set_max(self.limit, 0)?;
+        }
+        Ok(())
+    }
+
+    fn grant(&mut self, bytes: u64) -> Result<(), CgroupError> {
+        self.set_max(self.limit.saturating_add(bytes), 0)
+    }
+
+    fn give_up(&mut self) -> Result<(), CgroupError> {
+        self.given_up = true;
+        self.leave_to_kernel();
+        self.memcg.write("memory.oom.delay_ms", "0")
+    }
+
+    fn rearm(&mut self) -> Result<(), CgroupError> {
+        self.given_up = false;
+        self.memcg.write("memory.oom.delay_ms", &DELAY_MS.to_string())
+    }
+
+    fn hand_back(&self) -> HandBack {
+        HandBack {
+            alarm: alarm(&self.memcg),
+            writes: vec![(self.memcg.dir().join("memory.oom.delay_ms"), "0")],
+            memcg: Some(self.memcg.dir().to_owned()),
+            beside: Vec::new(),
+        }
+    }
+
+    fn limit(&self) -> u64 {
+        self.limit
+    }
+
+    fn level(&self) -> u64 {
+        self.limit
+    }
+}
