@@ -77,3 +77,18 @@ fn without_a_useful_action_the_kernel_decides() {
     assert_eq!(incidents[1]["trigger"], "killed_by_kernel");
     assert_eq!(incidents[1]["kernel_victims"][0]["comm"], "steady_leak");
 }
+
+#[test]
+#[ignore = "needs a kernel with the series: the reserve stage runs it"]
+fn code_that_was_reclaimed_is_read_again_under_a_hold() {
+    for _ in 0..30 {
+        // Then the victim is charged for its own code, which reclaim takes at the
+        // limit; the file system needs memory to read it again.
+        std::fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
+        let lab = Lab::new();
+        assert_unharmed(&granted(&lab, "40M", "grant=16M", &[&fixture("thp"), "--mib", "64"]));
+        for incident in &lab.incidents() {
+            told(incident);
+        }
+    }
+}
