@@ -3,6 +3,7 @@
 mod bench;
 mod demo;
 mod deps;
+mod failures;
 mod fixtures;
 mod fuzz;
 mod test;

@@ -2,10 +2,12 @@
 
 use crate::demo::{BUILD_PACKAGES, build_release, target};
 use crate::deps::{self, Package};
+use crate::failures::Failures;
 use crate::{fixtures, fuzz, vm};
 use anyhow::{Context, Result, bail};
+use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 /// Programs that nobody here wrote, and what the tests compare with.
@@ -58,7 +60,7 @@ const GUEST_TIME: Duration = Duration::from_secs(600);
 
 /// Runs the stages; all of them, so that one run tells everything.
 pub fn run(root: &Path, only: Option<&str>) -> Result<ExitCode> {
-    let (mut passed, mut failed) = (0, 0);
+    let (mut passed, mut failed) = (0, Vec::new());
     for (name, stage) in STAGES.iter().filter(|(name, _)| only.is_none_or(|only| name.contains(only))) {
         println!("== {name}");
         let begun = Instant::now();
@@ -68,14 +70,16 @@ pub fn run(root: &Path, only: Option<&str>) -> Result<ExitCode> {
                 println!("== {name}: passed in {:.0} s", begun.elapsed().as_secs_f64());
             }
             Err(error) => {
-                failed += 1;
                 println!("== {name}: FAILED in {:.0} s: {error:#}", begun.elapsed().as_secs_f64());
+                failed.push((name, error));
             }
         }
     }
-    println!("{passed} passed, {failed} failed");
+    // Long ago, with much in between.
+    failed.iter().for_each(|(name, error)| println!("\n== {name} FAILED: {error:#}"));
+    println!("{passed} passed, {} failed", failed.len());
     // No stage of that name is a mistake, not a success.
-    Ok(if failed == 0 && passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if failed.is_empty() && passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn packages(_: &Path) -> Result<()> {
@@ -199,9 +203,10 @@ fn in_guest(root: &Path, kernel: vm::Flavor, tests: &[&str]) -> Result<()> {
         kernel,
         terminal: false,
     };
-    match vm::run(root, &spec)? {
+    let mut failures = Failures::new(io::stdout());
+    match vm::run(root, &spec, &mut failures)? {
         0 => Ok(()),
-        status => bail!("the tests in the guest ended with status {status}"),
+        status => bail!("the tests in the guest ended with status {status}\n{}", failures.into_text()),
     }
 }
 
@@ -221,6 +226,15 @@ fn test_program(root: &Path, name: &str) -> Result<String> {
 }
 
 fn cargo(root: &Path, args: &[&str], env: &[(&str, &Path)]) -> Result<()> {
-    let status = Command::new("cargo").args(args).envs(env.iter().copied()).current_dir(root).status()?;
-    if status.success() { Ok(()) } else { bail!("cargo {} ended with {status}", args.join(" ")) }
+    let mut command = Command::new("cargo");
+    let mut child = command.args(args).envs(env.iter().copied()).current_dir(root).stdout(Stdio::piped()).spawn()?;
+    let mut failures = Failures::new(io::stdout());
+    let copied = child.stdout.take().map_or(Ok(0), |mut out| io::copy(&mut out, &mut failures));
+    let status = child.wait()?;
+    copied?;
+    if status.success() {
+        Ok(())
+    } else {
+        bail!("cargo {} ended with {status}\n{}", args.join(" "), failures.into_text())
+    }
 }

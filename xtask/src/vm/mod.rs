@@ -23,6 +23,7 @@ mod make;
 mod output;
 mod qemu;
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -67,7 +68,7 @@ pub(crate) enum Cgroup {
 }
 
 /// Boots a guest and runs the command of `spec` in it as root. The command's
-/// two outputs appear, merged, on our standard output as they are written.
+/// two outputs appear, merged, in `out` as they are written.
 ///
 /// Returns the exit status of the command, 128 plus the number of the signal
 /// that killed it, or [`TIMED_OUT`]. `root` is the project's directory.
@@ -76,8 +77,8 @@ pub(crate) enum Cgroup {
 ///
 /// When there is no kernel to boot, or the guest ended without a status; the
 /// end of the kernel's log is in the message.
-pub(crate) fn run(root: &Path, spec: &GuestSpec) -> Result<i32> {
+pub(crate) fn run(root: &Path, spec: &GuestSpec, out: &mut dyn Write) -> Result<i32> {
     let kernel = kernel::build(root, spec.kernel)?;
     let accelerator = qemu::accelerator(&kernel)?;
-    qemu::boot(&kernel, accelerator, spec, &mut std::io::stdout())
+    qemu::boot(&kernel, accelerator, spec, out)
 }
