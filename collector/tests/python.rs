@@ -15,6 +15,7 @@ use std::process::{Child, Command, Stdio};
 
 const LEAK: &str = include_str!("../../fixtures/python/leak.py");
 const THREADS: &str = include_str!("../../fixtures/python/threads.py");
+const NESTED: &str = include_str!("../../fixtures/python/nested.py");
 const ARRAYS: &str = include_str!("../../fixtures/python/arrays.py");
 const DEBIANS: &str = "/usr/bin/python3";
 
@@ -171,14 +172,15 @@ fn assert_shares(incident: &Value, python: &str, found: &[(String, f64, f64)]) {
     let number = |value: &Value| value.as_f64().unwrap();
     let anon = number(&incident["processes"][0]["memory"]["pss_anon_bytes"]);
     let (total, sigma) = (number(&heap["inuse"]["bytes"]), number(&heap["inuse"]["sigma_bytes"]));
-    assert!((total - anon).abs() < 4.0 * sigma + f64::from(6 << 20), "{python}: {total} ± {sigma} of {anon}");
+    assert!((total - anon).abs() < 5.0 * sigma + f64::from(6 << 20), "{python}: {total} ± {sigma} of {anon}");
     let all: f64 = found.iter().map(|(_, bytes, _)| bytes).sum();
     for (place, bytes, share) in found {
         let expected = all * share;
         // A round of the leak may be half done, and the list of it all is somebody's.
+        // Five of them: of dozens of figures in each run of all tests none lies there.
         let sigma = (expected * number(&heap["period_bytes"])).sqrt();
         println!("{python}: {place}: {bytes:.0} of {expected:.0}, {:+.1} sigma", (bytes - expected) / sigma);
-        assert!((bytes - expected).abs() < 3.0 * sigma + f64::from(512 << 10), "{place}: {bytes} of {expected}");
+        assert!((bytes - expected).abs() < 5.0 * sigma + f64::from(512 << 10), "{place}: {bytes} of {expected}");
     }
 }
 
@@ -215,6 +217,23 @@ fn a_leak_is_told_by_function_file_and_line() {
         assert!(page.contains(&at("Store.leak_large", "large")) && page.contains("pymalloc"), "{python}");
         let threads = String::from_utf8(lab.file("stacks.folded")).unwrap();
         assert!(threads.contains("main (leak.py:"), "{python}: parked threads, too: {threads}");
+    }
+}
+
+/// Wherever the outer end of a stack is cut, no call of the interpreter is left
+/// without its Python function.
+#[test]
+fn stacks_that_are_too_long_lose_their_outer_end_only() {
+    for python in interpreters() {
+        let lab = Lab::new();
+        let (incident, folded, _) = leak(&lab, &python, "nested.py", NESTED);
+        let place = place("keep", "nested.py", NESTED, "kept");
+        let all = incident["processes"][0]["heaps"][0]["inuse"]["bytes"].as_f64().unwrap();
+        assert!(bytes_of(&folded, &place) > 0.8 * all, "{python}: {all}\n{folded}");
+        for line in folded.lines().filter(|line| line.contains(&place)) {
+            assert!(line.contains("[stack cut];") && line.matches("nest (nested.py").count() > 20, "{python}: {line}");
+        }
+        assert!(!folded.contains("_PyEval_EvalFrameDefault"), "{python}: {folded}");
     }
 }
 

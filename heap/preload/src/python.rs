@@ -186,33 +186,40 @@ pub fn merge(native: &Native<'_>, work: &mut Work, words: &mut [u64]) -> Option<
         return None;
     }
     work.find_checks(&python.layout);
+    Some(weave(native, &work.frames[..work.count], whole, &python.layout, words))
+}
+
+/// Puts the Python `frames` in the places of the native calls that run them, into
+/// `words`; returns how many words, and whether the outer end is missing. `whole`:
+/// the last of `frames` is the thread's first.
+fn weave(native: &Native<'_>, mut frames: &[Found], whole: bool, layout: &Layout, words: &mut [u64]) -> (usize, bool) {
     let mut out = Out { words, length: 0, full: false };
-    let mut frames = &work.frames[..work.count];
     for (index, &address) in native.frames.iter().enumerate() {
         // Where the caller's frame begins, this one ends.
         let end = match native.stack_pointers.get(index + 1) {
             Some(&end) => end,
-            None if native.cut => 0,
+            // Whether it runs Python is not known, and those that are left tell more.
+            None if native.cut && !frames.is_empty() => break,
             None => u64::MAX,
         };
         let mut is_eval = false;
         // Several runs in one native frame: calls that the compiler merged.
         while let Some(run) = next_run(frames).filter(|run| run.last().is_some_and(|f| f.entry < end)) {
             is_eval = true;
-            run.iter().for_each(|frame| out.python(frame, &python.layout));
+            run.iter().for_each(|frame| out.python(frame, layout));
             frames = &frames[run.len()..];
         }
         if is_eval && frames.is_empty() && !whole {
             // What lies further out is not what comes next.
-            return Some((out.length, true));
+            return (out.length, true);
         }
         if !is_eval {
             out.word(address);
         }
     }
     // Those whose native frames were not found: they are further out.
-    frames.iter().for_each(|frame| out.python(frame, &python.layout));
-    Some((out.length, out.full || native.cut || !whole))
+    frames.iter().for_each(|frame| out.python(frame, layout));
+    (out.length, out.full || native.cut || !whole)
 }
 
 /// The frames of the next native call; `None` where its end was not found.
