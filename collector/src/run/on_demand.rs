@@ -73,8 +73,8 @@ pub fn snapshot(
         Target::Process(_) => None,
     };
     let pids = target_found.pids();
-    let heaps = witness::read_tables(None, &pids);
-    let evidence = snapshot::take(&pids, threads.threads(), Some(&heaps), options);
+    let heaps = || Some(witness::read_tables(None, &pids));
+    let evidence = snapshot::take(&pids, threads.threads(), heaps, options);
     let snapshot_time = begun.elapsed();
     let refused = threads.threads().values().find_map(|t| match &t.outcome {
         StopOutcome::NotStopped(why) => Some(why.clone()),
