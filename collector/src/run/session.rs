@@ -191,7 +191,7 @@ impl<'a> Session<'a> {
         let mut symbolized_us = None;
         if let Some(staging) = &staging {
             let left = deadline.saturating_duration_since(Instant::now()).saturating_sub(VERDICT_TIME);
-            match Recorder::symbolize(staging, left.min(SYMBOL_TIME)) {
+            match self.recorder.symbolize(staging, left.min(SYMBOL_TIME)) {
                 Ok(symbols) => {
                     incident.symbols = symbols;
                     symbolized_us = Some(noticed.elapsed().as_micros() as u64);
