@@ -5,16 +5,17 @@ use crate::config::{self, Config, KEYS};
 use crate::heap_env::{HeapEnv, Place};
 use crate::hold::BrakeChoice;
 use crate::incident::show;
-use crate::incident::store::{Limits, Store, StoreError};
+use crate::incident::store::{INCIDENT, Limits, Store, StoreError, read_incident};
 use crate::incident::units;
 use crate::run::{self, RunError};
 use crate::size::{parse_age, parse_duration, parse_size};
-use crate::verdict::Action;
+use crate::verdict::policy::Policy;
+use crate::verdict::{Action, policy};
 use crate::{doctor, snapshot};
 use clap::{Args, Parser, Subcommand};
 use std::ffi::OsString;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -26,6 +27,8 @@ const USAGE: u8 = 2;
 const NOT_FOUND: u8 = 3;
 /// A permission or a kernel feature is missing.
 const NOT_ABLE: u8 = 4;
+/// A policy decides otherwise than asserted.
+const ASSERTION: u8 = 6;
 /// `run` itself failed, as env(1) and timeout(1) say it.
 const RUN_FAILED: u8 = 125;
 
@@ -34,7 +37,7 @@ const CODES: &str = "\
 Exit codes:
   0  done                       3  no such incident, process or cgroup
   1  failed                     4  a permission or kernel feature is missing
-  2  wrong command line
+  2  wrong command line         6  replay: another action than asserted
 `run` gives the command's own code, 128+N when signal N killed it, 125 when
 reprieve itself failed, 126 when the command cannot be run, 127 when it is not
 found.";
@@ -64,6 +67,9 @@ enum Command {
     Show(ShowArgs),
     /// Who owns the heap of services that reprieve does not start.
     Heap(HeapArgs),
+    /// What a policy would have done about recorded incidents.
+    #[command(after_help = REPLAY_EXAMPLES)]
+    Replay(ReplayArgs),
     /// Remove incidents beyond the limits, oldest first.
     Vacuum(VacuumArgs),
     /// What is configured, and what is wrong with it.
@@ -211,6 +217,29 @@ struct ShowArgs {
 /// What was not freed, in bytes.
 const INUSE: &str = "inuse_space";
 
+const REPLAY_EXAMPLES: &str = "\
+Examples:
+  reprieve replay /etc/reprieve                     # all incidents of the store
+  reprieve replay new.toml 20261125T074340 --json
+  reprieve replay new.toml fixtures/incidents/*.json --assert grant";
+
+#[derive(Debug, Args)]
+struct ReplayArgs {
+    /// A configuration: a file, or a folder like /etc/reprieve.
+    policy: PathBuf,
+    /// IDs, or files and folders of incidents; all of the store without.
+    incidents: Vec<String>,
+    /// Exit with 6 unless the first action about each is this one, like kill.
+    #[arg(long, value_name = "ACTION")]
+    assert: Option<String>,
+    /// Folder of incidents.
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// One JSON object per line.
+    #[arg(long)]
+    json: bool,
+}
+
 #[derive(Debug, Args)]
 struct VacuumArgs {
     /// Folder of incidents.
@@ -301,6 +330,7 @@ pub fn main() -> ExitCode {
         Command::Snapshot(args) => config().and_then(|config| take_snapshot(args, &config)),
         Command::List(args) => config().and_then(|config| list(args, &config)),
         Command::Show(args) => config().and_then(|config| show_incident(&args, &config)),
+        Command::Replay(args) => replay(&args, config),
         Command::Vacuum(args) => config().and_then(|config| vacuum(args, &config)),
         Command::Config(ConfigArgs { command }) => config().map(|config| tell_config(&command, &config)),
         Command::Heap(HeapArgs { command: HeapCommand::Env(args) }) => heap_env(&args),
@@ -338,7 +368,7 @@ fn run_command(args: RunArgs, config: &Config) -> Result<ExitCode, Failure> {
         command: args.command,
         limit_bytes,
         deadline: args.deadline.unwrap_or_else(|| config.run_deadline()),
-        ladder: if args.on_oom.is_empty() { config.run_ladder() } else { args.on_oom },
+        policy: if args.on_oom.is_empty() { config.policy() } else { Policy::fixed(args.on_oom) },
         out: args.out.or(config.store_dir()),
         limits: config.limits(),
         brake: args.brake.unwrap_or_else(|| config.run_brake()),
@@ -410,6 +440,49 @@ fn show_incident(args: &ShowArgs, config: &Config) -> Result<ExitCode, Failure> 
         print(&show::page(&incident, &dir, layout));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn replay(args: &ReplayArgs, config: impl Fn() -> Result<Config, Failure>) -> Result<ExitCode, Failure> {
+    let policy = if args.policy.is_dir() { Config::load(&args.policy) } else { Config::load_file(&args.policy) };
+    let policy = policy.map_err(|problems| Failure { code: FAILED, error: problems.into() })?.policy();
+    if let Some(wrong) = args.assert.as_deref().filter(|wanted| !policy::is_action(wanted)) {
+        let error = anyhow::anyhow!("--assert {wrong}: there is no such action; `reprieve run --help` lists all");
+        return Err(Failure { code: USAGE, error });
+    }
+    let mut wanted = args.incidents.clone();
+    let store = if wanted.iter().all(|incident| Path::new(incident).exists()) && !wanted.is_empty() {
+        Store::at(args.out.clone())
+    } else {
+        Store::at(args.out.clone().or(config()?.store_dir()))
+    };
+    if wanted.is_empty() {
+        wanted = store.ids()?;
+    }
+    let mut code = ExitCode::SUCCESS;
+    for name in &wanted {
+        let path = Path::new(name);
+        let found = match () {
+            () if path.is_dir() => read_incident(&path.join(INCIDENT)),
+            () if path.is_file() => read_incident(path),
+            () => store.load(Some(name)).map(|(_, incident)| incident),
+        };
+        // One that cannot be read must not hide the others.
+        let incident = match found {
+            Ok(incident) => incident,
+            Err(error) => {
+                let _ = writeln!(std::io::stderr(), "reprieve: {error}");
+                code = ExitCode::from(FAILED);
+                continue;
+            }
+        };
+        let choice = policy.choose(&incident);
+        let differs = args.assert.as_deref().is_some_and(|wanted| !choice.begins_with(wanted));
+        if differs && code == ExitCode::SUCCESS {
+            code = ExitCode::from(ASSERTION);
+        }
+        print(&if args.json { choice.json(&incident) } else { choice.line(&incident, differs) });
+    }
+    Ok(code)
 }
 
 fn vacuum(args: VacuumArgs, config: &Config) -> Result<ExitCode, Failure> {

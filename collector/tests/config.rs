@@ -41,6 +41,66 @@ fn a_run_is_as_configured_unless_told_otherwise() {
 }
 
 #[test]
+fn the_rule_that_holds_decides_and_one_that_fails_is_told() {
+    let (lab, dir) = (Lab::new(), tempfile::tempdir().unwrap());
+    let rules = "run.on_oom = ['kill']\n\
+        [[rule]]\nname = 'fails'\nwhen = 'stacks[60].size > 0.0'\non_oom = ['kill']\n\
+        [[rule]]\nname = 'small'\nwhen = 'memcg.limit < size_of(\"1M\")'\non_oom = ['kill']\n\
+        [[rule]]\nname = 'known leak'\nwhen = 'share(\"leak_medium\") > 0.2'\non_oom = ['grant=64M']\n";
+    fs::write(dir.path().join("reprieve.toml"), rules).unwrap();
+    // The sample in which rules are tried has one stack.
+    let refused = reprieve(dir.path(), &["config", "check"]);
+    assert!(refused.status.code() == Some(1) && text(&refused).contains("reprieve.toml:4: rule.when: "));
+    // What one version of memory cgroups tells the other does not.
+    let wrong = "memcg.stat['anon'] > 0.0 && memcg.stat['rss'] > 0.0";
+    let rules = rules.replace("when = 'stacks[60].size > 0.0'", &format!("when = \"{wrong}\""));
+    fs::write(dir.path().join("reprieve.toml"), rules).unwrap();
+    let (store, victim) = (lab.out().to_str().unwrap(), common::fixture("steady_leak"));
+    let run = |more: &[&str]| {
+        let run = ["run", "--memory", "48M", "--out", store];
+        reprieve(dir.path(), &[&run, more, &["--", &victim, "--mib", "64"]].concat())
+    };
+    let ran = run(&[]);
+    assert!(ran.status.success(), "{}", text(&ran));
+    let verdict = &lab.incident()["verdict"];
+    assert_eq!((&verdict["rule"], &verdict["steps"][0]["action"]), (&"known leak".into(), &"grant=64M".into()));
+    assert_eq!(verdict["problems"].as_array().unwrap().len(), 1, "{verdict:#}");
+    let shown = stdout(&reprieve(dir.path(), &["show", "--out", store]));
+    assert!(shown.contains("by rule \"known leak\"") && shown.contains("rule \"fails\" was passed over"), "{shown}");
+    // What is typed wins over rules.
+    assert_eq!(run(&["--on-oom", "kill"]).status.code(), Some(137));
+}
+
+#[test]
+fn replay_tells_what_would_have_been_done() {
+    let dir = tempfile::tempdir().unwrap();
+    let policy = dir.path().join("policy.toml");
+    fs::write(
+        &policy,
+        "[[rule]]\nname = 'cache'\nwhen = \"share('Cache.insert') > 0.4\"\non_oom = ['throttle=10s', 'kill']\n",
+    )
+    .unwrap();
+    let recorded = |name: &str| format!("{}/../fixtures/incidents/{name}.json", env!("CARGO_MANIFEST_DIR"));
+    let (python, sort) = (recorded("python"), recorded("sort"));
+    let replay =
+        |more: &[&str]| reprieve(Path::new("/nonexistent"), &[&["replay", policy.to_str().unwrap()], more].concat());
+    let told = stdout(&replay(&[&python, &sort, &recorded("redis")]));
+    let lines: Vec<&str> = told.lines().collect();
+    assert!(lines.len() == 3 && lines[0].contains("cache ") && lines[0].ends_with("throttle=10s, kill"), "{told}");
+    assert!(lines[1..].iter().all(|line| line.contains("(no rule)") && line.ends_with("reclaim, kill")), "{told}");
+    let json = stdout(&replay(&[&python, "--json", "--assert", "throttle"]));
+    assert_eq!(serde_json::from_str::<serde_json::Value>(&json).unwrap()["rule"], "cache");
+    for (arguments, code) in [
+        (&[&python, "--assert", "kill"][..], 6),
+        (&[&python, &sort, "--assert", "throttle=10s"], 6),
+        (&[&sort, "--assert", "pray"], 2),
+        (&["/dev/null"], 1),
+    ] {
+        assert_eq!(replay(arguments).status.code(), Some(code), "{arguments:?}");
+    }
+}
+
+#[test]
 fn a_mistake_is_told_and_hinders_only_what_needs_the_configuration() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("reprieve.toml");

@@ -15,6 +15,7 @@ use crate::hold::BrakeChoice;
 use crate::incident::store::Limits;
 use crate::size::{parse_age, parse_duration, parse_size};
 use crate::verdict::Action;
+use crate::verdict::policy::{Policy, Rule};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -51,6 +52,8 @@ struct Setting {
 #[derive(Debug, Clone, Default)]
 pub struct Config {
     set: BTreeMap<&'static str, Setting>,
+    /// In the order of files and lines.
+    rules: Vec<(Rule, Origin)>,
 }
 
 /// All that is wrong with the files, one line each.
@@ -61,14 +64,20 @@ pub struct Problems(pub Vec<Problem>);
 impl Config {
     /// Reads the files in `dir`; where there are none, all is at its default.
     pub fn load(dir: &Path) -> Result<Self, Problems> {
-        let mut config = Config::default();
-        let mut problems = Vec::new();
-        for file in read::files(dir).unwrap_or_else(|problem| {
-            problems.push(problem);
-            Vec::new()
-        }) {
-            problems.extend(read::read(&file, &mut config.set));
+        match read::files(dir) {
+            Ok(files) => Self::of(&files),
+            Err(problem) => Err(Problems(vec![problem])),
         }
+    }
+
+    /// Reads only this file.
+    pub fn load_file(file: &Path) -> Result<Self, Problems> {
+        Self::of(&[file.to_owned()])
+    }
+
+    fn of(files: &[PathBuf]) -> Result<Self, Problems> {
+        let mut config = Config::default();
+        let problems: Vec<Problem> = files.iter().flat_map(|file| read::read(file, &mut config)).collect();
         if problems.is_empty() { Ok(config) } else { Err(Problems(problems)) }
     }
 
@@ -100,6 +109,14 @@ impl Config {
                 Some(origin) => out.push_str(&format!("{line:40} # {origin}\n")),
                 None => out.push_str(&format!("{line:40} # default\n")),
             }
+        }
+        for (rule, origin) in &self.rules {
+            let origin = if origins { format!(" # {origin}") } else { String::new() };
+            let text = |text: &str| Kind::Text.as_toml(text);
+            let ladder: Vec<String> = rule.ladder.iter().map(|action| text(&action.to_string())).collect();
+            let (name, when) = (text(&rule.name), text(&rule.when.to_string()));
+            out.push_str(&format!("\n[[rule]]{origin}\nname = {name}\nwhen = {when}\n"));
+            out.push_str(&format!("on_oom = [{}]\n", ladder.join(", ")));
         }
         out
     }
@@ -149,10 +166,12 @@ impl Config {
         self.parsed("run.deadline", parse_duration)
     }
 
-    /// What is done when a run is out of memory, in order.
+    /// What is done when a run is out of memory: the first rule that holds, else
+    /// run.on_oom.
     #[must_use]
-    pub fn run_ladder(&self) -> Vec<Action> {
-        self.parsed("run.on_oom", keys::actions)
+    pub fn policy(&self) -> Policy {
+        let otherwise: Vec<Action> = self.parsed("run.on_oom", keys::actions);
+        Policy { rules: self.rules.iter().map(|(rule, _)| rule.clone()).collect(), otherwise }
     }
 
     /// How a run is held.
@@ -210,7 +229,7 @@ mod tests {
         ]);
         let config = Config::load(dir.path()).unwrap();
         assert_eq!(config.run_memory(), 3 << 30);
-        assert_eq!(config.run_ladder().len(), 2);
+        assert_eq!(config.policy().otherwise.len(), 2);
         assert_eq!(config.limits().max_count, 7);
         assert!(!config.run_records_heap());
         let shown = config.show(true);
@@ -233,7 +252,7 @@ mod tests {
         for key in KEYS {
             (key.check)(key.default).unwrap_or_else(|error| panic!("{}: {error}", key.name));
         }
-        let _ = (config.limits(), config.run_memory(), config.run_deadline(), config.run_ladder(), config.run_brake());
+        let _ = (config.limits(), config.run_memory(), config.run_deadline(), config.policy(), config.run_brake());
         let _ = (config.run_heap_period(), config.snapshot_deadline(), config.store_dir());
     }
 
@@ -279,6 +298,43 @@ mod tests {
         let not_utf8 = dir(&[]);
         fs::write(not_utf8.path().join("reprieve.toml"), [b'#', 0xff]).unwrap();
         assert!(Config::load(not_utf8.path()).unwrap_err().to_string().contains("UTF-8"));
+    }
+
+    #[test]
+    fn rules_are_read_in_order_and_shown() {
+        let dir = dir(&[
+            (
+                "reprieve.toml",
+                "[[rule]]\nname = 'leak'\nwhen = \"share('Cache') > 0.5\"\non_oom = ['throttle=10s', 'kill']\n",
+            ),
+            ("conf.d/a.toml", "[[rule]]\nname = 'rest'\nwhen = 'true'\non_oom = ['grant=64M']\n"),
+        ]);
+        let config = Config::load(dir.path()).unwrap();
+        let names: Vec<String> = config.policy().rules.into_iter().map(|rule| rule.name).collect();
+        assert_eq!(names, ["leak", "rest"]);
+        let shown = config.show(false);
+        std::fs::remove_dir_all(dir.path().join("conf.d")).unwrap();
+        fs::write(dir.path().join("reprieve.toml"), &shown).unwrap();
+        assert_eq!(Config::load(dir.path()).unwrap().show(false), shown);
+    }
+
+    #[test]
+    fn mistakes_in_rules() {
+        let text = "[[rule]]\nname = 'a'\nwhen = 'memgc.usage > 1'\non_oom = ['kill']\n[[rule]]\nwhen = 'true'\n\
+                    on_oom = ['pray']\n[[rule]]\nname = 'b'\nwhat = 1\nwhen = 1\non_oom = []\n";
+        let found = problems(&[("reprieve.toml", text)]);
+        for (problem, part) in found.iter().zip([
+            "DIR/reprieve.toml:3: rule.when: ",
+            "DIR/reprieve.toml:5: rule: name is missing",
+            "DIR/reprieve.toml:7: rule.on_oom: unknown action \"pray\"",
+            "DIR/reprieve.toml:10: rule.what is not a key; a rule has name, when and on_oom",
+            "DIR/reprieve.toml:11: rule.when: write a string",
+            "DIR/reprieve.toml:12: rule.on_oom: there is no action",
+        ]) {
+            assert!(problem.starts_with(part), "{problem:?} {part:?}");
+        }
+        assert_eq!(found.len(), 6, "{found:#?}");
+        assert!(problems(&[("reprieve.toml", "rule = 3")])[0].contains("write [[rule]]"));
     }
 
     #[test]

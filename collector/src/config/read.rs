@@ -1,8 +1,8 @@
 //! From TOML to checked texts.
 
-use super::keys::{KEYS, Key, Kind};
-use super::{Origin, Setting};
-use std::collections::BTreeMap;
+use super::keys::{self, KEYS, Key, Kind};
+use super::{Config, Origin, Setting};
+use crate::verdict::policy::{Condition, Rule};
 use std::fmt;
 use std::fs;
 use std::io;
@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+/// The array of rules.
+const RULE: &str = "rule";
 /// How alike two names are that one may have been meant by the other (Jaro and
 /// Winkler; 1 is the same).
 const ALIKE: f64 = 0.8;
@@ -62,13 +64,13 @@ fn unreadable(path: &Path, error: &io::Error) -> Problem {
     Problem { file: path.to_owned(), line: None, message }
 }
 
-/// Puts what a file sets into `set`, and tells what is wrong with the rest.
-pub(super) fn read(file: &Path, set: &mut BTreeMap<&'static str, Setting>) -> Vec<Problem> {
+/// Puts what a file sets into `config`, and tells what is wrong with the rest.
+pub(super) fn read(file: &Path, config: &mut Config) -> Vec<Problem> {
     let text = match fs::read_to_string(file) {
         Ok(text) => text,
         Err(error) => return vec![unreadable(file, &error)],
     };
-    let mut reader = Reader { file, text: &text, set, problems: Vec::new() };
+    let mut reader = Reader { file, text: &text, config, problems: Vec::new() };
     match DeTable::parse(&text) {
         Ok(table) => reader.table("", table.get_ref()),
         Err(error) => {
@@ -84,7 +86,7 @@ pub(super) fn read(file: &Path, set: &mut BTreeMap<&'static str, Setting>) -> Ve
 struct Reader<'r> {
     file: &'r Path,
     text: &'r str,
-    set: &'r mut BTreeMap<&'static str, Setting>,
+    config: &'r mut Config,
     problems: Vec<Problem>,
 }
 
@@ -106,6 +108,10 @@ impl Reader<'_> {
             let is_table =
                 KEYS.iter().any(|key| key.name.strip_prefix(&path).is_some_and(|rest| rest.starts_with('.')));
             match (key, value.get_ref()) {
+                (None, DeValue::Array(rules)) if path == RULE => rules.iter().for_each(|rule| self.rule(rule)),
+                (None, _) if path == RULE => {
+                    self.problem(&name.span(), "write [[rule]], and name, when and on_oom below it".to_owned());
+                }
                 (Some(key), value_in) => self.value(key, value_in, &value.span()),
                 (None, DeValue::Table(inner)) => self.table(&path, inner),
                 (None, _) if is_table => {
@@ -116,15 +122,54 @@ impl Reader<'_> {
         }
     }
 
+    fn rule(&mut self, rule: &Spanned<DeValue<'_>>) {
+        let Some(table) = rule.get_ref().as_table() else {
+            return self.problem(&rule.span(), "write [[rule]], and name, when and on_oom below it".to_owned());
+        };
+        let before = self.problems.len();
+        let (mut name, mut when, mut ladder) = (None, None, None);
+        for (key, value) in table {
+            let text = |kind| text_of(kind, value.get_ref());
+            let read = match key.get_ref().as_ref() {
+                "name" => text(Kind::Text).map(|text| name = Some(text)),
+                "when" => string_of(value.get_ref()).and_then(|text| Condition::parse(&text)).map(|c| when = Some(c)),
+                "on_oom" => {
+                    text(Kind::List).and_then(|text| keys::actions(&text)).map(|actions| ladder = Some(actions))
+                }
+                other => {
+                    let message = format!("{RULE}.{other} is not a key; a rule has name, when and on_oom");
+                    self.problem(&key.span(), message);
+                    continue;
+                }
+            };
+            if let Err(message) = read {
+                self.problem(&value.span(), format!("{RULE}.{}: {message}", key.get_ref()));
+            }
+        }
+        for key in ["name", "when", "on_oom"].iter().filter(|key| !table.iter().any(|(k, _)| k.get_ref() == *key)) {
+            self.problem(&rule.span(), format!("{RULE}: {key} is missing"));
+        }
+        if let (Some(name), Some(when), Some(ladder)) = (name, when, ladder)
+            && self.problems.len() == before
+        {
+            let origin = Origin { file: self.file.to_owned(), line: self.line(&rule.span()) };
+            self.config.rules.push((Rule { name, when, ladder }, origin));
+        }
+    }
+
     fn value(&mut self, key: &'static Key, value: &DeValue<'_>, span: &Range<usize>) {
         match text_of(key.kind, value).and_then(|text| (key.check)(&text).map(|()| text)) {
             Ok(text) => {
                 let origin = Origin { file: self.file.to_owned(), line: self.line(span) };
-                self.set.insert(key.name, Setting { text, origin });
+                self.config.set.insert(key.name, Setting { text, origin });
             }
             Err(message) => self.problem(span, format!("{}: {message}", key.name)),
         }
     }
+}
+
+fn string_of(value: &DeValue<'_>) -> Result<String, String> {
+    value.as_str().map(str::to_owned).ok_or_else(|| "write a string in quotes".to_owned())
 }
 
 /// What one would type on the command line.

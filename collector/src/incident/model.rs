@@ -562,6 +562,12 @@ pub struct Verdict {
     pub summary: String,
     /// Whether the memcg was well afterwards.
     pub relieved: bool,
+    /// Name of the rule that chose the actions; `None` is the default ladder.
+    #[serde(default)]
+    pub rule: Option<String>,
+    /// Rules that failed and were passed over, each a sentence.
+    #[serde(default)]
+    pub problems: Vec<String>,
     /// Every step of the ladder that was tried, in order.
     pub steps: Vec<Step>,
 }

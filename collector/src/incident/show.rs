@@ -160,6 +160,10 @@ pub fn page(incident: &Incident, dir: &Path, layout: Layout<'_>) -> String {
     page.row(&format!("{}  kernel {}  {}", time(incident.time_unix_us), incident.host.kernel, incident.host.name));
     if let Some(verdict) = &incident.verdict {
         page.prose("\nVERDICT  ", &verdict.summary);
+        if let Some(rule) = &verdict.rule {
+            page.prose("  ", &format!("by rule {rule:?}"));
+        }
+        verdict.problems.iter().for_each(|problem| page.prose("  ", problem));
         for step in &verdict.steps {
             page.prose("  ", &format!("{}: {}", step.action, step.effect));
             page.prose("    because ", &step.reason);

@@ -14,7 +14,7 @@ use crate::hold::{self, BrakeChoice, BrakeError};
 use crate::incident::store::{Limits, Store, StoreError};
 use crate::signals::Signals;
 use crate::snapshot::Options;
-use crate::verdict::Action;
+use crate::verdict::policy::Policy;
 use crate::witness::HeapTable;
 use std::ffi::{CString, OsString};
 use std::io;
@@ -33,8 +33,8 @@ pub struct Request {
     pub limit_bytes: u64,
     /// Longest the analysis may hold.
     pub deadline: Duration,
-    /// Actions in order.
-    pub ladder: Vec<Action>,
+    /// What to do about an OOM.
+    pub policy: Policy,
     /// Folder for incidents.
     pub out: Option<PathBuf>,
     /// What is kept there.

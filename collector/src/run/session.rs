@@ -203,6 +203,7 @@ impl<'a> Session<'a> {
             }
         }
         let summary = show::headline(&incident);
+        let choice = self.request.policy.choose(&incident);
         let mut scene = Scene {
             brake: &mut *self.brake,
             memcg: &self.group.memcg,
@@ -214,7 +215,9 @@ impl<'a> Session<'a> {
             summary: &summary,
             released: None,
         };
-        let verdict = verdict::decide(&mut scene, &self.request.ladder);
+        let mut verdict = verdict::decide(&mut scene, choice.ladder);
+        (verdict.rule, verdict.problems) = (choice.rule.map(str::to_owned), choice.problems);
+        verdict.problems.iter().for_each(|problem| eprintln!("reprieve: {problem}"));
         let held = scene.released.unwrap_or_else(Instant::now) - noticed;
         let _ = self.watchdog.released();
         let micros = |d: Duration| d.as_micros() as u64;

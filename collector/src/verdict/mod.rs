@@ -3,8 +3,11 @@
 mod action;
 mod console;
 mod kill;
+pub mod policy;
+mod view;
 
 pub use action::Action;
+pub use view::View;
 
 use crate::cgroup::{CgroupError, CpuGroup, Memcg, Version};
 use crate::hold::Brake;
@@ -84,7 +87,7 @@ pub fn decide(scene: &mut Scene<'_>, ladder: &[Action]) -> Verdict {
             break;
         }
     }
-    let mut verdict = Verdict { summary: String::new(), relieved, steps };
+    let mut verdict = Verdict { summary: String::new(), relieved, rule: None, problems: Vec::new(), steps };
     if let Some(ending) = scene.signals.ending() {
         verdict.summary = format!("{} was received: the hold is released and the command ended", ending.signal);
     } else if let Some(step) = verdict.steps.last().filter(|_| relieved) {

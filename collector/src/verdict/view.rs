@@ -1,0 +1,190 @@
+//! An incident as a rule sees it.
+
+use crate::incident::heaps;
+use crate::incident::model::Incident;
+use crate::incident::profile;
+use cel::Context;
+use serde::Serialize;
+use std::sync::Arc;
+
+/// Stacks that rules can look at, the biggest first.
+const STACKS: usize = 64;
+
+/// What rules can ask for. Sizes are bytes, times seconds, and all numbers have a
+/// fraction: of two whole ones CEL's `/` makes a whole one.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct View {
+    /// Its memcg.
+    pub memcg: Memcg,
+    /// The machine.
+    pub machine: Machine,
+    /// Its processes, the biggest first.
+    pub processes: Vec<Process>,
+    /// Age of the oldest of them.
+    pub age: f64,
+    /// Bytes that the memcg has grown by in each second of that age.
+    pub growth: f64,
+    /// Its heap, as far as a witness saw it.
+    pub heap: Heap,
+    /// Who owns the heap.
+    pub stacks: Vec<Stack>,
+}
+
+/// A memcg at its limit.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Memcg {
+    /// Path below the mount.
+    pub path: String,
+    /// Bytes charged.
+    pub usage: f64,
+    /// The limit; 0 without one.
+    pub limit: f64,
+    /// Bytes by kind, from memory.stat: `anon`, `file` on version 2, `rss`, `cache`
+    /// on version 1.
+    pub stat: std::collections::BTreeMap<String, f64>,
+}
+
+/// The machine.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Machine {
+    /// Its host name.
+    pub name: String,
+    /// All of its memory.
+    pub memory: f64,
+    /// What a new program could have of it.
+    pub available: f64,
+}
+
+/// A process.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Process {
+    /// Its name (comm).
+    pub name: String,
+    /// Its program's path; empty where it is not known.
+    pub exe: String,
+    /// Its user.
+    pub uid: f64,
+    /// Its share of resident memory (PSS).
+    pub size: f64,
+    /// Threads.
+    pub threads: f64,
+    /// Since its start.
+    pub age: f64,
+}
+
+/// A heap.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Heap {
+    /// What was not freed.
+    pub live: f64,
+    /// What was ever allocated.
+    pub allocated: f64,
+}
+
+/// A stack that owns memory.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Stack {
+    /// Names, outermost first, behind that of the process.
+    pub functions: Vec<String>,
+    /// Live bytes.
+    pub size: f64,
+    /// Part of the live heap, 0 to 1.
+    pub share: f64,
+}
+
+impl View {
+    /// What there is to see of an incident. Names of functions only if its symbols
+    /// are known; stacks only if `with_stacks`, since they are many.
+    #[must_use]
+    pub fn of(incident: &Incident, with_stacks: bool) -> Self {
+        let mut processes: Vec<Process> = incident
+            .processes
+            .iter()
+            .map(|process| Process {
+                name: process.comm.clone(),
+                exe: process.exe.clone().unwrap_or_default(),
+                uid: process.uid.into(),
+                size: process.memory.pss_bytes as f64,
+                threads: process.threads.len() as f64,
+                age: process.age_s,
+            })
+            .collect();
+        processes.sort_by(|a, b| b.size.total_cmp(&a.size));
+        let age = processes.iter().map(|process| process.age).fold(0.0, f64::max);
+        let memcg = incident.memcg.as_ref().map(|memcg| Memcg {
+            path: memcg.path.clone(),
+            usage: memcg.usage_bytes as f64,
+            limit: memcg.limit_bytes.unwrap_or(0) as f64,
+            stat: memcg.stat.iter().map(|(key, value)| (key.clone(), *value as f64)).collect(),
+        });
+        let memcg = memcg.unwrap_or_default();
+        let all = heaps::sum(&heaps::rows(incident));
+        let heap = all.map(|all| Heap { live: all.inuse.bytes as f64, allocated: all.alloc.bytes as f64 });
+        let machine = Machine {
+            name: incident.host.name.clone(),
+            memory: incident.host.memory_bytes as f64,
+            available: incident.host.available_bytes as f64,
+        };
+        View {
+            growth: if age > 0.0 { memcg.usage / age } else { 0.0 },
+            memcg,
+            machine,
+            processes,
+            age,
+            heap: heap.unwrap_or_default(),
+            stacks: if with_stacks { stacks(incident) } else { Vec::new() },
+        }
+    }
+
+    /// One in which every list has an entry, to try rules with.
+    #[must_use]
+    pub fn sample() -> Self {
+        let stat = ["anon", "file", "rss", "cache", "shmem", "slab"].map(|key| (key.to_owned(), 1.0));
+        View {
+            memcg: Memcg { path: "/a".to_owned(), usage: 1.0, limit: 1.0, stat: stat.into() },
+            processes: vec![Process { name: "a".to_owned(), ..Process::default() }],
+            stacks: vec![Stack { functions: vec!["a".to_owned(), "main".to_owned()], size: 1.0, share: 1.0 }],
+            ..View::default()
+        }
+    }
+
+    /// The variables and functions of a rule.
+    pub(super) fn context(&self) -> Result<Context<'static, 'static>, String> {
+        let mut context = Context::default();
+        let value = |part: Result<cel::Value, cel::SerializationError>| part.map_err(|error| error.to_string());
+        context.add_variable_from_value("memcg", value(cel::to_value(&self.memcg))?);
+        context.add_variable_from_value("machine", value(cel::to_value(&self.machine))?);
+        context.add_variable_from_value("processes", value(cel::to_value(&self.processes))?);
+        context.add_variable_from_value("age", self.age);
+        context.add_variable_from_value("growth", self.growth);
+        context.add_variable_from_value("heap", value(cel::to_value(&self.heap))?);
+        context.add_variable_from_value("stacks", value(cel::to_value(&self.stacks))?);
+        let stacks = Arc::new(self.stacks.clone());
+        let share = move |part: Arc<String>| -> f64 {
+            let has = |stack: &&Stack| stack.functions.iter().any(|function| function.contains(part.as_str()));
+            stacks.iter().filter(has).map(|stack| stack.share).sum()
+        };
+        context.add_function("share", share).map_err(|error| error.to_string())?;
+        let size = |text: Arc<String>| -> Result<f64, cel::ExecutionError> {
+            let bytes = crate::size::parse_size(&text);
+            bytes.map(|bytes| bytes as f64).map_err(|error| cel::ExecutionError::function_error("size_of", error))
+        };
+        context.add_function("size_of", size).map_err(|error| error.to_string())?;
+        Ok(context)
+    }
+}
+
+/// The biggest stacks of the heap with their names.
+fn stacks(incident: &Incident) -> Vec<Stack> {
+    let heap = profile::heap(incident);
+    let total = heap.total(0).max(1) as f64;
+    let mut samples: Vec<_> = heap.samples.iter().filter(|sample| sample.values[0] > 0).collect();
+    samples.sort_by_key(|sample| std::cmp::Reverse(sample.values[0]));
+    samples.truncate(STACKS);
+    let stack = |sample: &&reprieve_flamegraph::Sample| {
+        let size = sample.values[0] as f64;
+        let functions = sample.stack.iter().map(|&index| heap.frames[index].name.clone()).collect();
+        Stack { functions, size, share: size / total }
+    };
+    samples.iter().map(stack).collect()
+}
