@@ -66,6 +66,29 @@ pub(crate) enum Flavor {
     Stock,
     /// With the series of kernel/patches and its device
     Reserve,
+    /// Configured and compiled like `Reserve`, without the series: to compare with
+    Baseline,
+    /// `Reserve` that minds the order of locks and sleeping under them
+    Lockdep,
+    /// `Reserve` that minds memory used after it was freed
+    Kasan,
+    /// `Reserve` that minds data races
+    Kcsan,
+}
+
+impl Flavor {
+    /// For people, the first part of its name in the cache, and where it has
+    /// fragments besides the common ones.
+    fn traits(self) -> (&'static str, &'static str, &'static [&'static str]) {
+        match self {
+            Flavor::Stock => ("the guest's kernel", "kernel", &[]),
+            Flavor::Reserve => ("the guest's kernel with the series", "reserve", &["reserve"]),
+            Flavor::Baseline => ("a kernel like it without the series", "baseline", &["baseline"]),
+            Flavor::Lockdep => ("that kernel with lockdep", "lockdep", &["reserve", "debug/lockdep.config"]),
+            Flavor::Kasan => ("that kernel with KASAN", "kasan", &["reserve", "debug/kasan.config"]),
+            Flavor::Kcsan => ("that kernel with KCSAN", "kcsan", &["reserve", "debug/kcsan.config"]),
+        }
+    }
 }
 
 /// A guest kernel that is ready to boot.
@@ -134,10 +157,17 @@ impl Recipe {
     /// Installs what it needs.
     fn new(root: &Path, flavor: Flavor, cache: &Path) -> Result<Self> {
         deps::ensure(PACKAGES)?;
+        let (what, prefix, places) = flavor.traits();
+        let folder = root.join("kernel/config");
+        let mut fragments = config::fragments(&folder)?;
+        // Later ones win.
+        for place in places.iter().map(|place| folder.join(place)) {
+            fragments.extend(if place.is_dir() { config::fragments(&place)? } else { vec![place] });
+        }
         let stock = Recipe {
-            what: "the guest's kernel",
-            prefix: "kernel",
-            fragments: config::fragments(&root.join("kernel/config"))?,
+            what,
+            prefix,
+            fragments,
             patches: Vec::new(),
             compilers: vec!["gcc".into()],
             arguments: Vec::new(),
@@ -150,18 +180,13 @@ impl Recipe {
         deps::ensure(SERIES_PACKAGES)?;
         let bindgen = cache.join("tools/bin/bindgen");
         install_bindgen(&bindgen, cache)?;
-        let mut fragments = stock.fragments;
-        // Later ones win.
-        fragments.extend(config::fragments(&root.join("kernel/config/reserve"))?);
         Ok(Recipe {
-            what: "the guest's kernel with the series",
-            prefix: "reserve",
-            fragments,
-            patches: series(root)?,
+            patches: if flavor == Flavor::Baseline { Vec::new() } else { series(root)? },
             compilers: vec!["clang-19".into(), RUSTC.into(), bindgen],
             arguments: vec!["LLVM=-19".to_owned(), format!("RUSTC={RUSTC}"), format!("HOSTRUSTC={RUSTC}")],
             // rustup's compilers stay out of it.
             path: Some(format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", cache.join("tools/bin").display())),
+            ..stock
         })
     }
 
