@@ -12,6 +12,7 @@
 //! | `init` | the script the guest starts with |
 //! | `qemu` | the machine: its devices, its accelerator, its end |
 //! | `output` | the command's output and exit status, from one stream |
+//! | `matrix` | the series compiled in all ways |
 //! | `soak` | stress on kernels that look for bugs (`splat`: what they say) |
 //! | `cache` | files outside the checkout |
 
@@ -21,6 +22,7 @@ mod config;
 mod init;
 pub(crate) mod kernel;
 mod make;
+mod matrix;
 mod output;
 mod qemu;
 mod soak;
