@@ -116,7 +116,33 @@ struct Matrix {
     plain: PathBuf,
     /// Of what is built.
     out: PathBuf,
-    rows: Vec<Row>,
+}
+
+/// What was checked.
+#[derive(Default)]
+struct Table(Vec<Row>);
+
+impl Table {
+    /// Notes how a check went, and shows at once what is wrong.
+    fn row(&mut self, name: &str, check: impl FnOnce() -> Result<()>) {
+        let begun = Instant::now();
+        let problem = check().err().map_or_else(String::new, |error| format!("{error:#}"));
+        let seconds = begun.elapsed().as_secs_f64();
+        println!("{name}: {} in {seconds:.0} s", if problem.is_empty() { "good" } else { &problem });
+        self.0.push(Row { name: name.to_owned(), seconds, problem });
+    }
+
+    /// Prints all; whether all is good.
+    fn print(&self) -> bool {
+        let failed = self.0.iter().filter(|row| !row.problem.is_empty()).count();
+        println!();
+        for row in &self.0 {
+            let word = if row.problem.is_empty() { "good" } else { "BAD" };
+            println!("{:48}  {:5.0} s  {word}", row.name, row.seconds);
+        }
+        println!("{} good, {failed} bad", self.0.len() - failed);
+        failed == 0
+    }
 }
 
 /// Builds all and prints a table.
@@ -137,92 +163,75 @@ pub(super) fn check(root: &Path, arguments: &Arguments) -> Result<ExitCode> {
         fs::create_dir(tree).with_context(|| format!("{}: cannot be made", tree.display()))?;
         kernel::unpack(tree, &patches, &log)?;
     }
-    let mut matrix = Matrix {
+    let matrix = Matrix {
         toolchain,
         fragments: config::fragments(&root.join("kernel/config"))?,
         series: series.join(kernel::TREE),
         plain: plain.join(kernel::TREE),
         out: scratch.path().to_owned(),
-        rows: Vec::new(),
     };
-    matrix.compile_all();
-    matrix.sparse();
-    matrix.arm64();
+    let mut table = Table::default();
+    matrix.compile_all(&mut table);
+    matrix.sparse(&mut table);
+    matrix.arm64(&mut table);
     if arguments.each {
-        matrix.each_patch(&kernel::series(root)?, &log);
+        matrix.each_patch(&kernel::series(root)?, &log, &mut table);
     }
     drop(lock);
-    matrix.row("module: loaded, used, busy, unloaded", || module(root));
+    table.row("module: loaded, used, busy, unloaded", || module(root));
 
-    let failed = matrix.rows.iter().filter(|row| !row.problem.is_empty()).count();
-    println!();
-    for row in &matrix.rows {
-        let word = if row.problem.is_empty() { "good" } else { "BAD" };
-        println!("{:48}  {:5.0} s  {word}", row.name, row.seconds);
-    }
-    println!("{} good, {failed} bad", matrix.rows.len() - failed);
-    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if table.print() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 impl Matrix {
-    /// Notes how a check went, and shows at once what is wrong.
-    fn row(&mut self, name: &str, check: impl FnOnce() -> Result<()>) {
-        let begun = Instant::now();
-        let problem = check().err().map_or_else(String::new, |error| format!("{error:#}"));
-        let seconds = begun.elapsed().as_secs_f64();
-        println!("{name}: {} in {seconds:.0} s", if problem.is_empty() { "good" } else { &problem });
-        self.rows.push(Row { name: name.to_owned(), seconds, problem });
-    }
-
     /// Every combination, with the warnings of `W=1` that the plain tree lacks.
-    fn compile_all(&mut self) {
+    fn compile_all(&self, table: &mut Table) {
         let richest = Options { memcg: true, memcg_v1: true, rust: false, hold: false, reserve: 'n' };
         let poorest = Options { memcg: false, memcg_v1: false, ..richest };
         let mut known = Complaints::new();
-        for options in [poorest, richest] {
-            match self.compile(&self.plain, "plain", options, &["W=1"]) {
-                Ok(complaints) => merge(&mut known, complaints),
-                Err(error) => {
-                    self.row(&format!("plain {}", options.name()), || Err(error));
-                }
+        table.row("without the series", || {
+            for options in [poorest, richest] {
+                merge(&mut known, self.compile(&self.plain, "plain", options, &["W=1"])?);
             }
-        }
+            Ok(())
+        });
         for options in Options::all() {
-            let result = self.compile(&self.series, if options.rust { "rust" } else { "c" }, options, &["W=1"]);
-            self.row(&options.name(), || no_new(&result?, &known));
+            let folder = if options.rust { "rust" } else { "c" };
+            table.row(&options.name(), || no_new(&self.compile(&self.series, folder, options, &["W=1"])?, &known));
         }
     }
 
     /// sparse on the touched files, with the series and without.
-    fn sparse(&mut self) {
+    fn sparse(&self, table: &mut Table) {
         let plain = Options { memcg: true, memcg_v1: true, rust: false, hold: false, reserve: 'n' };
         let check = ["C=2", "CHECK=sparse"];
-        let before = self.compile(&self.plain, "plain", plain, &check);
-        let after = self.compile(&self.series, "c", Options { hold: true, ..plain }, &check);
-        self.row("sparse: no new line", || no_new(&after?, &before?));
+        table.row("sparse: no new line", || {
+            let before = self.compile(&self.plain, "plain", plain, &check)?;
+            no_new(&self.compile(&self.series, "c", Options { hold: true, ..plain }, &check)?, &before)
+        });
     }
 
     /// The touched files for another architecture; no Rust there.
-    fn arm64(&mut self) {
+    fn arm64(&self, table: &mut Table) {
         let plain = Options { memcg: true, memcg_v1: true, rust: false, hold: false, reserve: 'n' };
         let arguments = ["ARCH=arm64", "W=1"];
-        let before = self.compile(&self.plain, "plain-arm64", plain, &arguments);
-        let after = self.compile(&self.series, "arm64", Options { hold: true, ..plain }, &arguments);
-        self.row("arm64: MEMCG y  V1 y  HOLD y", || no_new(&after?, &before?));
+        table.row("arm64: MEMCG y  V1 y  HOLD y", || {
+            let before = self.compile(&self.plain, "plain-arm64", plain, &arguments)?;
+            no_new(&self.compile(&self.series, "arm64", Options { hold: true, ..plain }, &arguments)?, &before)
+        });
     }
 
     /// After each patch, in the tree that was plain until now.
-    fn each_patch(&mut self, patches: &[PathBuf], log: &Path) {
+    fn each_patch(&self, patches: &[PathBuf], log: &Path, table: &mut Table) {
         let full = Options { memcg: true, memcg_v1: true, rust: false, hold: true, reserve: 'n' };
         for patch in patches {
             let name = patch.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let result = kernel::apply_one(&self.plain, patch, log).and_then(|()| {
-                // Some come before the first that adds an option.
-                let hold = self.plain.join("mm/oom_hold.c").exists();
-                let rust = self.plain.join("drivers/misc/oom_reserve.rs").exists();
-                let reserve = if rust { 'm' } else { 'n' };
-                // rust/ is touched from the one on that adds rust/kernel/miscdevice.rs.
-                let rust = self.plain.join("rust/kernel/miscdevice.rs").exists();
+            table.row(&name.chars().take(48).collect::<String>(), || {
+                kernel::apply_one(&self.plain, patch, log)?;
+                // Some come before the first that adds an option, or touches rust/.
+                let there = |file: &str| self.plain.join(file).exists();
+                let (hold, rust) = (there("mm/oom_hold.c"), there("rust/kernel/miscdevice.rs"));
+                let reserve = if there("drivers/misc/oom_reserve.rs") { 'm' } else { 'n' };
                 for options in [
                     Options { memcg: false, memcg_v1: false, hold: false, ..full },
                     Options { memcg_v1: false, hold: false, ..full },
@@ -234,7 +243,6 @@ impl Matrix {
                 }
                 Ok(())
             });
-            self.row(&name.chars().take(48).collect::<String>(), || result);
         }
     }
 

@@ -18,8 +18,7 @@ pub(crate) struct Soak {
     /// Only this kernel; all without
     #[arg(long, value_enum)]
     debug: Option<Debug>,
-    /// The guest's processors; data races take two, everything else finds more in one
-    /// that is fast
+    /// The guest's processors, instead of those that each kernel is best with
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=8))]
     cpus: Option<u32>,
     /// Another order of what happens
@@ -27,9 +26,11 @@ pub(crate) struct Soak {
     seed: u64,
 }
 
-/// A kernel that looks for bugs.
+/// A kernel that looks for bugs, in one way or in none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Debug {
+    /// As it is, hence fast, with two processors
+    None,
     /// Order of locks, sleeping under them, timers and their memory
     Lockdep,
     /// Memory used after it was freed
@@ -41,11 +42,12 @@ enum Debug {
 }
 
 impl Debug {
-    const ALL: [Debug; 4] = [Debug::Lockdep, Debug::Kasan, Debug::KasanOwner, Debug::Kcsan];
+    const ALL: [Debug; 5] = [Debug::None, Debug::Lockdep, Debug::Kasan, Debug::KasanOwner, Debug::Kcsan];
 
     /// The kernel, its parameters, and how many processors it wants.
     fn machine(self) -> (Flavor, &'static str, u32) {
         match self {
+            Debug::None => (Flavor::Reserve, "", 2),
             Debug::Lockdep => (Flavor::Lockdep, "", 1),
             Debug::Kasan => (Flavor::Kasan, "", 1),
             Debug::KasanOwner => (Flavor::Kasan, "page_owner=on", 1),
