@@ -68,7 +68,7 @@ pub(crate) enum Flavor {
     Reserve,
     /// Configured and compiled like `Reserve`, without the series: to compare with
     Baseline,
-    /// `Reserve` whose device is a module, which is beside the image
+    /// `Lockdep` whose device is a module, which is beside the image
     Module,
     /// `Reserve` that minds the order of locks and sleeping under them
     Lockdep,
@@ -86,9 +86,11 @@ impl Flavor {
             Flavor::Stock => ("the guest's kernel", "kernel", &[]),
             Flavor::Reserve => ("the guest's kernel with the series", "reserve", &["reserve"]),
             Flavor::Baseline => ("a kernel like it without the series", "baseline", &["baseline"]),
-            Flavor::Module => {
-                ("that kernel with the device as a module", "module", &["reserve", "debug/module.config"])
-            }
+            Flavor::Module => (
+                "that kernel with lockdep and the device as a module",
+                "module",
+                &["reserve", "debug/lockdep.config", "debug/module.config"],
+            ),
             Flavor::Lockdep => ("that kernel with lockdep", "lockdep", &["reserve", "debug/lockdep.config"]),
             Flavor::Kasan => ("that kernel with KASAN", "kasan", &["reserve", "debug/kasan.config"]),
             Flavor::Kcsan => ("that kernel with KCSAN", "kcsan", &["reserve", "debug/kcsan.config"]),
