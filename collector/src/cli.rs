@@ -1,12 +1,14 @@
 //! The command line: what was typed, and the exit code it comes to.
 
 use crate::analyst::{self, Phase};
+use crate::config::{self, Config, KEYS};
 use crate::heap_env::{HeapEnv, Place};
 use crate::hold::BrakeChoice;
 use crate::incident::show;
-use crate::incident::store::{Store, StoreError};
+use crate::incident::store::{Limits, Store, StoreError};
+use crate::incident::units;
 use crate::run::{self, RunError};
-use crate::size::{parse_duration, parse_size};
+use crate::size::{parse_age, parse_duration, parse_size};
 use crate::verdict::Action;
 use crate::{doctor, snapshot};
 use clap::{Args, Parser, Subcommand};
@@ -42,6 +44,9 @@ found.";
 #[derive(Debug, Parser)]
 #[command(name = "reprieve", version, after_help = CODES, max_term_width = 100)]
 struct Cli {
+    /// Folder of reprieve.toml and conf.d/*.toml; options win over it.
+    #[arg(long, global = true, value_name = "DIR", default_value = config::DEFAULT_DIR)]
+    config: PathBuf,
     #[command(subcommand)]
     command: Command,
 }
@@ -59,11 +64,15 @@ enum Command {
     Show(ShowArgs),
     /// Who owns the heap of services that reprieve does not start.
     Heap(HeapArgs),
+    /// Remove incidents beyond the limits, oldest first.
+    Vacuum(VacuumArgs),
+    /// What is configured, and what is wrong with it.
+    Config(ConfigArgs),
     /// Find out, by trying, what this machine can do.
     Doctor(DoctorArgs),
     /// What reprieve starts to symbolize and render.
     #[command(hide = true)]
-    Analyst { phase: String, staging: PathBuf },
+    Analyst { phase: String, staging: PathBuf, limits: String },
 }
 
 const RUN_EXAMPLES: &str = "\
@@ -83,22 +92,22 @@ Examples:
 
 #[derive(Debug, Args)]
 struct RunArgs {
-    /// Limit of the memory cgroup, like 512M.
-    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "256M")]
-    memory: u64,
-    /// Longest the program is held for the analysis.
-    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "5s")]
-    deadline: Duration,
-    /// What to do when memory runs out, tried in order.
-    #[arg(long, value_name = "ACTION[,ACTION…]", value_delimiter = ',', default_value = "reclaim,kill")]
+    /// Limit of the memory cgroup, like 512M [default: 256M].
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    memory: Option<u64>,
+    /// Longest the program is held for the analysis [default: 5s].
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    deadline: Option<Duration>,
+    /// What to do when memory runs out, tried in order [default: reclaim,kill].
+    #[arg(long, value_name = "ACTION[,ACTION…]", value_delimiter = ',')]
     on_oom: Vec<Action>,
     /// Folder for incidents [default: /var/lib/reprieve, or XDG's state folder].
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// How to hold: v1 (memory.oom_control), high (memory.high), reserve
-    /// (/dev/oom_reserve of a kernel with our series), or auto.
-    #[arg(long, default_value = "auto")]
-    brake: BrakeChoice,
+    /// (/dev/oom_reserve of a kernel with our series), or auto [default: auto].
+    #[arg(long)]
+    brake: Option<BrakeChoice>,
     /// Record command lines, which can hold secrets.
     #[arg(long)]
     with_cmdline: bool,
@@ -124,9 +133,9 @@ struct SnapshotArgs {
     /// Record command lines, which can hold secrets.
     #[arg(long)]
     with_cmdline: bool,
-    /// Longest the target may be stopped.
-    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "2s")]
-    deadline: Duration,
+    /// Longest the target may be stopped [default: 2s].
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    deadline: Option<Duration>,
 }
 
 #[derive(Debug, Args)]
@@ -203,6 +212,62 @@ struct ShowArgs {
 const INUSE: &str = "inuse_space";
 
 #[derive(Debug, Args)]
+struct VacuumArgs {
+    /// Folder of incidents.
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Incidents to keep.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    max_count: Option<u32>,
+    /// Disk space for incidents.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    max_use: Option<u64>,
+    /// Disk space that shall be free.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    keep_free: Option<u64>,
+    /// Age at which incidents are removed, like 90d.
+    #[arg(long, value_name = "AGE", value_parser = Age::parse)]
+    max_age: Option<Age>,
+    /// Only tell what would be removed.
+    #[arg(long)]
+    dry_run: bool,
+    /// One JSON object per line.
+    #[arg(long)]
+    json: bool,
+}
+
+/// An age, or none. (Of two options clap makes an option without value.)
+#[derive(Debug, Clone, Copy)]
+struct Age(Option<Duration>);
+
+impl Age {
+    fn parse(text: &str) -> Result<Self, String> {
+        parse_age(text).map(Age)
+    }
+}
+
+#[derive(Debug, Args)]
+struct ConfigArgs {
+    #[command(subcommand)]
+    command: ConfigCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Tell what is wrong: file, line, key and remedy.
+    Check,
+    /// Print what is in force, as a configuration file that says the same.
+    Show {
+        /// Where each value comes from.
+        #[arg(long)]
+        origin: bool,
+        /// What each key means.
+        #[arg(long, conflicts_with = "origin")]
+        explain: bool,
+    },
+}
+
+#[derive(Debug, Args)]
 struct DoctorArgs {
     /// As JSON.
     #[arg(long)]
@@ -225,14 +290,22 @@ pub fn main() -> ExitCode {
             };
         }
     };
+    let is_run = matches!(cli.command, Command::Run(_));
+    // What can be done without is not hindered by a mistake in a file.
+    let config = || {
+        let code = if is_run { RUN_FAILED } else { FAILED };
+        Config::load(&cli.config).map_err(|problems| Failure { code, error: problems.into() })
+    };
     let result = match cli.command {
-        Command::Run(args) => run_command(args),
-        Command::Snapshot(args) => take_snapshot(args),
-        Command::List(args) => list(args),
-        Command::Show(args) => show_incident(&args),
+        Command::Run(args) => config().and_then(|config| run_command(args, &config)),
+        Command::Snapshot(args) => config().and_then(|config| take_snapshot(args, &config)),
+        Command::List(args) => config().and_then(|config| list(args, &config)),
+        Command::Show(args) => config().and_then(|config| show_incident(&args, &config)),
+        Command::Vacuum(args) => config().and_then(|config| vacuum(args, &config)),
+        Command::Config(ConfigArgs { command }) => config().map(|config| tell_config(&command, &config)),
         Command::Heap(HeapArgs { command: HeapCommand::Env(args) }) => heap_env(&args),
         Command::Doctor(args) => Ok(diagnose(&args)),
-        Command::Analyst { phase, staging } => run_analyst(&phase, &staging),
+        Command::Analyst { phase, staging, limits } => run_analyst(&phase, &staging, &limits),
     };
     result.unwrap_or_else(|Failure { code, error }| {
         let _ = writeln!(std::io::stderr(), "reprieve: {error:#}");
@@ -257,16 +330,20 @@ impl From<StoreError> for Failure {
     }
 }
 
-fn run_command(args: RunArgs) -> Result<ExitCode, Failure> {
+fn run_command(args: RunArgs, config: &Config) -> Result<ExitCode, Failure> {
+    let limit_bytes = args.memory.unwrap_or_else(|| config.run_memory());
+    let with_heap = !args.no_heap && (args.heap_period.is_some() || config.run_records_heap());
+    let period = args.heap_period.or(config.run_heap_period());
     let request = run::Request {
         command: args.command,
-        limit_bytes: args.memory,
-        deadline: args.deadline,
-        ladder: args.on_oom,
-        out: args.out,
-        brake: args.brake,
-        options: snapshot::Options { with_cmdline: args.with_cmdline },
-        heap_period: (!args.no_heap).then(|| args.heap_period.unwrap_or_else(|| heap_period(args.memory))),
+        limit_bytes,
+        deadline: args.deadline.unwrap_or_else(|| config.run_deadline()),
+        ladder: if args.on_oom.is_empty() { config.run_ladder() } else { args.on_oom },
+        out: args.out.or(config.store_dir()),
+        limits: config.limits(),
+        brake: args.brake.unwrap_or_else(|| config.run_brake()),
+        options: snapshot::Options { with_cmdline: args.with_cmdline || config.records_cmdlines() },
+        heap_period: with_heap.then(|| period.unwrap_or_else(|| heap_period(limit_bytes))),
     };
     match run::run(&request) {
         Ok(code) => Ok(ExitCode::from(code)),
@@ -287,9 +364,10 @@ fn heap_period(limit_bytes: u64) -> u64 {
     if limit_bytes <= 256 << 20 { 64 << 10 } else { 512 << 10 }
 }
 
-fn take_snapshot(args: SnapshotArgs) -> Result<ExitCode, Failure> {
-    let options = snapshot::Options { with_cmdline: args.with_cmdline };
-    match run::snapshot(&args.target, args.out, options, args.deadline) {
+fn take_snapshot(args: SnapshotArgs, config: &Config) -> Result<ExitCode, Failure> {
+    let options = snapshot::Options { with_cmdline: args.with_cmdline || config.records_cmdlines() };
+    let deadline = args.deadline.unwrap_or_else(|| config.snapshot_deadline());
+    match run::snapshot(&args.target, args.out.or(config.store_dir()), config.limits(), options, deadline) {
         Ok((incident, dir)) => {
             print(&show::page(&incident, &dir, show::Layout { width: width(), sample_type: INUSE }));
             Ok(ExitCode::SUCCESS)
@@ -305,8 +383,8 @@ fn take_snapshot(args: SnapshotArgs) -> Result<ExitCode, Failure> {
     }
 }
 
-fn list(args: ListArgs) -> Result<ExitCode, Failure> {
-    let store = Store::at(args.out);
+fn list(args: ListArgs, config: &Config) -> Result<ExitCode, Failure> {
+    let store = Store::at(args.out.or(config.store_dir()));
     let mut code = ExitCode::SUCCESS;
     for id in store.ids()? {
         match store.load(Some(&id)) {
@@ -322,8 +400,8 @@ fn list(args: ListArgs) -> Result<ExitCode, Failure> {
     Ok(code)
 }
 
-fn show_incident(args: &ShowArgs) -> Result<ExitCode, Failure> {
-    let (dir, incident) = Store::at(args.out.clone()).load(args.id.as_deref())?;
+fn show_incident(args: &ShowArgs, config: &Config) -> Result<ExitCode, Failure> {
+    let (dir, incident) = Store::at(args.out.clone().or(config.store_dir())).load(args.id.as_deref())?;
     if args.json {
         let json = serde_json::to_string_pretty(&incident).map_err(|e| Failure { code: FAILED, error: e.into() })?;
         print(&format!("{json}\n"));
@@ -332,6 +410,50 @@ fn show_incident(args: &ShowArgs) -> Result<ExitCode, Failure> {
         print(&show::page(&incident, &dir, layout));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn vacuum(args: VacuumArgs, config: &Config) -> Result<ExitCode, Failure> {
+    let configured = config.limits();
+    let limits = Limits {
+        max_count: args.max_count.map_or(configured.max_count, |count| count as usize),
+        max_use_bytes: args.max_use.unwrap_or(configured.max_use_bytes),
+        keep_free_bytes: args.keep_free.unwrap_or(configured.keep_free_bytes),
+        max_age: args.max_age.map_or(configured.max_age, |Age(age)| age),
+    };
+    let dir = args.out.or(config.store_dir());
+    let store = if args.dry_run { Store::at(dir) } else { Store::open(dir)? };
+    let (mut count, mut bytes, mut code) = (0, 0, ExitCode::SUCCESS);
+    for removal in store.beyond(&limits, 0)? {
+        if !args.dry_run
+            && let Err(error) = store.remove(&removal.id)
+        {
+            let _ = writeln!(std::io::stderr(), "reprieve: {error}");
+            code = ExitCode::from(FAILED);
+            continue;
+        }
+        (count, bytes) = (count + 1, bytes + removal.bytes);
+        if args.json {
+            print(&(serde_json::to_string(&removal).unwrap_or_default() + "\n"));
+        } else {
+            print(&format!("{}  {:>9}  {}\n", removal.id, units::bytes(removal.bytes), removal.why));
+        }
+    }
+    if !args.json {
+        let did = if args.dry_run { "would be removed" } else { "removed" };
+        print(&format!("{} {did}, {}\n", units::count(count, "incident"), units::bytes(bytes)));
+    }
+    Ok(code)
+}
+
+fn tell_config(command: &ConfigCommand, config: &Config) -> ExitCode {
+    match command {
+        ConfigCommand::Check => print("the configuration is right\n"),
+        ConfigCommand::Show { explain: true, .. } => {
+            KEYS.iter().for_each(|key| print(&format!("{:20} {} [{}]\n", key.name, key.meaning, key.default)));
+        }
+        ConfigCommand::Show { origin, .. } => print(&config.show(*origin)),
+    }
+    ExitCode::SUCCESS
 }
 
 fn heap_env(args: &HeapEnvArgs) -> Result<ExitCode, Failure> {
@@ -351,12 +473,12 @@ fn diagnose(args: &DoctorArgs) -> ExitCode {
     if doctor::able(&checks) { ExitCode::SUCCESS } else { ExitCode::from(NOT_ABLE) }
 }
 
-fn run_analyst(phase: &str, staging: &std::path::Path) -> Result<ExitCode, Failure> {
+fn run_analyst(phase: &str, staging: &std::path::Path, limits: &str) -> Result<ExitCode, Failure> {
     let phase = [Phase::Symbolize, Phase::Render]
         .into_iter()
         .find(|p| p.name() == phase)
         .ok_or_else(|| Failure { code: USAGE, error: anyhow::anyhow!("unknown phase {phase:?}") })?;
-    analyst::child_main(phase, staging).map_err(|error| Failure { code: FAILED, error })?;
+    analyst::child_main(phase, staging, limits).map_err(|error| Failure { code: FAILED, error })?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -8,6 +8,7 @@
 pub mod analyst;
 pub mod cgroup;
 pub mod cli;
+pub mod config;
 pub mod doctor;
 pub mod guardian;
 pub mod heap_env;

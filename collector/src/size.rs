@@ -44,9 +44,37 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     Ok(Duration::from_secs_f64(seconds))
 }
 
+/// Parses `90d`, `2w`, `36h` and the units of [`parse_duration`]; `never` is `None`.
+pub fn parse_age(text: &str) -> Result<Option<Duration>, String> {
+    if text == "never" {
+        return Ok(None);
+    }
+    let help = || format!("{text:?} is not an age; write a number with h, d or w, like 90d, or never");
+    let days = |number: &str, days: u64| {
+        let number: u64 = number.parse().map_err(|_| help())?;
+        number.checked_mul(days * 86_400).filter(|s| *s > 0).map(Duration::from_secs).ok_or_else(help)
+    };
+    match (text.strip_suffix('d'), text.strip_suffix('w')) {
+        (Some(number), _) => days(number, 1).map(Some),
+        (_, Some(number)) => days(number, 7).map(Some),
+        _ => parse_duration(text).map(Some).map_err(|_| help()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ages() {
+        assert_eq!(parse_age("never"), Ok(None));
+        assert_eq!(parse_age("2w"), Ok(Some(Duration::from_secs(14 * 86_400))));
+        assert_eq!(parse_age("90d"), Ok(Some(Duration::from_secs(90 * 86_400))));
+        assert_eq!(parse_age("36h"), Ok(Some(Duration::from_secs(36 * 3600))));
+        for bad in ["", "d", "0d", "-1d", "1.5d", "x", "99999999999999999999w"] {
+            assert!(parse_age(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn sizes() {

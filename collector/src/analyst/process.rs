@@ -4,7 +4,7 @@ use super::{SYMBOLS, render, symbolize};
 use crate::guardian::sigbus;
 use crate::hold::watchdog::{open_pidfd, wait_pidfd};
 use crate::incident::model::{Incident, SymbolState, Symbols};
-use crate::incident::store::{DRAFT, INCIDENT, MAX_BYTES, MAX_COUNT, Store, read_incident, write_atomically};
+use crate::incident::store::{DRAFT, INCIDENT, Limits, Store, read_incident, write_atomically};
 use reprieve_symbolizer::DebugDirs;
 use std::fmt;
 use std::fs;
@@ -67,10 +67,12 @@ pub struct Analyst {
 }
 
 impl Analyst {
-    /// Starts an analyst on a staging folder.
-    pub fn start(phase: Phase, staging: &Path) -> Result<Self, AnalystFailure> {
+    /// Starts an analyst on a staging folder, in a store that is kept within
+    /// `limits`.
+    pub fn start(phase: Phase, staging: &Path, limits: &Limits) -> Result<Self, AnalystFailure> {
         let mut command = Command::new("/proc/self/exe");
-        command.arg0("reprieve-analyst").arg("analyst").arg(phase.name()).arg(staging);
+        let limits = serde_json::to_string(limits).map_err(|e| AnalystFailure::NotStarted(e.into()))?;
+        command.arg0("reprieve-analyst").arg("analyst").arg(phase.name()).arg(staging).arg(limits);
         command.stdin(Stdio::null()).stdout(Stdio::null());
         // SAFETY: the closure makes system calls only, all of them
         // async-signal-safe; it allocates nothing.
@@ -111,7 +113,7 @@ impl Analyst {
 }
 
 /// What the analyst does; the error is for the terminal.
-pub fn child_main(phase: Phase, staging: &Path) -> anyhow::Result<()> {
+pub fn child_main(phase: Phase, staging: &Path, limits: &str) -> anyhow::Result<()> {
     // Without the handler a truncated binary would end us; then names are missing.
     let _ = sigbus::install();
     match phase {
@@ -130,7 +132,7 @@ pub fn child_main(phase: Phase, staging: &Path) -> anyhow::Result<()> {
             }
             // Room for this one, made here because listing and removing would
             // keep the guardian from its bell.
-            Store::at(staging.parent().map(Path::to_owned)).trim(MAX_COUNT - 1, MAX_BYTES);
+            Store::at(staging.parent().map(Path::to_owned)).trim(&serde_json::from_str(limits)?, 1);
         }
     }
     Ok(())

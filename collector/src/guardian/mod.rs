@@ -45,8 +45,35 @@ fn run_first() {
     // SAFETY: sched_param has only integers, for which zero is a value.
     let mut param: libc::sched_param = unsafe { std::mem::zeroed() };
     param.sched_priority = 1;
-    // SAFETY: 0 is this process; the pointer is to a live local.
-    unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, &raw const param) };
+    Priority { policy: libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, param }.take();
+}
+
+/// How urgent a thread is (sched(7)). Our threads begin like every other.
+#[derive(Clone, Copy)]
+pub struct Priority {
+    policy: i32,
+    param: libc::sched_param,
+}
+
+impl Priority {
+    /// That of the caller.
+    #[must_use]
+    pub fn of_this_thread() -> Self {
+        // SAFETY: sched_param has only integers, for which zero is a value.
+        let mut param: libc::sched_param = unsafe { std::mem::zeroed() };
+        // SAFETY: 0 is this thread; the pointer is to a live local.
+        let policy = unsafe {
+            libc::sched_getparam(0, &raw mut param);
+            libc::sched_getscheduler(0)
+        };
+        Priority { policy, param }
+    }
+
+    /// Gives it to the caller, which stays as it is where it has no right to it.
+    pub fn take(self) {
+        // SAFETY: 0 is this thread; the pointer is to a live local.
+        unsafe { libc::sched_setscheduler(0, self.policy, &raw const self.param) };
+    }
 }
 
 /// A size in bytes from `/proc/self/status`, like `VmLck`.

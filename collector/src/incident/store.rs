@@ -6,15 +6,13 @@
 
 use super::model::{Incident, SCHEMA};
 use crate::snapshot::process::start_ticks;
+use serde::{Deserialize, Serialize};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Incidents kept.
-pub const MAX_COUNT: usize = 100;
-/// Bytes kept.
-pub const MAX_BYTES: u64 = 1 << 30;
 /// Disk space kept in hand while guarding, enough for an incident.
 pub const RESERVE_BYTES: i64 = 4 << 20;
 
@@ -68,6 +66,30 @@ pub enum StoreError {
         /// What is wrong.
         reason: String,
     },
+}
+
+/// What is kept; beyond it the oldest incidents go first, never the newest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Incidents.
+    pub max_count: usize,
+    /// Bytes of all their files.
+    pub max_use_bytes: u64,
+    /// Bytes that are left free on the file system.
+    pub keep_free_bytes: u64,
+    /// From their OOM on.
+    pub max_age: Option<Duration>,
+}
+
+/// An incident that was removed, or would be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Removal {
+    /// Its ID.
+    pub id: String,
+    /// Bytes of its files.
+    pub bytes: u64,
+    /// Which limit it was beyond.
+    pub why: &'static str,
 }
 
 /// A folder of incidents.
@@ -189,21 +211,56 @@ impl Store {
         read_incident(&dir.join(INCIDENT)).map(|incident| (dir, incident))
     }
 
-    /// Removes the oldest incidents beyond count and size; never the newest, and
-    /// no folder that somebody gave a name of their own.
-    pub fn trim(&self, max_count: usize, max_bytes: u64) {
-        let mut kept = 0;
-        let mut bytes = 0;
-        // What cannot be read cannot be trimmed either.
-        let ids = self.ids().unwrap_or_default();
-        for (index, id) in ids.iter().filter(|id| is_own_name(id)).rev().enumerate() {
-            let dir = self.dir.join(id);
-            kept += 1;
-            bytes += size_of_dir(&dir);
-            if index > 0 && (kept > max_count || bytes > max_bytes) {
-                // A folder that resists is tried again with the next incident.
-                let _ = fs::remove_dir_all(&dir);
-            }
+    /// What is beyond `limits`, oldest first; no folder that somebody gave a name
+    /// of their own. `coming` is about to be added.
+    pub fn beyond(&self, limits: &Limits, coming: usize) -> Result<Vec<Removal>, StoreError> {
+        let now_us = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros() as u64;
+        // IDs begin with the time, in an order of their own.
+        let oldest =
+            limits.max_age.map(|age| super::units::compact_time(now_us.saturating_sub(age.as_micros() as u64)));
+        let free = free_bytes(&self.dir);
+        let missing = limits.keep_free_bytes.saturating_sub(free);
+        let own: Vec<(String, u64)> = self
+            .ids()?
+            .into_iter()
+            .filter(|id| is_own_name(id))
+            .map(|id| (size_of_dir(&self.dir.join(&id)), id))
+            .map(|(bytes, id)| (id, bytes))
+            .collect();
+        let (mut count, mut used) = (own.len() + coming, own.iter().map(|(_, bytes)| bytes).sum::<u64>());
+        let mut removals = Vec::new();
+        let mut gained = 0;
+        // The newest may be what somebody is about to read.
+        let kept = own.len().saturating_sub(usize::from(coming == 0));
+        for (id, bytes) in own.into_iter().take(kept) {
+            let why = if oldest.as_ref().is_some_and(|oldest| id < *oldest) {
+                "max_age"
+            } else if count > limits.max_count {
+                "max_count"
+            } else if used > limits.max_use_bytes {
+                "max_use"
+            } else if gained < missing {
+                "keep_free"
+            } else {
+                break;
+            };
+            (count, used, gained) = (count - 1, used - bytes, gained + bytes);
+            removals.push(Removal { id, bytes, why });
+        }
+        Ok(removals)
+    }
+
+    /// Removes an incident.
+    pub fn remove(&self, id: &str) -> Result<(), StoreError> {
+        let path = self.dir.join(id);
+        fs::remove_dir_all(&path).map_err(|source| StoreError::File { path, source })
+    }
+
+    /// Makes room for `coming` more incidents.
+    pub fn trim(&self, limits: &Limits, coming: usize) {
+        for removal in self.beyond(limits, coming).unwrap_or_default() {
+            // A folder that resists is tried again with the next incident.
+            let _ = self.remove(&removal.id);
         }
     }
 
@@ -327,6 +384,12 @@ pub fn write_atomically(dir: &Path, name: &str, content: &[u8]) -> Result<(), St
     })
 }
 
+/// Bytes that we may still write there; where nobody can tell, nothing is removed
+/// for their sake.
+fn free_bytes(dir: &Path) -> u64 {
+    nix::sys::statvfs::statvfs(dir).map_or(u64::MAX, |fs| fs.blocks_available() * fs.fragment_size())
+}
+
 fn size_of_dir(dir: &Path) -> u64 {
     let Ok(entries) = fs::read_dir(dir) else { return 0 };
     entries.flatten().filter_map(|e| e.metadata().ok()).map(|m| m.len()).sum()
@@ -371,13 +434,35 @@ mod tests {
         let ids: Vec<String> = (1..=5).map(|second| publish(&store, second, 1000)).collect();
         let left = || store.ids().unwrap().into_iter().filter(|id| is_own_name(id)).collect::<Vec<_>>();
         assert_eq!(left(), ids);
-        store.trim(3, u64::MAX);
+        let all = Limits { max_count: 100, max_use_bytes: u64::MAX, keep_free_bytes: 0, max_age: None };
+        store.trim(&all, 0);
+        assert_eq!(left(), ids);
+        store.trim(&Limits { max_count: 3, ..all }, 0);
         assert_eq!(left(), ids[2..]);
-        store.trim(100, 2500);
+        store.trim(&Limits { max_use_bytes: 2500, ..all }, 0);
         assert_eq!(left(), ids[3..]);
-        store.trim(0, 0);
+        store.trim(&Limits { max_count: 1, max_use_bytes: 1, keep_free_bytes: u64::MAX, ..all }, 0);
         assert_eq!(left(), ids[4..]);
+        // Room for one more is room for nothing else.
+        store.trim(&Limits { max_count: 1, ..all }, 1);
+        assert_eq!(left(), [""; 0]);
         assert!(kept.join(INCIDENT).exists());
+    }
+
+    #[test]
+    fn removals_are_told_with_their_reason() {
+        let (_dir, store) = store();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        let ids: Vec<String> = [1, now - 7200, now - 3600, now].iter().map(|s| publish(&store, *s, 100)).collect();
+        let limits =
+            Limits { max_count: 3, max_use_bytes: 250, keep_free_bytes: 0, max_age: Some(Duration::from_secs(86_400)) };
+        let told: Vec<(String, &str)> = store.beyond(&limits, 0).unwrap().into_iter().map(|r| (r.id, r.why)).collect();
+        assert_eq!(told, [(ids[0].clone(), "max_age"), (ids[1].clone(), "max_use")]);
+        // On a disk that is never free enough all but the newest go.
+        let full = Limits { keep_free_bytes: u64::MAX, max_use_bytes: u64::MAX, ..limits };
+        let told: Vec<&str> = store.beyond(&full, 0).unwrap().iter().map(|r| r.why).collect();
+        assert_eq!(told, ["max_age", "keep_free", "keep_free"]);
+        assert_eq!(store.ids().unwrap(), ids);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::cgroup::{self, CgroupError, CpuGroup, Hierarchy, Memcg};
 use crate::guardian;
 use crate::hold::watchdog::Watchdog;
 use crate::hold::{self, BrakeChoice, BrakeError};
-use crate::incident::store::{Store, StoreError};
+use crate::incident::store::{Limits, Store, StoreError};
 use crate::signals::Signals;
 use crate::snapshot::Options;
 use crate::verdict::Action;
@@ -37,6 +37,8 @@ pub struct Request {
     pub ladder: Vec<Action>,
     /// Folder for incidents.
     pub out: Option<PathBuf>,
+    /// What is kept there.
+    pub limits: Limits,
     /// How to hold.
     pub brake: BrakeChoice,
     /// What to record.

@@ -8,7 +8,7 @@ use crate::hold::HandBack;
 use crate::hold::stop::StoppedThreads;
 use crate::hold::watchdog::Watchdog;
 use crate::incident::model::{HoldReport, Incident, StopOutcome, Trigger};
-use crate::incident::store::{INCIDENT, Store, read_incident};
+use crate::incident::store::{INCIDENT, Limits, Store, read_incident};
 use crate::signals::Signals;
 use crate::snapshot::process::start_ticks;
 use crate::snapshot::{self, Options};
@@ -50,6 +50,7 @@ impl Target {
 pub fn snapshot(
     target: &str,
     out: Option<PathBuf>,
+    limits: Limits,
     options: Options,
     at_most: Duration,
 ) -> Result<(Incident, PathBuf), RunError> {
@@ -73,8 +74,8 @@ pub fn snapshot(
         Target::Process(_) => None,
     };
     let pids = target_found.pids();
-    let heaps = witness::read_tables(None, &pids);
-    let evidence = snapshot::take(&pids, threads.threads(), Some(&heaps), options);
+    let heaps = || Some(witness::read_tables(None, &pids));
+    let evidence = snapshot::take(&pids, threads.threads(), heaps, options);
     let snapshot_time = begun.elapsed();
     let refused = threads.threads().values().find_map(|t| match &t.outcome {
         StopOutcome::NotStopped(why) => Some(why.clone()),
@@ -100,7 +101,7 @@ pub fn snapshot(
         Target::Process(_) => evidence.processes.first().map_or(target, |p| &p.comm).to_owned(),
         Target::Cgroup(_) => target.rsplit('/').next().unwrap_or(target).to_owned(),
     };
-    let mut recorder = Recorder::with_subject(store, None, subject);
+    let mut recorder = Recorder::with_subject(store, limits, None, subject);
     let mut incident = recorder.draft(Trigger::Snapshot, memcg, evidence);
     let micros = |d: Duration| d.as_micros() as u64;
     incident.hold = Some(HoldReport {

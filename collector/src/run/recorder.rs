@@ -4,9 +4,7 @@ use super::Request;
 use crate::analyst::{Analyst, AnalystFailure, Phase, SYMBOLS};
 use crate::cgroup::Memcg;
 use crate::incident::model::{Host, Incident, MemcgState, SCHEMA, Symbols, Trigger};
-use crate::incident::store::{
-    DRAFT, DiskReserve, INCIDENT, MAX_BYTES, MAX_COUNT, Staging, Store, StoreError, write_atomically,
-};
+use crate::incident::store::{DRAFT, DiskReserve, INCIDENT, Limits, Staging, Store, StoreError, write_atomically};
 use crate::snapshot::Evidence;
 use crate::verdict::machine_memory;
 use std::collections::VecDeque;
@@ -20,6 +18,7 @@ const RENDER_TIME: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Recorder {
     store: Store,
+    limits: Limits,
     reserve: Option<DiskReserve>,
     subject: String,
     waiting: VecDeque<Staging>,
@@ -33,12 +32,13 @@ impl Recorder {
     pub fn new(store: Store, reserve: DiskReserve, request: &Request) -> Self {
         let program = request.command.first().map(|c| c.to_string_lossy().into_owned()).unwrap_or_default();
         let subject = program.rsplit('/').next().unwrap_or_default().to_owned();
-        Self::with_subject(store, Some(reserve), subject)
+        Self::with_subject(store, request.limits, Some(reserve), subject)
     }
 
     /// A recorder for something else than a command.
-    pub fn with_subject(store: Store, reserve: Option<DiskReserve>, subject: String) -> Self {
-        Recorder { store, reserve, subject, waiting: VecDeque::new(), rendering: None, published: Vec::new() }
+    pub fn with_subject(store: Store, limits: Limits, reserve: Option<DiskReserve>, subject: String) -> Self {
+        let (waiting, published) = (VecDeque::new(), Vec::new());
+        Recorder { store, limits, reserve, subject, waiting, rendering: None, published }
     }
 
     /// An incident from evidence, unsymbolized.
@@ -81,8 +81,8 @@ impl Recorder {
     }
 
     /// Symbols while the hold lasts.
-    pub fn symbolize(staging: &Staging, at_most: Duration) -> Result<Symbols, AnalystFailure> {
-        Analyst::start(Phase::Symbolize, staging.path())?.wait(at_most)?;
+    pub fn symbolize(&self, staging: &Staging, at_most: Duration) -> Result<Symbols, AnalystFailure> {
+        Analyst::start(Phase::Symbolize, staging.path(), &self.limits)?.wait(at_most)?;
         let text = std::fs::read(staging.path().join(SYMBOLS)).map_err(|e| AnalystFailure::Died(e.to_string()))?;
         serde_json::from_slice(&text).map_err(|e| AnalystFailure::Died(e.to_string()))
     }
@@ -114,7 +114,7 @@ impl Recorder {
         while self.rendering.is_none()
             && let Some(staging) = self.waiting.pop_front()
         {
-            match Analyst::start(Phase::Render, staging.path()) {
+            match Analyst::start(Phase::Render, staging.path(), &self.limits) {
                 Ok(analyst) => self.rendering = Some((analyst, staging, Instant::now())),
                 Err(failure) => self.publish(staging, Some(&failure)),
             }
@@ -133,7 +133,7 @@ impl Recorder {
             std::thread::sleep(Duration::from_millis(5));
         }
         // Where no analyst could do it.
-        self.store.trim(MAX_COUNT, MAX_BYTES);
+        self.store.trim(&self.limits, 0);
     }
 
     fn publish(&mut self, staging: Staging, failure: Option<&AnalystFailure>) {

@@ -174,8 +174,8 @@ impl<'a> Session<'a> {
         let mut state = state_of(&self.group.memcg);
         // Not the few KiB that the stop may have lent.
         state.limit_bytes = Some(self.brake.limit());
-        let heaps = self.heap.as_ref().map(|heap| witness::read_tables(Some(heap), &pids));
-        let evidence = snapshot::take(&pids, threads.threads(), heaps.as_ref(), self.request.options);
+        let heaps = || self.heap.as_ref().map(|heap| witness::read_tables(Some(heap), &pids));
+        let evidence = snapshot::take(&pids, threads.threads(), heaps, self.request.options);
         let snapshot_time = noticed.elapsed();
         let mut incident = self.recorder.draft(Trigger::Oom, Some(state), evidence);
         // The draft was made when the evidence was complete.
@@ -191,7 +191,7 @@ impl<'a> Session<'a> {
         let mut symbolized_us = None;
         if let Some(staging) = &staging {
             let left = deadline.saturating_duration_since(Instant::now()).saturating_sub(VERDICT_TIME);
-            match Recorder::symbolize(staging, left.min(SYMBOL_TIME)) {
+            match self.recorder.symbolize(staging, left.min(SYMBOL_TIME)) {
                 Ok(symbols) => {
                     incident.symbols = symbols;
                     symbolized_us = Some(noticed.elapsed().as_micros() as u64);
@@ -256,7 +256,7 @@ impl<'a> Session<'a> {
     /// The kernel was faster, or was left to decide: record what is left.
     fn record_kernel_kill(&mut self) {
         let pids = self.group.memcg.pids().unwrap_or_default();
-        let mut evidence = snapshot::take(&pids, &BTreeMap::new(), None, self.request.options);
+        let mut evidence = snapshot::take(&pids, &BTreeMap::new(), || None, self.request.options);
         evidence.gaps.push(match &self.left_to_kernel {
             Some(id) => format!("no action helped, so the kernel decided: the stacks are in {id}"),
             None => "the kernel's OOM killer was first: there are no stacks of whom it killed".to_owned(),

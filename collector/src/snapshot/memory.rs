@@ -22,6 +22,8 @@ pub struct TargetMemory {
     window_start: u64,
     window: Vec<u8>,
     window_pages: u64,
+    /// Pages to fetch where a read goes somewhere else.
+    first_pages: usize,
     /// Pages to fetch next: more while reads go on where the last window ended.
     next_pages: usize,
     absent_pages: u64,
@@ -31,16 +33,16 @@ impl TargetMemory {
     /// Memory of `pid`. Fails when the page map cannot be opened, since
     /// without it a read might fault pages in.
     pub fn open(pid: i32) -> io::Result<Self> {
-        Self::with_window(pid, WINDOW_PAGES)
+        Self::with_window(pid, WINDOW_PAGES, WINDOW_PAGES)
     }
 
-    /// The same for whoever reads much of it in order: the window grows while
-    /// reads go on where it ended.
+    /// The same for whoever reads much of it in order, or a word here and there:
+    /// the window is a page, and grows while reads go on where it ended.
     pub fn reading_ahead(pid: i32) -> io::Result<Self> {
-        Self::with_window(pid, AHEAD_PAGES)
+        Self::with_window(pid, 1, AHEAD_PAGES)
     }
 
-    fn with_window(pid: i32, pages: usize) -> io::Result<Self> {
+    fn with_window(pid: i32, first_pages: usize, pages: usize) -> io::Result<Self> {
         let page = page_size();
         Ok(TargetMemory {
             pid,
@@ -49,7 +51,8 @@ impl TargetMemory {
             window_start: u64::MAX,
             window: vec![0; pages * page as usize],
             window_pages: 0,
-            next_pages: WINDOW_PAGES,
+            first_pages,
+            next_pages: first_pages,
             absent_pages: 0,
         })
     }
@@ -99,7 +102,7 @@ impl TargetMemory {
         // Stacks are walked upwards: the window begins at the page asked for.
         let goes_on = page_start == self.window_start.wrapping_add(self.window_pages * self.page);
         let most = self.window.len() / self.page as usize;
-        self.next_pages = if goes_on { (self.next_pages * 2).min(most) } else { WINDOW_PAGES };
+        self.next_pages = if goes_on { (self.next_pages * 2).min(most) } else { self.first_pages };
         page_start.checked_add(self.page * self.next_pages as u64)?;
         self.fill(page_start);
         if self.window_pages == 0 {

@@ -9,6 +9,7 @@ mod modules;
 mod pagemap;
 pub mod process;
 mod smaps;
+mod sums;
 mod threads;
 
 pub use memory::TargetMemory;
@@ -26,7 +27,9 @@ use reprieve_heap_walk::Memory;
 use reprieve_symbolizer::Unwinder;
 use std::collections::BTreeMap;
 use std::fs;
+use std::thread;
 use std::time::{Duration, Instant};
+use sums::Sums;
 
 /// Time for walking the books of runtimes and allocators, of all processes.
 const WALKS: Duration = Duration::from_secs(1);
@@ -50,23 +53,36 @@ pub struct Evidence {
 }
 
 /// Records `pids`, whose threads were stopped as `held` says, and their heaps
-/// where `heaps` knows of them.
+/// where the tables that `heaps` reads know of them.
 #[must_use]
 pub fn take(
     pids: &[i32],
     held: &BTreeMap<i32, HeldThread>,
-    heaps: Option<&ProcessTables>,
+    heaps: impl FnOnce() -> Option<ProcessTables>,
     options: Options,
 ) -> Evidence {
     let mut table = ModuleTable::default();
     let mut evidence = Evidence::default();
     let until = Instant::now() + WALKS;
-    for &pid in pids {
-        match take_process(pid, held, heaps, &mut table, options, until) {
-            Some(process) => evidence.processes.push(process),
-            None => evidence.gaps.push(format!("process {pid} ended while it was being recorded")),
+    thread::scope(|scope| {
+        let sums = Sums::start(scope, pids);
+        let heaps = heaps();
+        for &pid in pids {
+            match take_process(pid, held, heaps.as_ref(), &mut table, options, until) {
+                Some(process) => evidence.processes.push(process),
+                None => evidence.gaps.push(format!("process {pid} ended while it was being recorded")),
+            }
         }
-    }
+        let mut processes = evidence.processes.iter_mut().peekable();
+        for (pid, answer) in sums.finish() {
+            // In the same order, but for those that ended.
+            let Some(process) = processes.next_if(|process| process.pid == pid) else { continue };
+            match answer {
+                Ok((memory, mappings)) => (process.memory, process.mappings) = (memory, mappings),
+                Err(error) => process.gaps.push(format!("smaps: {error}")),
+            }
+        }
+    });
     evidence.modules = table.modules;
     evidence
 }
@@ -92,10 +108,6 @@ fn take_process(
         }
     };
     process.mapping_count = maps.len() as u32;
-    match smaps::read_memory(pid, maps.len()) {
-        Ok((memory, mappings)) => (process.memory, process.mappings) = (memory, mappings),
-        Err(error) => process.gaps.push(format!("smaps: {error}")),
-    }
     if maps.len() > smaps::DETAIL_LIMIT {
         process.gaps.push(format!("{} mappings: sums only", maps.len()));
     }

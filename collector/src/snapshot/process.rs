@@ -48,6 +48,16 @@ impl Stat {
     }
 }
 
+/// Anonymous memory of a process that is present, in bytes, to within some pages of
+/// each thread (proc_pid_statm(5)).
+#[must_use]
+pub fn anonymous_bytes(pid: i32) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
+    let mut pages = text.split_ascii_whitespace().skip(1).map(|field| field.parse::<u64>().ok());
+    let (resident, shared) = (pages.next()??, pages.next()??);
+    Some(resident.saturating_sub(shared) * super::page_size())
+}
+
 /// Reads who a process is; `None` when it is gone. What could not be read is
 /// told in `gaps`.
 #[must_use]

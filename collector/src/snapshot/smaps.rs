@@ -73,8 +73,9 @@ pub fn read_maps(pid: i32) -> io::Result<Vec<MapLine>> {
     Ok(String::from_utf8_lossy(&text).lines().filter_map(MapLine::parse).collect())
 }
 
-/// Sums and the biggest mappings of a process with `mapping_count` mappings.
-pub fn read_memory(pid: i32, mapping_count: usize) -> io::Result<(ProcessMemory, Vec<Mapping>)> {
+/// Sums and the biggest mappings of a process.
+pub fn read_memory(pid: i32) -> io::Result<(ProcessMemory, Vec<Mapping>)> {
+    let mapping_count = memchr::memchr_iter(b'\n', &std::fs::read(format!("/proc/{pid}/maps"))?).count();
     let file = if mapping_count > DETAIL_LIMIT { "smaps_rollup" } else { "smaps" };
     parse(BufReader::with_capacity(64 * 1024, File::open(format!("/proc/{pid}/{file}"))?))
 }
@@ -185,7 +186,7 @@ mod tests {
         let exe = std::env::current_exe().unwrap();
         let code = maps.iter().find(|m| m.is_executable() && m.path().0 == exe.to_str().unwrap()).unwrap();
         assert!(code.end > code.start && code.inode != 0);
-        let (sums, _) = read_memory(std::process::id() as i32, maps.len()).unwrap();
+        let (sums, _) = read_memory(std::process::id() as i32).unwrap();
         assert!(sums.rss_bytes >= sums.pss_bytes && sums.pss_anon_bytes > 0);
     }
 }

@@ -3,7 +3,9 @@
 use super::timed::Timed;
 use super::{Frames, Target, estimate};
 use crate::incident::model::{Heap, HeapStack, Process, Witness};
+use crate::snapshot::process::anonymous_bytes;
 use crate::snapshot::{LoadedModule, MapLine, TargetMemory};
+use memchr::memmem;
 use reprieve_heap_walk::jemalloc::{self, Place, Profile};
 use reprieve_heap_walk::{Memory, Sum};
 use std::ops::Range;
@@ -72,12 +74,12 @@ fn program<'t>(process: &Process, maps: &[MapLine], modules: &'t [LoadedModule])
 /// looked for where glibc's malloc has the memory.
 fn is_part_of(process: &Process, module: &LoadedModule) -> bool {
     let live: u64 = process.malloc.iter().flat_map(|m| &m.arenas).map(|arena| arena.live.bytes).sum();
-    if live > process.memory.pss_anon_bytes / 4 {
+    if live > 0 && anonymous_bytes(process.pid).is_some_and(|bytes| live > bytes / 4) {
         return false;
     }
     let Some((_, bytes)) = module.image.section_data(".rodata") else { return false };
     let bytes = &bytes[..bytes.len().min(SEARCHED)];
-    bytes.windows(MARK.len()).any(|window| window == MARK)
+    memmem::find(bytes, MARK).is_some()
 }
 
 fn walk(target: &Target<'_>, module: &LoadedModule) -> std::io::Result<Option<Profile>> {

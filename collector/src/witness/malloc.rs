@@ -6,6 +6,7 @@ use crate::incident::model::{
     MallocArena, MallocChunks, MallocFree, MallocMmapped, MallocSizeClass, MallocState, Process,
 };
 use crate::snapshot::{LoadedModule, MapLine, Pagemap, TargetMemory, page_size};
+use memchr::memmem;
 use reprieve_heap_walk::glibc::{self, Chunks, Malloc, Pages, Place};
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -69,7 +70,7 @@ fn glibc_of<'t>(process: &Process, target: &'t Target<'_>) -> Option<(&'t Loaded
 /// Version in the banner, `GNU C Library (Debian GLIBC …) stable release version 2.36.`
 fn version(module: &LoadedModule) -> Option<(u32, u32)> {
     let (_, bytes) = module.image.section_data(".rodata")?;
-    let at = bytes.windows(BANNER.len()).position(|window| window == BANNER)?;
+    let at = memmem::find(bytes, BANNER)?;
     let line = bytes[at..].split(|&byte| byte == b'\n').next()?;
     let line = String::from_utf8_lossy(line.get(..200).unwrap_or(line));
     let (_, version) = line.split_once("version ")?;

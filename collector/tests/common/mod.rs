@@ -23,6 +23,9 @@ pub fn rounds(usual: u64) -> u64 {
     (usual * percent / 100).max(1)
 }
 
+/// What this machine is configured to do is not what is tested.
+const NO_CONFIG: [&str; 2] = ["--config", "/nonexistent"];
+
 /// A folder for incidents and ways to run reprieve into it.
 pub struct Lab {
     dir: tempfile::TempDir,
@@ -40,7 +43,7 @@ impl Lab {
     /// `reprieve SUBCOMMAND --out …`, not yet started.
     pub fn reprieve(&self, subcommand: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_reprieve"));
-        command.arg(subcommand).arg("--out").arg(self.out()).stdin(Stdio::null());
+        command.args(NO_CONFIG).arg(subcommand).arg("--out").arg(self.out()).stdin(Stdio::null());
         command
     }
 
@@ -48,7 +51,8 @@ impl Lab {
     pub fn run(&self, options: &[&str], command: &[&str]) -> Output {
         // A hang must fail, not last.
         let mut run = Command::new("timeout");
-        run.args(["-s", "KILL", "120", env!("CARGO_BIN_EXE_reprieve"), "run", "--out"]).arg(self.out());
+        run.args(["-s", "KILL", "120", env!("CARGO_BIN_EXE_reprieve")]).args(NO_CONFIG);
+        run.args(["run", "--out"]).arg(self.out());
         let output = run.args(options).arg("--").args(command).stdin(Stdio::null()).output().unwrap();
         assert_no_group_of(&output);
         output
@@ -242,7 +246,8 @@ impl Terminal {
     /// Starts a command under reprieve on a terminal.
     pub fn start(lab: &Lab, options: &[&str], command: &[&str]) -> Self {
         let shown = lab.out().join("typescript");
-        let run = [env!("CARGO_BIN_EXE_reprieve"), "run", "--out", lab.out().to_str().unwrap()];
+        let [config, none] = NO_CONFIG;
+        let run = [env!("CARGO_BIN_EXE_reprieve"), config, none, "run", "--out", lab.out().to_str().unwrap()];
         let words = run.iter().chain(options).chain(&["--"]).chain(command).map(|word| format!("'{word}'"));
         let mut script = Command::new("script");
         script.args(["--quiet", "--flush", "--return", "--command"]);

@@ -32,10 +32,14 @@ const PACKAGES: &[Package] = &[
 const PERIOD: &str = "64K";
 /// Sites below this share of the total are not judged.
 const SHARE: f64 = 0.05;
-/// What is asked: so many of all within three standard deviations, and the mean
-/// so near.
+/// What is asked: so many of all, and of each site's, within three standard
+/// deviations, and the mean so near.
 const AIM_WITHIN: f64 = 0.99;
 const AIM_BIAS: f64 = 0.01;
+/// A site that keeps to the aim is found to miss it once in so many benches. Of a
+/// hundred runs with normal errors two lie outside for three sites in a hundred: to
+/// ask 99 of 100 of each of two dozen would be to ask for luck.
+const DOUBT: f64 = 1e-4;
 
 /// A site's estimate and truth, in bytes.
 #[derive(Debug, Clone, Copy)]
@@ -57,7 +61,7 @@ pub fn run(root: &Path, seeds: u64, only: Option<&str>) -> Result<ExitCode> {
         "{:8} {:16} {:>10} {:>8} {:>8} {:>9} {:>9}",
         "program", "site", "truth MiB", "mean", "1 sigma", "within 3", "worst"
     );
-    let (mut all, mut within, mut met) = (0, 0, true);
+    let (mut all, mut within, mut lowest, mut met) = (0, 0, 1.0f64, true);
     for (program, mode, limit) in
         LOADS.iter().filter(|(program, mode, _)| only.is_none_or(|only| only == *mode || only == *program))
     {
@@ -85,14 +89,28 @@ pub fn run(root: &Path, seeds: u64, only: Option<&str>) -> Result<ExitCode> {
             within += good;
             // The mean of n runs has its own error.
             met &= (mean - 1.0).abs() <= AIM_BIAS.max(3.0 * sigma / n.sqrt());
+            met &= chance_of_at_least(judged.len() - good, judged.len(), 1.0 - AIM_WITHIN) >= DOUBT;
+            lowest = lowest.min(good as f64 / n);
         }
     }
     ensure!(all > 0, "there is no such load; see `--help`");
     let share = within as f64 / all as f64;
     met &= share >= AIM_WITHIN;
     let word = if met { "met" } else { "MISSED" };
-    println!("\nwithin 3 sigma: {within} of {all}; aim {AIM_WITHIN}; no bias beyond {AIM_BIAS} or chance: {word}");
+    println!("\nwithin 3 sigma: {within} of {all}, {:.1}% of the worst site's; aim {AIM_WITHIN}", lowest * 100.0);
+    println!("that, no site below it beyond chance, no bias beyond {AIM_BIAS} or chance: {word}");
     Ok(if met { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Chance that at least `hits` of `n` happen that have the chance `p` each.
+fn chance_of_at_least(hits: usize, n: usize, p: f64) -> f64 {
+    let mut exactly = (1.0 - p).powi(n as i32);
+    let mut fewer = 0.0;
+    for k in 0..hits {
+        fewer += exactly;
+        exactly *= (n - k) as f64 / (k + 1) as f64 * p / (1.0 - p);
+    }
+    1.0 - fewer
 }
 
 /// One run: what the program printed, and what its incident says.
@@ -152,4 +170,18 @@ fn estimate(incident: &serde_json::Value, function: &str) -> (f64, f64) {
         }
     }
     (bytes, variance.sqrt())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chances_are_binomial() {
+        assert_eq!(chance_of_at_least(0, 100, 0.01), 1.0);
+        let near = |chance: f64, expected: f64| assert!((chance - expected).abs() < 1e-6, "{chance} {expected}");
+        near(chance_of_at_least(1, 100, 0.01), 1.0 - 0.99f64.powi(100));
+        near(chance_of_at_least(2, 2, 0.1), 0.01);
+        near(chance_of_at_least(2, 3, 0.5), 0.5);
+    }
 }

@@ -1,0 +1,289 @@
+//! What `/etc/reprieve` says: `reprieve.toml`, then `conf.d/*.toml` in name order.
+//!
+//! A value is kept as the text that one would type on the command line, and read
+//! by the same parser; the command line wins. Each remembers the file and the line
+//! that it came from.
+
+mod keys;
+mod read;
+
+use keys::Key;
+pub use keys::{KEYS, Kind};
+pub use read::Problem;
+
+use crate::hold::BrakeChoice;
+use crate::incident::store::Limits;
+use crate::size::{parse_age, parse_duration, parse_size};
+use crate::verdict::Action;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+/// The folder, unless `--config` names another.
+pub const DEFAULT_DIR: &str = "/etc/reprieve";
+
+/// Where a value was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// The file.
+    pub file: PathBuf,
+    /// The line, from 1.
+    pub line: usize,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.file.display(), self.line)
+    }
+}
+
+/// A value that some file sets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Setting {
+    text: String,
+    origin: Origin,
+}
+
+/// Everything that is set, and the defaults behind it. Every text has passed the
+/// check of its key.
+#[derive(Debug, Clone, Default)]
+pub struct Config {
+    set: BTreeMap<&'static str, Setting>,
+}
+
+/// All that is wrong with the files, one line each.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+pub struct Problems(pub Vec<Problem>);
+
+impl Config {
+    /// Reads the files in `dir`; where there are none, all is at its default.
+    pub fn load(dir: &Path) -> Result<Self, Problems> {
+        let mut config = Config::default();
+        let mut problems = Vec::new();
+        for file in read::files(dir).unwrap_or_else(|problem| {
+            problems.push(problem);
+            Vec::new()
+        }) {
+            problems.extend(read::read(&file, &mut config.set));
+        }
+        if problems.is_empty() { Ok(config) } else { Err(Problems(problems)) }
+    }
+
+    /// The text of a key, and where it was set; `None` is its default.
+    #[must_use]
+    pub fn text(&self, key: &Key) -> (&str, Option<&Origin>) {
+        match self.set.get(key.name) {
+            Some(setting) => (&setting.text, Some(&setting.origin)),
+            None => (key.default, None),
+        }
+    }
+
+    /// All keys with their values as a file that says the same; with `origins`, each
+    /// line ends with where it comes from.
+    #[must_use]
+    pub fn show(&self, origins: bool) -> String {
+        let mut out = String::new();
+        let mut table = "";
+        for key in KEYS {
+            let (of, name) = key.name.split_once('.').unwrap_or(("", key.name));
+            if of != table {
+                out.push_str(&format!("{}[{of}]\n", if out.is_empty() { "" } else { "\n" }));
+                table = of;
+            }
+            let (text, origin) = self.text(key);
+            let line = format!("{name} = {}", key.kind.as_toml(text));
+            match origin {
+                _ if !origins => out.push_str(&format!("{line}\n")),
+                Some(origin) => out.push_str(&format!("{line:40} # {origin}\n")),
+                None => out.push_str(&format!("{line:40} # default\n")),
+            }
+        }
+        out
+    }
+
+    fn get(&self, name: &str) -> &str {
+        let key = KEYS.iter().find(|key| key.name == name);
+        key.map_or("", |key| self.text(key).0)
+    }
+
+    /// Every text was checked by the same parser when it was read.
+    fn parsed<T>(&self, name: &str, parse: impl Fn(&str) -> Result<T, String>) -> T {
+        parse(self.get(name)).unwrap_or_else(|error| unreachable!("{name}: {error}"))
+    }
+
+    /// Folder for incidents; `None` is that of the user.
+    #[must_use]
+    pub fn store_dir(&self) -> Option<PathBuf> {
+        Some(self.get("store.dir")).filter(|dir| *dir != keys::AUTO).map(PathBuf::from)
+    }
+
+    /// What is kept there.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        Limits {
+            max_count: self.parsed("store.max_count", keys::count),
+            max_use_bytes: self.parsed("store.max_use", parse_size),
+            keep_free_bytes: self.parsed("store.keep_free", keys::free),
+            max_age: self.parsed("store.max_age", parse_age),
+        }
+    }
+
+    /// Whether command lines are recorded.
+    #[must_use]
+    pub fn records_cmdlines(&self) -> bool {
+        self.get("record.cmdline") == "true"
+    }
+
+    /// Limit of a run, in bytes.
+    #[must_use]
+    pub fn run_memory(&self) -> u64 {
+        self.parsed("run.memory", parse_size)
+    }
+
+    /// Longest that a run is held for the analysis.
+    #[must_use]
+    pub fn run_deadline(&self) -> Duration {
+        self.parsed("run.deadline", parse_duration)
+    }
+
+    /// What is done when a run is out of memory, in order.
+    #[must_use]
+    pub fn run_ladder(&self) -> Vec<Action> {
+        self.parsed("run.on_oom", keys::actions)
+    }
+
+    /// How a run is held.
+    #[must_use]
+    pub fn run_brake(&self) -> BrakeChoice {
+        self.parsed("run.brake", BrakeChoice::from_str)
+    }
+
+    /// Whether the library is loaded into commands.
+    #[must_use]
+    pub fn run_records_heap(&self) -> bool {
+        self.get("run.heap") == "true"
+    }
+
+    /// Mean bytes between sampled allocations; `None` depends on the limit.
+    #[must_use]
+    pub fn run_heap_period(&self) -> Option<u64> {
+        self.parsed("run.heap_period", keys::period)
+    }
+
+    /// Longest that a snapshot stops its target.
+    #[must_use]
+    pub fn snapshot_deadline(&self) -> Duration {
+        self.parsed("snapshot.deadline", parse_duration)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    fn dir(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("conf.d")).unwrap();
+        for (name, text) in files {
+            fs::write(dir.path().join(name), text).unwrap();
+        }
+        dir
+    }
+
+    fn problems(files: &[(&str, &str)]) -> Vec<String> {
+        let dir = dir(files);
+        let Problems(problems) = Config::load(dir.path()).unwrap_err();
+        problems.iter().map(|p| p.to_string().replace(&dir.path().display().to_string(), "DIR")).collect()
+    }
+
+    #[test]
+    fn later_files_win_and_are_named() {
+        let dir = dir(&[
+            ("reprieve.toml", "[run]\nmemory = \"1G\"\non_oom = [\"grant=64M\", \"ask\"]\n[store]\nmax_count = 7\n"),
+            ("conf.d/20-b.toml", "run.memory = '3G'\n"),
+            ("conf.d/10-a.toml", "run.memory = '2G'\nrun.heap = false\n"),
+            ("conf.d/README", "no TOML"),
+        ]);
+        let config = Config::load(dir.path()).unwrap();
+        assert_eq!(config.run_memory(), 3 << 30);
+        assert_eq!(config.run_ladder().len(), 2);
+        assert_eq!(config.limits().max_count, 7);
+        assert!(!config.run_records_heap());
+        let shown = config.show(true);
+        assert!(shown.contains("20-b.toml:1\n") && shown.contains("reprieve.toml:3\n"), "{shown}");
+        assert!(shown.contains("deadline = \"5s\"") && shown.contains("# default"), "{shown}");
+    }
+
+    #[test]
+    fn what_is_shown_can_be_read_again() {
+        let first =
+            dir(&[("reprieve.toml", "store.dir = '/a \"b\"'\nstore.max_age = '90d'\nrun.heap_period = 4096\n")]);
+        let shown = Config::load(first.path()).unwrap().show(true);
+        let second = dir(&[("reprieve.toml", &shown)]);
+        assert_eq!(Config::load(second.path()).unwrap().show(false), Config::load(first.path()).unwrap().show(false));
+    }
+
+    #[test]
+    fn every_default_is_a_value() {
+        let config = Config::default();
+        for key in KEYS {
+            (key.check)(key.default).unwrap_or_else(|error| panic!("{}: {error}", key.name));
+        }
+        let _ = (config.limits(), config.run_memory(), config.run_deadline(), config.run_ladder(), config.run_brake());
+        let _ = (config.run_heap_period(), config.snapshot_deadline(), config.store_dir());
+    }
+
+    #[test]
+    fn problems_name_file_line_key_and_remedy() {
+        let found = problems(&[
+            (
+                "reprieve.toml",
+                "[run]\nmemmory = '1G'\nmemory = 'much'\nheap = 'no'\non_oom = ['reclaim', 'pray']\n\n[stor]\ndir = 1\n",
+            ),
+            ("conf.d/x.toml", "a = \n"),
+        ]);
+        assert_eq!(found.len(), 6, "{found:#?}");
+        for (problem, part) in found.iter().zip([
+            "DIR/reprieve.toml:2: run.memmory is not a key; did you mean run.memory?",
+            "DIR/reprieve.toml:3: run.memory: \"much\" is not a size",
+            "DIR/reprieve.toml:4: run.heap: write true or false, without quotes",
+            "DIR/reprieve.toml:5: run.on_oom: unknown action \"pray\"",
+            "DIR/reprieve.toml:8: stor.dir is not a key; did you mean store.dir?",
+            "DIR/conf.d/x.toml:1: ",
+        ]) {
+            assert!(problem.starts_with(part), "{problem:?} {part:?}");
+        }
+    }
+
+    #[test]
+    fn more_that_is_wrong() {
+        for (text, part) in [
+            ("store.dir = 'here'", "store.dir: \"here\" is not absolute"),
+            ("store.max_count = 0", "store.max_count: "),
+            ("store.max_age = '1fortnight'", "store.max_age: "),
+            ("run = 3", "run is a table"),
+            ("[run]\nmemory = { a = 1 }", "run.memory: "),
+            ("run.on_oom = []", "run.on_oom: "),
+            ("run.on_oom = [1]", "run.on_oom: "),
+            ("run.memory = 1979-05-27", "run.memory: "),
+            ("run.memory = '1G'\nrun.memory = '2G'", "duplicate"),
+            ("x = 1", "x is not a key; `reprieve config show` lists all"),
+        ] {
+            let found = problems(&[("reprieve.toml", text)]);
+            assert!(found.len() == 1 && found[0].contains(part), "{text}: {found:?}");
+        }
+        let not_utf8 = dir(&[]);
+        fs::write(not_utf8.path().join("reprieve.toml"), [b'#', 0xff]).unwrap();
+        assert!(Config::load(not_utf8.path()).unwrap_err().to_string().contains("UTF-8"));
+    }
+
+    #[test]
+    fn no_folder_is_no_mistake() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(Config::load(&dir.path().join("none")).unwrap().run_memory(), 256 << 20);
+    }
+}

@@ -1,0 +1,153 @@
+//! From TOML to checked texts.
+
+use super::keys::{KEYS, Key, Kind};
+use super::{Origin, Setting};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs;
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+/// How alike two names are that one may have been meant by the other (Jaro and
+/// Winkler; 1 is the same).
+const ALIKE: f64 = 0.8;
+
+/// Something that is wrong in a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// The file.
+    pub file: PathBuf,
+    /// The line, from 1; `None` for the whole file.
+    pub line: Option<usize>,
+    /// What is wrong, and what to do.
+    pub message: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let file = self.file.display();
+        match self.line {
+            Some(line) => write!(f, "{file}:{line}: {}", self.message),
+            None => write!(f, "{file}: {}", self.message),
+        }
+    }
+}
+
+/// The files of a folder in the order in which they are read.
+pub(super) fn files(dir: &Path) -> Result<Vec<PathBuf>, Problem> {
+    let main = dir.join("reprieve.toml");
+    let more = dir.join("conf.d");
+    let mut files: Vec<PathBuf> = match fs::read_dir(&more) {
+        Ok(entries) => entries.flatten().map(|entry| entry.path()).collect(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        Err(error) => return Err(unreadable(&more, &error)),
+    };
+    files.retain(|path| path.extension().is_some_and(|extension| extension == "toml"));
+    files.sort();
+    // A link that leads nowhere is there, and a mistake.
+    if main.symlink_metadata().is_ok() {
+        files.insert(0, main);
+    }
+    Ok(files)
+}
+
+fn unreadable(path: &Path, error: &io::Error) -> Problem {
+    let message = match error.kind() {
+        io::ErrorKind::InvalidData => "it is not UTF-8; TOML must be".to_owned(),
+        _ => format!("{error}; make it readable, or name another folder with --config"),
+    };
+    Problem { file: path.to_owned(), line: None, message }
+}
+
+/// Puts what a file sets into `set`, and tells what is wrong with the rest.
+pub(super) fn read(file: &Path, set: &mut BTreeMap<&'static str, Setting>) -> Vec<Problem> {
+    let text = match fs::read_to_string(file) {
+        Ok(text) => text,
+        Err(error) => return vec![unreadable(file, &error)],
+    };
+    let mut reader = Reader { file, text: &text, set, problems: Vec::new() };
+    match DeTable::parse(&text) {
+        Ok(table) => reader.table("", table.get_ref()),
+        Err(error) => {
+            let message = error.message().replace('\n', ", ");
+            reader.problem(&error.span().unwrap_or_default(), message);
+        }
+    }
+    // The table is in the order of names, a person reads in that of lines.
+    reader.problems.sort_by_key(|problem| problem.line);
+    reader.problems
+}
+
+struct Reader<'r> {
+    file: &'r Path,
+    text: &'r str,
+    set: &'r mut BTreeMap<&'static str, Setting>,
+    problems: Vec<Problem>,
+}
+
+impl Reader<'_> {
+    fn line(&self, span: &Range<usize>) -> usize {
+        let before = self.text.as_bytes().get(..span.start).unwrap_or_default();
+        1 + memchr::memchr_iter(b'\n', before).count()
+    }
+
+    fn problem(&mut self, span: &Range<usize>, message: String) {
+        let line = Some(self.line(span));
+        self.problems.push(Problem { file: self.file.to_owned(), line, message });
+    }
+
+    fn table(&mut self, path: &str, table: &DeTable<'_>) {
+        for (name, value) in table {
+            let path = if path.is_empty() { name.get_ref().to_string() } else { format!("{path}.{}", name.get_ref()) };
+            let key = KEYS.iter().find(|key| key.name == path);
+            let is_table =
+                KEYS.iter().any(|key| key.name.strip_prefix(&path).is_some_and(|rest| rest.starts_with('.')));
+            match (key, value.get_ref()) {
+                (Some(key), value_in) => self.value(key, value_in, &value.span()),
+                (None, DeValue::Table(inner)) => self.table(&path, inner),
+                (None, _) if is_table => {
+                    self.problem(&name.span(), format!("{path} is a table; write [{path}] and keys below it"));
+                }
+                (None, _) => self.problem(&name.span(), unknown(&path)),
+            }
+        }
+    }
+
+    fn value(&mut self, key: &'static Key, value: &DeValue<'_>, span: &Range<usize>) {
+        match text_of(key.kind, value).and_then(|text| (key.check)(&text).map(|()| text)) {
+            Ok(text) => {
+                let origin = Origin { file: self.file.to_owned(), line: self.line(span) };
+                self.set.insert(key.name, Setting { text, origin });
+            }
+            Err(message) => self.problem(span, format!("{}: {message}", key.name)),
+        }
+    }
+}
+
+/// What one would type on the command line.
+fn text_of(kind: Kind, value: &DeValue<'_>) -> Result<String, String> {
+    let string = |value: &Spanned<DeValue<'_>>| value.get_ref().as_str().map(str::to_owned);
+    match (kind, value) {
+        (Kind::Text, DeValue::String(text)) => Ok(text.to_string()),
+        (Kind::Text, DeValue::Integer(number)) if number.radix() == 10 => Ok(number.as_str().to_owned()),
+        (Kind::Text, _) => Err("write a string in quotes, or a whole number".to_owned()),
+        (Kind::Flag, DeValue::Boolean(flag)) => Ok(flag.to_string()),
+        (Kind::Flag, _) => Err("write true or false, without quotes".to_owned()),
+        (Kind::List, DeValue::Array(values)) => match values.iter().map(string).collect::<Option<Vec<_>>>() {
+            Some(texts) => Ok(texts.join(",")),
+            None => Err("write an array of strings, like [\"reclaim\", \"kill\"]".to_owned()),
+        },
+        (Kind::List, _) => Err("write an array of strings, like [\"reclaim\", \"kill\"]".to_owned()),
+    }
+}
+
+fn unknown(path: &str) -> String {
+    let likeness = |key: &Key| strsim::jaro_winkler(key.name, path);
+    match KEYS.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b))).filter(|key| likeness(key) >= ALIKE) {
+        Some(key) => format!("{path} is not a key; did you mean {}?", key.name),
+        None => format!("{path} is not a key; `reprieve config show` lists all"),
+    }
+}

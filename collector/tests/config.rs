@@ -1,0 +1,106 @@
+//! What is configured: read, shown, won over by options, and what is wrong told.
+
+mod common;
+
+use common::{Lab, text};
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+const DOC: &str = include_str!("../../docs/configuration.md");
+
+fn reprieve(config: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_reprieve"));
+    command.arg("--config").arg(config).args(arguments).output().unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    assert!(output.status.success(), "{}", text(output));
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+#[test]
+fn a_run_is_as_configured_unless_told_otherwise() {
+    let (lab, dir) = (Lab::new(), tempfile::tempdir().unwrap());
+    let store = lab.out().to_str().unwrap();
+    let toml = format!("store.dir = {store:?}\n[run]\nmemory = '32M'\non_oom = ['grant=64M']\nheap = false\n");
+    fs::write(dir.path().join("reprieve.toml"), toml).unwrap();
+    let victim = common::fixture("steady_leak");
+    let ran = reprieve(dir.path(), &["run", "--", &victim, "--mib", "48"]);
+    assert!(ran.status.success(), "{}", text(&ran));
+    let incident = lab.incident();
+    assert_eq!(incident["memcg"]["limit_bytes"], 32 << 20);
+    assert_eq!(incident["verdict"]["steps"][0]["action"], "grant=64M", "{:#}", incident["verdict"]);
+    assert_eq!(incident["processes"][0]["heaps"].as_array().unwrap().len(), 0, "no heap was asked for");
+    let ran = reprieve(dir.path(), &["run", "--memory", "40M", "--on-oom", "kill", "--", &victim, "--mib", "48"]);
+    assert_eq!(ran.status.code(), Some(137), "{}", text(&ran));
+    assert_eq!(lab.incidents()[1]["memcg"]["limit_bytes"], 40 << 20);
+    // The folder is known to the others, too.
+    assert_eq!(stdout(&reprieve(dir.path(), &["list"])).lines().count(), 2);
+    assert!(stdout(&reprieve(dir.path(), &["show"])).contains("40.0 MiB"));
+}
+
+#[test]
+fn a_mistake_is_told_and_hinders_only_what_needs_the_configuration() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("reprieve.toml");
+    fs::write(&file, "[run]\nmemory = '1G'\non_om = ['kill']\n").unwrap();
+    for (arguments, code) in [
+        (&["config", "check"][..], 1),
+        (&["config", "show"], 1),
+        (&["list"], 1),
+        (&["vacuum", "--dry-run"], 1),
+        (&["run", "--", "true"], 125),
+        (&["doctor", "--json"], 0),
+    ] {
+        let output = reprieve(dir.path(), arguments);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {}", text(&output));
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        let expected = format!("reprieve: {}:3: run.on_om is not a key; did you mean run.on_oom?\n", file.display());
+        assert_eq!(told, if code == 0 { "" } else { &expected }, "{arguments:?}");
+    }
+    fs::write(&file, "[run]\nmemory = '1G'\non_oom = ['kill']\n").unwrap();
+    assert_eq!(stdout(&reprieve(dir.path(), &["config", "check"])), "the configuration is right\n");
+    let shown = stdout(&reprieve(dir.path(), &["config", "show", "--origin"]));
+    assert!(shown.contains(&format!("{}:2\n", file.display())) && shown.contains("# default\n"), "{shown}");
+}
+
+#[test]
+fn vacuum_keeps_to_the_limits_and_says_what_it_did() {
+    let (lab, dir) = (Lab::new(), tempfile::tempdir().unwrap());
+    let store = lab.out().to_str().unwrap();
+    for _ in 0..3 {
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let taken = reprieve(dir.path(), &["snapshot", "--out", store, &child.id().to_string()]);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(taken.status.success(), "{}", text(&taken));
+    }
+    let vacuum = |more: &[&str]| reprieve(dir.path(), &[&["vacuum", "--out", store], more].concat());
+    assert!(stdout(&vacuum(&[])).starts_with("0 incidents removed"));
+    let dry = stdout(&vacuum(&["--max-count", "1", "--dry-run"]));
+    assert!(dry.lines().count() == 3 && dry.contains("max_count\n2 incidents would be removed"), "{dry}");
+    assert_eq!(lab.incidents().len(), 3);
+    let oldest = lab.incidents()[0]["id"].clone();
+    let json = stdout(&vacuum(&["--max-count", "2", "--json"]));
+    let told: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((&told["id"], &told["why"]), (&oldest, &"max_count".into()));
+    assert!(told["bytes"].as_u64().unwrap() > 1000);
+    // Old ones go by age; the newest stays whatever is asked.
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    stdout(&vacuum(&["--max-age", "1ms", "--max-use", "1"]));
+    assert_eq!(lab.incidents().len(), 1);
+    let wrong = vacuum(&["--max-age", "soon"]);
+    assert_eq!(wrong.status.code(), Some(2));
+    assert!(text(&wrong).contains("90d"), "{}", text(&wrong));
+}
+
+#[test]
+fn every_key_is_documented() {
+    let none = tempfile::tempdir().unwrap();
+    let explained = stdout(&reprieve(none.path(), &["config", "show", "--explain"]));
+    assert!(explained.lines().count() > 10);
+    for key in explained.lines().filter_map(|line| line.split_whitespace().next()) {
+        assert!(DOC.contains(&format!("| `{key}` |")), "docs/configuration.md does not know {key}");
+    }
+}
