@@ -165,6 +165,9 @@ impl Table<'_> {
 /// When the trees cannot be made. What does not compile is a row of the table.
 pub(super) fn check(root: &Path, arguments: &Arguments) -> Result<ExitCode> {
     deps::ensure(PACKAGES)?;
+    // First, because it has a build of its own, under its own lock.
+    let mut table = Table { rows: Vec::new(), only: arguments.only.as_deref().unwrap_or_default() };
+    table.row("module: loaded, used, busy, unloaded", || module(root));
     let toolchain = kernel::toolchain()?;
     let cache = cache::directory()?;
     let lock = Lock::take(&cache.join("series.lock"))?;
@@ -183,7 +186,6 @@ pub(super) fn check(root: &Path, arguments: &Arguments) -> Result<ExitCode> {
         plain: plain.join(kernel::TREE),
         out: scratch.path().to_owned(),
     };
-    let mut table = Table { rows: Vec::new(), only: arguments.only.as_deref().unwrap_or_default() };
     matrix.compile_all(&mut table);
     matrix.sparse(&mut table);
     matrix.arm64(&mut table);
@@ -191,7 +193,6 @@ pub(super) fn check(root: &Path, arguments: &Arguments) -> Result<ExitCode> {
         matrix.each_patch(&kernel::series(root)?, &log, &mut table);
     }
     drop(lock);
-    table.row("module: loaded, used, busy, unloaded", || module(root));
 
     // No row of that name is a mistake, not a success.
     Ok(if table.print() && !table.rows.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
