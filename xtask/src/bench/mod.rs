@@ -4,6 +4,7 @@ mod heap_cost;
 mod heap_real;
 mod heap_truth;
 mod hold;
+mod kernel;
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -34,6 +35,9 @@ pub enum Bench {
         #[arg(long, default_value_t = 60)]
         seconds: u64,
     },
+    /// What the series of kernel patches costs who does not use it, in counted
+    /// instructions, against the same kernel without it.
+    Kernel,
     /// Estimated live bytes of known sites against what the program counted.
     HeapTruth {
         /// Runs of each program, each with a seed of its own.
@@ -50,6 +54,7 @@ pub enum Bench {
 pub fn run(root: &Path, bench: &Bench) -> Result<ExitCode> {
     match bench {
         Bench::Hold { rounds } => hold::run(root, *rounds),
+        Bench::Kernel => kernel::run(root),
         Bench::HeapTruth { seeds, only } => heap_truth::run(root, *seeds, only.as_deref()),
         Bench::HeapReal { seconds } => heap_real::run(root, *seconds),
         Bench::HeapCost { rounds } => heap_cost::run(root, *rounds),

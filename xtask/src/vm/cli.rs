@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::{Cgroup, Flavor, GuestSpec, kernel, run};
+use super::{Cgroup, Flavor, GuestSpec, kernel, matrix, run, soak};
 
 /// What `cargo xtask vm` does.
 #[derive(Debug, clap::Subcommand)]
@@ -22,7 +22,16 @@ pub(crate) enum VmCommand {
 pub(crate) enum KernelCommand {
     /// Apply the series to Debian's Linux 6.12 and build it, or find it in the
     /// cache; print where it is
-    Build,
+    Build {
+        /// Another one of its kind
+        #[arg(long, value_enum, default_value = "reserve")]
+        flavor: Flavor,
+    },
+    /// Compile the series in every way that its options allow, with all warnings, by
+    /// sparse, for arm64, and its device as a module
+    Matrix(matrix::Arguments),
+    /// Stress holds on kernels that look for bugs
+    Soak(soak::Soak),
     /// Whether each patch applies and the kernel's own style checker minds nothing
     Check,
     /// Run a command in a guest that boots it
@@ -84,7 +93,9 @@ pub(crate) fn cli(root: &Path, command: VmCommand) -> Result<ExitCode> {
 /// As [`run`] and [`kernel::build`].
 pub(crate) fn kernel_cli(root: &Path, command: KernelCommand) -> Result<ExitCode> {
     match command {
-        KernelCommand::Build => print_build(root, Flavor::Reserve),
+        KernelCommand::Build { flavor } => print_build(root, flavor),
+        KernelCommand::Matrix(arguments) => matrix::check(root, &arguments),
+        KernelCommand::Soak(soak) => soak::run(root, &soak),
         KernelCommand::Check => kernel::check_series(root).map(|()| ExitCode::SUCCESS),
         KernelCommand::Boot(guest) => guest.run(root, Flavor::Reserve),
         KernelCommand::Shell { machine } => {

@@ -22,14 +22,15 @@ pub(super) fn fragments(directory: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// Fails if `config` lacks an option that one of `fragments` sets. Kconfig
-/// drops an option whose dependencies are not met without a word.
+/// Fails if `config` lacks an option that one of `fragments` sets and no later one
+/// sets again. Kconfig drops an option whose dependencies are not met without a word.
 pub(super) fn verify(config: &Path, fragments: &[PathBuf]) -> Result<()> {
     let read = |path: &Path| fs::read_to_string(path).with_context(|| format!("{}: cannot be read", path.display()));
     let actual = read(config)?;
     let mut lost = Vec::new();
-    for fragment in fragments {
-        for option in absent(&read(fragment)?, &actual) {
+    let texts = fragments.iter().map(|path| read(path)).collect::<Result<Vec<_>>>()?;
+    for (at, fragment) in fragments.iter().enumerate() {
+        for option in absent(&texts[at], &actual).into_iter().filter(|option| !set_again(option, &texts[at + 1..])) {
             lost.push(format!("  {option} ({})", fragment.display()));
         }
     }
@@ -41,6 +42,12 @@ pub(super) fn verify(config: &Path, fragments: &[PathBuf]) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// Whether one of `later` assigns the option that `assignment` does.
+fn set_again(assignment: &str, later: &[String]) -> bool {
+    let name = assignment.split('=').next().unwrap_or_default();
+    later.iter().flat_map(|text| text.lines()).any(|line| line.split('=').next() == Some(name))
 }
 
 /// The assignments of `fragment` that are no line of `actual`.
@@ -62,5 +69,7 @@ mod tests {
         let fragment = "# why\nCONFIG_A=y\nCONFIG_AB=y\nCONFIG_N=8\n# CONFIG_C is not set\n";
         let actual = "CONFIG_A=y\n# CONFIG_AB is not set\nCONFIG_N=64\nCONFIG_C=y\n";
         assert_eq!(absent(fragment, actual), ["CONFIG_AB=y", "CONFIG_N=8"]);
+        assert!(set_again("CONFIG_N=8", &["CONFIG_N=64\n".to_owned()]));
+        assert!(!set_again("CONFIG_N=8", &["CONFIG_NN=64\n".to_owned()]));
     }
 }

@@ -21,7 +21,7 @@ const SOURCE_PACKAGE: &str = "linux-source-6.12";
 /// Where that package puts it.
 const SOURCE: &str = "/usr/src/linux-source-6.12.tar.xz";
 /// The directory inside that archive.
-const TREE: &str = "linux-source-6.12";
+pub(super) const TREE: &str = "linux-source-6.12";
 
 const PACKAGES: &[Package] = &[
     Package { name: SOURCE_PACKAGE, why: "the guest kernel's source" },
@@ -66,6 +66,36 @@ pub(crate) enum Flavor {
     Stock,
     /// With the series of kernel/patches and its device
     Reserve,
+    /// Configured and compiled like `Reserve`, without the series: to compare with
+    Baseline,
+    /// `Lockdep` whose device is a module, which is beside the image
+    Module,
+    /// `Reserve` that minds the order of locks and sleeping under them
+    Lockdep,
+    /// `Reserve` that minds memory used after it was freed
+    Kasan,
+    /// `Reserve` that minds data races
+    Kcsan,
+}
+
+impl Flavor {
+    /// For people, the first part of its name in the cache, and where it has
+    /// fragments besides the common ones.
+    fn traits(self) -> (&'static str, &'static str, &'static [&'static str]) {
+        match self {
+            Flavor::Stock => ("the guest's kernel", "kernel", &[]),
+            Flavor::Reserve => ("the guest's kernel with the series", "reserve", &["reserve"]),
+            Flavor::Baseline => ("a kernel like it without the series", "baseline", &["baseline"]),
+            Flavor::Module => (
+                "that kernel with lockdep and the device as a module",
+                "module",
+                &["reserve", "debug/lockdep.config", "debug/module.config"],
+            ),
+            Flavor::Lockdep => ("that kernel with lockdep", "lockdep", &["reserve", "debug/lockdep.config"]),
+            Flavor::Kasan => ("that kernel with KASAN", "kasan", &["reserve", "debug/kasan.config"]),
+            Flavor::Kcsan => ("that kernel with KCSAN", "kcsan", &["reserve", "debug/kcsan.config"]),
+        }
+    }
 }
 
 /// A guest kernel that is ready to boot.
@@ -124,44 +154,90 @@ struct Recipe {
     patches: Vec<PathBuf>,
     /// Commands whose version matters.
     compilers: Vec<PathBuf>,
+    toolchain: Toolchain,
+}
+
+/// How make is run.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Toolchain {
     /// What make is told.
     arguments: Vec<String>,
     /// Where programs are looked up.
     path: Option<String>,
 }
 
+impl Toolchain {
+    /// make in a tree.
+    pub(super) fn make(&self, tree: &Path) -> Command {
+        let mut command = make::command(tree);
+        self.environment(&mut command).args(&self.arguments);
+        command
+    }
+
+    /// What the kernel's scripts need around them.
+    pub(super) fn environment<'a>(&self, command: &'a mut Command) -> &'a mut Command {
+        command.envs(self.path.iter().map(|path| ("PATH", path)));
+        make::environment(command)
+    }
+}
+
+/// The compilers of a kernel with Rust in it, installed if they are absent.
+///
+/// # Errors
+///
+/// When a package or bindgen cannot be installed.
+pub(super) fn toolchain() -> Result<Toolchain> {
+    deps::ensure(PACKAGES)?;
+    deps::ensure(RUST_PACKAGES)?;
+    deps::ensure(SERIES_PACKAGES)?;
+    let cache = cache::directory()?;
+    install_bindgen(&bindgen(&cache), &cache)?;
+    Ok(Toolchain {
+        arguments: vec!["LLVM=-19".to_owned(), format!("RUSTC={RUSTC}"), format!("HOSTRUSTC={RUSTC}")],
+        // rustup's compilers stay out of it.
+        path: Some(format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", cache.join("tools/bin").display())),
+    })
+}
+
+/// Unpacks the source into `folder`, as [`TREE`], and applies patches.
+pub(super) fn unpack(folder: &Path, patches: &[PathBuf], log: &Path) -> Result<()> {
+    make::run(Command::new("tar").args(["-xf", SOURCE, "-C"]).arg(folder), "unpacking", log)?;
+    patches.iter().try_for_each(|patch| apply_one(&folder.join(TREE), patch, log))
+}
+
+/// Applies a patch.
+pub(super) fn apply_one(tree: &Path, patch: &Path, log: &Path) -> Result<()> {
+    let step = format!("applying {}", patch.file_name().unwrap_or_default().to_string_lossy());
+    make::run(&mut apply(tree, patch), &step, log)
+}
+
 impl Recipe {
     /// Installs what it needs.
     fn new(root: &Path, flavor: Flavor, cache: &Path) -> Result<Self> {
         deps::ensure(PACKAGES)?;
+        let (what, prefix, places) = flavor.traits();
+        let folder = root.join("kernel/config");
+        let mut fragments = config::fragments(&folder)?;
+        // Later ones win.
+        for place in places.iter().map(|place| folder.join(place)) {
+            fragments.extend(if place.is_dir() { config::fragments(&place)? } else { vec![place] });
+        }
         let stock = Recipe {
-            what: "the guest's kernel",
-            prefix: "kernel",
-            fragments: config::fragments(&root.join("kernel/config"))?,
+            what,
+            prefix,
+            fragments,
             patches: Vec::new(),
             compilers: vec!["gcc".into()],
-            arguments: Vec::new(),
-            path: None,
+            toolchain: Toolchain::default(),
         };
         if flavor == Flavor::Stock {
             return Ok(stock);
         }
-        deps::ensure(RUST_PACKAGES)?;
-        deps::ensure(SERIES_PACKAGES)?;
-        let bindgen = cache.join("tools/bin/bindgen");
-        install_bindgen(&bindgen, cache)?;
-        let mut fragments = stock.fragments;
-        // Later ones win.
-        fragments.extend(config::fragments(&root.join("kernel/config/reserve"))?);
         Ok(Recipe {
-            what: "the guest's kernel with the series",
-            prefix: "reserve",
-            fragments,
-            patches: series(root)?,
-            compilers: vec!["clang-19".into(), RUSTC.into(), bindgen],
-            arguments: vec!["LLVM=-19".to_owned(), format!("RUSTC={RUSTC}"), format!("HOSTRUSTC={RUSTC}")],
-            // rustup's compilers stay out of it.
-            path: Some(format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", cache.join("tools/bin").display())),
+            patches: if flavor == Flavor::Baseline { Vec::new() } else { series(root)? },
+            toolchain: toolchain()?,
+            compilers: vec!["clang-19".into(), RUSTC.into(), bindgen(cache)],
+            ..stock
         })
     }
 
@@ -180,39 +256,36 @@ impl Recipe {
 
     /// Builds inside `scratch`; returns the directory with the files to keep.
     fn compile(&self, scratch: &Path, log: &Path) -> Result<PathBuf> {
-        make::run(Command::new("tar").args(["-xf", SOURCE, "-C"]).arg(scratch), "unpacking", log)?;
+        unpack(scratch, &self.patches, log)?;
         let tree = scratch.join(TREE);
-        for patch in &self.patches {
-            let step = format!("applying {}", patch.file_name().unwrap_or_default().to_string_lossy());
-            make::run(&mut apply(&tree, patch), &step, log)?;
-        }
-        make::run(self.make(&tree).arg("allnoconfig"), "configuring", log)?;
+        make::run(self.toolchain.make(&tree).arg("allnoconfig"), "configuring", log)?;
         let mut merge = Command::new("scripts/kconfig/merge_config.sh");
-        self.environment(merge.current_dir(&tree)).args(["-m", ".config"]).args(&self.fragments);
+        self.toolchain.environment(merge.current_dir(&tree)).args(["-m", ".config"]).args(&self.fragments);
         make::run(&mut merge, "merging the fragments", log)?;
-        make::run(self.make(&tree).arg("olddefconfig"), "configuring", log)?;
+        make::run(self.toolchain.make(&tree).arg("olddefconfig"), "configuring", log)?;
         config::verify(&tree.join(".config"), &self.fragments)?;
         let jobs = std::thread::available_parallelism().map_or(1, usize::from);
-        make::run(self.make(&tree).arg(format!("-j{jobs}")).arg("bzImage"), "compiling", log)?;
+        make::run(self.toolchain.make(&tree).arg(format!("-j{jobs}")).arg("bzImage"), "compiling", log)?;
+        let text = fs::read_to_string(tree.join(".config")).context("the configuration cannot be read")?;
+        if text.contains("\nCONFIG_OOM_RESERVE=m\n") {
+            make::run(
+                self.toolchain.make(&tree).arg(format!("-j{jobs}")).arg("modules"),
+                "compiling the modules",
+                log,
+            )?;
+        }
 
         let ready = scratch.join("ready");
         fs::create_dir(&ready).with_context(|| format!("{}: cannot be made", ready.display()))?;
-        for (built, kept) in [("arch/x86/boot/bzImage", "bzImage"), (".config", "config")] {
+        let module = tree
+            .join("drivers/misc/oom_reserve.ko")
+            .exists()
+            .then_some(("drivers/misc/oom_reserve.ko", "oom_reserve.ko"));
+        for (built, kept) in [("arch/x86/boot/bzImage", "bzImage"), (".config", "config")].into_iter().chain(module) {
             let built = tree.join(built);
             fs::copy(&built, ready.join(kept)).with_context(|| format!("{}: cannot be kept", built.display()))?;
         }
         Ok(ready)
-    }
-
-    fn make(&self, tree: &Path) -> Command {
-        let mut command = make::command(tree);
-        self.environment(&mut command).args(&self.arguments);
-        command
-    }
-
-    fn environment<'a>(&self, command: &'a mut Command) -> &'a mut Command {
-        command.envs(self.path.iter().map(|path| ("PATH", path)));
-        make::environment(command)
     }
 }
 
@@ -300,6 +373,11 @@ fn apply(tree: &Path, patch: &Path) -> Command {
     let mut command = Command::new("patch");
     command.args(["-p1", "--fuzz=0", "--silent", "--input"]).arg(patch).current_dir(tree);
     command
+}
+
+/// Where bindgen is.
+fn bindgen(cache: &Path) -> PathBuf {
+    cache.join("tools/bin/bindgen")
 }
 
 /// Puts bindgen where it is expected, if it is not there.

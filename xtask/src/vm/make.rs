@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 /// How many of the lines that name an error a failure shows.
-const ERRORS_SHOWN: usize = 20;
+pub(super) const ERRORS_SHOWN: usize = 20;
 
 /// A polite `make` in `tree`.
 pub(super) fn command(tree: &Path) -> Command {
@@ -67,7 +67,7 @@ pub(super) fn run(command: &mut Command, step: &str, log: &Path) -> Result<()> {
 }
 
 /// Whether a line of the build's output says why it fails.
-fn is_error(line: &str) -> bool {
+pub(super) fn is_error(line: &str) -> bool {
     line.contains("error: ") || line.contains("undefined reference") || line.contains("*** ")
 }
 

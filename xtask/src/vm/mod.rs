@@ -12,6 +12,8 @@
 //! | `init` | the script the guest starts with |
 //! | `qemu` | the machine: its devices, its accelerator, its end |
 //! | `output` | the command's output and exit status, from one stream |
+//! | `matrix` | the series compiled in all ways |
+//! | `soak` | stress on kernels that look for bugs (`splat`: what they say) |
 //! | `cache` | files outside the checkout |
 
 mod cache;
@@ -20,8 +22,11 @@ mod config;
 mod init;
 pub(crate) mod kernel;
 mod make;
+mod matrix;
 mod output;
 mod qemu;
+mod soak;
+mod splat;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -58,6 +63,21 @@ pub(crate) struct GuestSpec {
     pub(crate) terminal: bool,
 }
 
+/// The exit status of a guest that died, where that is no error.
+pub(crate) const DIED: i32 = 125;
+
+/// What few guests need.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Extras {
+    /// Whether the guest's clocks count its instructions. One emulated processor,
+    /// whose time stamp counter then counts instructions exactly.
+    pub(crate) counted: bool,
+    /// More parameters of the kernel.
+    pub(crate) parameters: String,
+    /// Whether a guest that dies is a result, [`DIED`], and not an error.
+    pub(crate) may_die: bool,
+}
+
 /// A version of the cgroup interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Cgroup {
@@ -78,7 +98,16 @@ pub(crate) enum Cgroup {
 /// When there is no kernel to boot, or the guest ended without a status; the
 /// end of the kernel's log is in the message.
 pub(crate) fn run(root: &Path, spec: &GuestSpec, out: &mut dyn Write) -> Result<i32> {
+    run_with(root, spec, &Extras::default(), out).map(|(status, _)| status)
+}
+
+/// The same with `extras`; returns all that the kernel wrote to its console, too.
+///
+/// # Errors
+///
+/// As [`run`].
+pub(crate) fn run_with(root: &Path, spec: &GuestSpec, extras: &Extras, out: &mut dyn Write) -> Result<(i32, String)> {
     let kernel = kernel::build(root, spec.kernel)?;
-    let accelerator = qemu::accelerator(&kernel)?;
-    qemu::boot(&kernel, accelerator, spec, out)
+    let accelerator = if extras.counted { qemu::Accelerator::Tcg } else { qemu::accelerator(&kernel)? };
+    qemu::boot(&kernel, accelerator, spec, extras, out)
 }

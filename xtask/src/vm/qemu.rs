@@ -16,7 +16,7 @@ use anyhow::{Context, Result, bail};
 use super::cache::{self, Key, Scratch};
 use super::kernel::Kernel;
 use super::output::Output;
-use super::{Cgroup, Flavor, GuestSpec, TIMED_OUT, init};
+use super::{Cgroup, Extras, Flavor, GuestSpec, TIMED_OUT, init};
 use crate::deps::{self, Package};
 
 const PROGRAM: &str = "qemu-system-x86_64";
@@ -69,7 +69,7 @@ pub(super) fn accelerator(kernel: &Kernel) -> Result<Accelerator> {
         terminal: false,
     };
     eprintln!("trying whether a guest boots with KVM");
-    let (ending, log) = attempt(kernel, Accelerator::Kvm, &spec, &mut io::sink())?;
+    let (ending, log) = attempt(kernel, Accelerator::Kvm, &spec, &Extras::default(), &mut io::sink())?;
     let (accelerator, word, outcome) = match ending {
         Ending::Exit(0) => (Accelerator::Kvm, "kvm\n", "it does".to_owned()),
         Ending::TimedOut => {
@@ -85,16 +85,25 @@ pub(super) fn accelerator(kernel: &Kernel) -> Result<Accelerator> {
     Ok(accelerator)
 }
 
-/// Runs `spec` in a guest; its output goes to `sink`, its status is returned.
-pub(super) fn boot(kernel: &Kernel, accelerator: Accelerator, spec: &GuestSpec, sink: &mut dyn Write) -> Result<i32> {
-    let (ending, log) = attempt(kernel, accelerator, spec, sink)?;
+/// Runs `spec` in a guest; its output goes to `sink`, its status is returned, with
+/// all that its kernel said.
+pub(super) fn boot(
+    kernel: &Kernel,
+    accelerator: Accelerator,
+    spec: &GuestSpec,
+    extras: &Extras,
+    sink: &mut dyn Write,
+) -> Result<(i32, String)> {
+    let (ending, log) = attempt(kernel, accelerator, spec, extras, sink)?;
     match ending {
-        Ending::Exit(status) => Ok(status),
+        Ending::Exit(status) => Ok((status, log)),
         Ending::TimedOut => {
-            eprintln!("the guest ran out of its {} s; its kernel said last:\n{log}", spec.timeout.as_secs());
-            Ok(TIMED_OUT)
+            let seconds = spec.timeout.as_secs();
+            eprintln!("the guest ran out of its {seconds} s; its kernel said last:\n{}", tail(&log));
+            Ok((TIMED_OUT, log))
         }
-        Ending::Died => bail!("the guest died before its command ended; its kernel said last:\n{log}"),
+        Ending::Died if extras.may_die => Ok((super::DIED, log)),
+        Ending::Died => bail!("the guest died before its command ended; its kernel said last:\n{}", tail(&log)),
     }
 }
 
@@ -108,11 +117,12 @@ enum Ending {
     Died,
 }
 
-/// One boot, from start to end; with the end of the kernel's log.
+/// One boot, from start to end; with the kernel's log.
 fn attempt(
     kernel: &Kernel,
     accelerator: Accelerator,
     spec: &GuestSpec,
+    extras: &Extras,
     sink: &mut dyn Write,
 ) -> Result<(Ending, String)> {
     let deadline = Instant::now() + spec.timeout;
@@ -125,11 +135,11 @@ fn attempt(
     let log = directory.path().join("console.log");
 
     let (ours, theirs) = UnixStream::pair().context("a socket for the guest's output cannot be made")?;
-    let machine = Machine::start(command(kernel, accelerator, spec, &init, &log, &theirs)?, theirs)?;
+    let machine = Machine::start(command(kernel, accelerator, spec, extras, &init, &log, &theirs)?, theirs)?;
     let ending = listen(ours, deadline, Output::new(&marker), sink)?;
     // Kills it: there is nothing in it to be saved.
     drop(machine);
-    Ok((ending, tail(&log)))
+    Ok((ending, read_log(&log)))
 }
 
 /// A directory for one guest, which the guest sees at the same path.
@@ -166,6 +176,7 @@ fn command(
     kernel: &Kernel,
     accelerator: Accelerator,
     spec: &GuestSpec,
+    extras: &Extras,
     init: &Path,
     log: &Path,
     port: &UnixStream,
@@ -176,6 +187,12 @@ fn command(
     let mut command = Command::new(PROGRAM);
     command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
     match accelerator {
+        // Time is the count of instructions, one a nanosecond, and passes at once
+        // when there are none. Without ERMS, pages are cleared by words: the
+        // emulator counts what `rep` repeats, a processor does not.
+        _ if extras.counted => {
+            command.args(["-accel", "tcg,thread=single", "-cpu", "max,-erms,-fsrm", "-icount", "shift=0,sleep=off"])
+        }
         Accelerator::Kvm => command.args(["-accel", "kvm", "-cpu", "host"]),
         Accelerator::Tcg => command.args(["-accel", "tcg,thread=multi", "-cpu", "max"]),
     };
@@ -200,8 +217,9 @@ fn command(
         .arg("-append")
         .arg(format!(
             "console=ttyS0 panic=-1 oops=panic ro root=root rootfstype=9p \
-             rootflags=trans=virtio,version=9p2000.L,msize=512000,cache=loose init={}",
-            init.display()
+             rootflags=trans=virtio,version=9p2000.L,msize=512000,cache=loose init={} {}",
+            init.display(),
+            extras.parameters
         ))
         .stderr(errors);
     if !spec.terminal {
@@ -279,13 +297,17 @@ fn listen(mut stream: UnixStream, deadline: Instant, mut output: Output, sink: &
     }
 }
 
-/// The last lines of a log, each indented.
-fn tail(log: &Path) -> String {
-    let text = match fs::read(log) {
+/// What the kernel wrote to its console.
+fn read_log(log: &Path) -> String {
+    match fs::read(log) {
         Ok(bytes) => String::from_utf8_lossy(&bytes).replace('\r', ""),
-        Err(error) => return format!("  {}: cannot be read: {error}", log.display()),
-    };
-    let lines: Vec<&str> = text.lines().collect();
+        Err(error) => format!("{}: cannot be read: {error}", log.display()),
+    }
+}
+
+/// The last lines of a log, each indented.
+fn tail(log: &str) -> String {
+    let lines: Vec<&str> = log.lines().collect();
     let last = &lines[lines.len().saturating_sub(LOG_LINES)..];
     last.iter().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n")
 }
