@@ -11,6 +11,7 @@
 //! | [`kernel`] | the guest's kernel, built once (`config`, `make`: its steps) |
 //! | `init` | the script the guest starts with |
 //! | `qemu` | the machine: its devices, its accelerator, its end |
+//! | `selftests` | the kernel's tests of cgroups, and the series' |
 //! | `output` | the command's output and exit status, from one stream |
 //! | `cache` | files outside the checkout |
 
@@ -22,6 +23,7 @@ pub(crate) mod kernel;
 mod make;
 mod output;
 mod qemu;
+mod selftests;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -31,6 +33,7 @@ use anyhow::Result;
 
 pub(crate) use cli::{KernelCommand, VmCommand, cli, kernel_cli};
 pub(crate) use kernel::{Flavor, check_series};
+pub(crate) use selftests::{Rounds, test};
 
 /// The exit status of a command that ran out of time, as timeout(1) has it.
 pub(crate) const TIMED_OUT: i32 = 124;
