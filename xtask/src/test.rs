@@ -43,6 +43,7 @@ const STAGES: &[Stage] = &[
     ("fuzz", fuzz_shortly),
     ("guest", guest),
     ("series", vm::check_series),
+    ("selftests", selftests),
     ("reserve", reserve),
 ];
 
@@ -180,6 +181,11 @@ fn guest(root: &Path) -> Result<()> {
 /// The same tests on the kernel with the series.
 fn reserve(root: &Path) -> Result<()> {
     in_guest(root, vm::Flavor::Reserve, RESERVE_TESTS)
+}
+
+/// The kernel's selftests with the series and without, and the series' own.
+fn selftests(root: &Path) -> Result<()> {
+    vm::test(root, vm::Rounds::DEFAULT)
 }
 
 /// Runs test programs of the collector in a guest with cgroup version 2.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::{Cgroup, Flavor, GuestSpec, kernel, matrix, run, soak};
+use super::{Cgroup, Flavor, GuestSpec, Rounds, kernel, matrix, run, selftests, soak};
 
 /// What `cargo xtask vm` does.
 #[derive(Debug, clap::Subcommand)]
@@ -36,6 +36,9 @@ pub(crate) enum KernelCommand {
     Check,
     /// Run a command in a guest that boots it
     Boot(Guest),
+    /// The series' selftests on it, and the kernel's own on it and on the stock
+    /// kernel, compared one by one
+    Test(Rounds),
     /// A shell in a guest that boots it, until you leave it
     Shell {
         #[command(flatten)]
@@ -97,6 +100,7 @@ pub(crate) fn kernel_cli(root: &Path, command: KernelCommand) -> Result<ExitCode
         KernelCommand::Matrix(arguments) => matrix::check(root, &arguments),
         KernelCommand::Soak(soak) => soak::run(root, &soak),
         KernelCommand::Check => kernel::check_series(root).map(|()| ExitCode::SUCCESS),
+        KernelCommand::Test(rounds) => selftests::test(root, rounds).map(|()| ExitCode::SUCCESS),
         KernelCommand::Boot(guest) => guest.run(root, Flavor::Reserve),
         KernelCommand::Shell { machine } => {
             eprintln!("the guest sees this machine's files, read-only; `exit` ends it");

@@ -243,13 +243,21 @@ impl Recipe {
 
     /// The name of the cache entry: the version for people, the hash for the rest.
     fn name(&self) -> Result<String> {
-        let version = stdout(Command::new("dpkg-query").args(["-W", "-f", "${Version}", SOURCE_PACKAGE]))?;
+        let version = source_version()?;
         let mut key = Key::new().field(version.as_bytes());
         for compiler in &self.compilers {
             key = key.field(stdout(Command::new(compiler).arg("--version"))?.as_bytes());
         }
-        for file in self.fragments.iter().chain(&self.patches) {
-            key = key.field(&fs::read(file).with_context(|| format!("{}: cannot be read", file.display()))?);
+        let read =
+            |file: &Path| fs::read_to_string(file).with_context(|| format!("{}: cannot be read", file.display()));
+        for fragment in &self.fragments {
+            key = key.field(read(fragment)?.as_bytes());
+        }
+        for patch in &self.patches {
+            let changes = of_image(&read(patch)?);
+            if !changes.is_empty() {
+                key = key.field(changes.as_bytes());
+            }
         }
         Ok(format!("{}-{version}-{}", self.prefix, key.hex()))
     }
@@ -287,6 +295,31 @@ impl Recipe {
         }
         Ok(ready)
     }
+}
+
+/// The version of the kernel's source.
+pub(super) fn source_version() -> Result<String> {
+    deps::ensure(PACKAGES)?;
+    stdout(Command::new("dpkg-query").args(["-W", "-f", "${Version}", SOURCE_PACKAGE]))
+}
+
+/// What of a patch can make a difference to the image: the changes of files that are
+/// compiled into it. An edit of a test, of documentation or of a patch's message is no
+/// reason to compile a kernel.
+fn of_image(patch: &str) -> String {
+    let aside =
+        |file: &str| ["tools/testing/", "Documentation/", "MAINTAINERS"].iter().any(|path| file.starts_with(path));
+    let mut within = false;
+    let mut changes = String::new();
+    for line in patch.split_inclusive('\n') {
+        if let Some(files) = line.strip_prefix("diff --git a/") {
+            within = !aside(files);
+        }
+        if within {
+            changes.push_str(line);
+        }
+    }
+    changes
 }
 
 /// The patches, in the order in which they apply.
@@ -329,11 +362,7 @@ pub(crate) fn check_series(root: &Path) -> Result<()> {
     let log = cache.join("series-check.log");
     fs::File::create(&log).with_context(|| format!("{}: cannot be made", log.display()))?;
     let patches = series(root)?;
-    let mut unpack = Command::new("tar");
-    unpack.args(["-xf", SOURCE, "-C"]).arg(scratch.path()).arg(format!("{TREE}/scripts"));
-    unpack.args(changed_files(&patches)?.iter().map(|file| format!("{TREE}/{file}")));
-    make::run(&mut unpack, "unpacking", &log)?;
-    let tree = scratch.path().join(TREE);
+    let tree = unpack_parts(scratch.path(), &["scripts"], &patches, &log)?;
     for patch in patches {
         let name = patch.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let mut checker = Command::new("scripts/checkpatch.pl");
@@ -350,6 +379,19 @@ pub(crate) fn check_series(root: &Path) -> Result<()> {
         bail!("{} is not the driver that the series adds; copy the one to the other", ours.display());
     }
     Ok(())
+}
+
+/// Unpacks `parts` of the kernel's source into `scratch`, and what patches change;
+/// returns the tree.
+pub(super) fn unpack_parts(scratch: &Path, parts: &[&str], patches: &[PathBuf], log: &Path) -> Result<PathBuf> {
+    let mut unpack = Command::new("tar");
+    unpack.args(["-xf", SOURCE, "-C"]).arg(scratch);
+    unpack.args(parts.iter().map(|part| format!("{TREE}/{part}")));
+    // What lies in one of the parts comes with it.
+    let within = |file: &&String| !parts.iter().any(|part| file.starts_with(part));
+    unpack.args(changed_files(patches)?.iter().filter(within).map(|file| format!("{TREE}/{file}")));
+    make::run(&mut unpack, "unpacking", log)?;
+    Ok(scratch.join(TREE))
 }
 
 /// Files of the kernel that patches change, but for those that they add.
@@ -369,7 +411,7 @@ fn changed_files(patches: &[PathBuf]) -> Result<BTreeSet<String>> {
 }
 
 /// Applies a patch, not even a line off: what was reviewed is what is built.
-fn apply(tree: &Path, patch: &Path) -> Command {
+pub(super) fn apply(tree: &Path, patch: &Path) -> Command {
     let mut command = Command::new("patch");
     command.args(["-p1", "--fuzz=0", "--silent", "--input"]).arg(patch).current_dir(tree);
     command
@@ -394,10 +436,26 @@ fn install_bindgen(bindgen: &Path, cache: &Path) -> Result<()> {
 }
 
 /// What a command that must succeed says, without the final line break.
-fn stdout(command: &mut Command) -> Result<String> {
+pub(super) fn stdout(command: &mut Command) -> Result<String> {
     let output = command.output().with_context(|| format!("{command:?} cannot be run"))?;
     if !output.status.success() {
         bail!("{command:?} failed ({}): {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok(String::from_utf8_lossy(&output.stdout).trim_end().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tests_documentation_and_messages_do_not_reach_the_image() {
+        let change =
+            |file: &str| format!("diff --git a/{file} b/{file}\n--- a/{file}\n+++ b/{file}\n@@ -1 +1 @@\n-a\n+b\n");
+        let (code, test) = (change("mm/a.c"), change("tools/testing/selftests/a.c"));
+        let aside = format!("Subject: [PATCH 1/2] a\n{}{}{test}", change("MAINTAINERS"), change("Documentation/a.rst"));
+        assert_eq!(of_image(&aside), "");
+        assert_eq!(of_image(&format!("{aside}{code}{test}")), code);
+        assert_eq!(of_image(&format!("Subject: [PATCH 2/2] b\n{code}")), code);
+    }
 }

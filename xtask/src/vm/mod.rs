@@ -11,6 +11,7 @@
 //! | [`kernel`] | the guest's kernel, built once (`config`, `make`: its steps) |
 //! | `init` | the script the guest starts with |
 //! | `qemu` | the machine: its devices, its accelerator, its end |
+//! | `selftests` | the kernel's tests of cgroups, and the series' |
 //! | `output` | the command's output and exit status, from one stream |
 //! | `matrix` | the series compiled in all ways |
 //! | `soak` | stress on kernels that look for bugs (`splat`: what they say) |
@@ -25,6 +26,7 @@ mod make;
 mod matrix;
 mod output;
 mod qemu;
+mod selftests;
 mod soak;
 mod splat;
 
@@ -36,6 +38,7 @@ use anyhow::Result;
 
 pub(crate) use cli::{KernelCommand, VmCommand, cli, kernel_cli};
 pub(crate) use kernel::{Flavor, check_series};
+pub(crate) use selftests::{Rounds, test};
 
 /// The exit status of a command that ran out of time, as timeout(1) has it.
 pub(crate) const TIMED_OUT: i32 = 124;
