@@ -101,6 +101,11 @@ struct RunArgs {
     /// Limit of the memory cgroup, like 512M [default: 256M].
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     memory: Option<u64>,
+    /// Guard the memory cgroup that reprieve is in itself, as in a container:
+    /// it, or the nearest above it with a limit, with everybody in it. Limits
+    /// stay as they are. Needs brake reserve.
+    #[arg(long, conflicts_with = "memory")]
+    here: bool,
     /// Longest the program is held for the analysis [default: 5s].
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     deadline: Option<Duration>,
@@ -367,6 +372,7 @@ fn run_command(args: RunArgs, config: &Config) -> Result<ExitCode, Failure> {
     let request = run::Request {
         command: args.command,
         limit_bytes,
+        here: args.here,
         deadline: args.deadline.unwrap_or_else(|| config.run_deadline()),
         policy: if args.on_oom.is_empty() { config.policy() } else { Policy::fixed(args.on_oom) },
         out: args.out.or(config.store_dir()),

@@ -50,7 +50,7 @@ const STAGES: &[Stage] = &[
 /// brake; `v2` only there, the host ignores it.
 const GUEST_TESTS: &[&str] = &["v2", "run", "snapshot", "documented", "guardian_dies", "unharmed"];
 /// The same on the kernel with the series, under its brake; `reserve` only there.
-const RESERVE_TESTS: &[&str] = &["reserve", "run", "snapshot", "guardian_dies", "unharmed"];
+const RESERVE_TESTS: &[&str] = &["reserve", "inside", "run", "snapshot", "guardian_dies", "unharmed"];
 /// Share of the host's rounds that tests which repeat do there, under emulation.
 const GUEST_ROUNDS_PERCENT: &str = "20";
 /// Time for each fuzz target, in seconds.
