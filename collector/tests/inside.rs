@@ -192,3 +192,15 @@ fn an_unprivileged_user_in_a_delegated_memcg() {
     assert_eq!(incident["hold"]["kernel"]["guardian_inside"], true, "{}", incident["hold"]);
     assert!(Duration::from_micros(incident["hold"]["held_us"].as_u64().unwrap()) < Duration::from_secs(20));
 }
+
+#[test]
+#[ignore = "needs a kernel with the series: the reserve stage runs it"]
+fn doctor_measures_the_reserve() {
+    let output = Command::new(env!("CARGO_BIN_EXE_reprieve")).args(["doctor", "--json"]).output().unwrap();
+    let checks: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let check = checks.as_array().unwrap().iter().find(|check| check["name"] == "live on a reserve").unwrap();
+    assert_eq!(check["status"], "ok", "{check:#}");
+    let recommended = check["recommended_reserve_bytes"].as_u64().unwrap();
+    assert!((8 << 20..=64 << 20).contains(&recommended), "{check:#}");
+    println!("{}", check["detail"]);
+}

@@ -44,6 +44,7 @@ const STAGES: &[Stage] = &[
     ("guest", guest),
     ("series", vm::check_series),
     ("reserve", reserve),
+    ("machine", machine),
 ];
 
 /// Tests of the collector that run in the guest, under cgroup version 2 and its
@@ -174,16 +175,21 @@ fn fuzz_shortly(root: &Path) -> Result<()> {
 
 /// The same tests on a stock 6.12 kernel with cgroup version 2.
 fn guest(root: &Path) -> Result<()> {
-    in_guest(root, vm::Flavor::Stock, GUEST_TESTS)
+    in_guest(root, vm::Flavor::Stock, GUEST_TESTS, 1024)
 }
 
 /// The same tests on the kernel with the series.
 fn reserve(root: &Path) -> Result<()> {
-    in_guest(root, vm::Flavor::Reserve, RESERVE_TESTS)
+    in_guest(root, vm::Flavor::Reserve, RESERVE_TESTS, 1024)
+}
+
+/// The same kernel in a machine that three programs fill.
+fn machine(root: &Path) -> Result<()> {
+    in_guest(root, vm::Flavor::Reserve, &["machine"], 256)
 }
 
 /// Runs test programs of the collector in a guest with cgroup version 2.
-fn in_guest(root: &Path, kernel: vm::Flavor, tests: &[&str]) -> Result<()> {
+fn in_guest(root: &Path, kernel: vm::Flavor, tests: &[&str], memory_mib: u32) -> Result<()> {
     let fixtures = fixtures::build(root)?;
     let mut script = String::from("set -e");
     for name in tests {
@@ -196,7 +202,7 @@ fn in_guest(root: &Path, kernel: vm::Flavor, tests: &[&str]) -> Result<()> {
             ("REPRIEVE_ROUNDS_PERCENT".to_owned(), GUEST_ROUNDS_PERCENT.to_owned()),
         ],
         cwd: root.join("collector"),
-        memory_mib: 1024,
+        memory_mib,
         cpus: 1,
         timeout: GUEST_TIME,
         cgroup: vm::Cgroup::V2,

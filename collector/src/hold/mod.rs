@@ -4,7 +4,7 @@
 //! own OOM killer is never further away than a [`watchdog`].
 
 mod high;
-mod reserve;
+pub mod reserve;
 pub mod stop;
 mod v1;
 pub mod watchdog;

@@ -66,7 +66,7 @@ nix::ioctl_read_bad!(
 pub struct ReserveBrake {
     memcg: Memcg,
     /// The session.
-    device: File,
+    device: Device,
     limit: u64,
     /// What `memory.max` is above it.
     lent: u64,
@@ -98,12 +98,12 @@ impl ReserveBrake {
 
     /// Limits `memcg` and becomes its handler.
     pub fn arm(memcg: Memcg, limit: u64) -> Result<Self, BrakeError> {
-        let device = open_device()?;
+        let device = Device::open()?;
         memcg.write("memory.max", &limit.to_string())?;
         // Swap would only delay the OOM and make the limit mean less.
         let _ = memcg.write("memory.swap.max", "0");
         let dir = File::open(memcg.dir()).map_err(BrakeError::Bell)?;
-        become_handler(&device, &dir).map_err(|errno| BrakeError::NoReserve(errno.into()))?;
+        device.attach(&dir).map_err(|errno| BrakeError::NoReserve(errno.into()))?;
         let kernel_kills = memcg.kernel_kills()?;
         let mut brake = ReserveBrake {
             memcg,
@@ -126,13 +126,13 @@ impl ReserveBrake {
     /// Becomes the handler of a memcg that somebody else made and limited. What of its
     /// files we may write is raised for as long as we are there.
     pub fn adopt(memcg: Memcg) -> Result<Self, BrakeError> {
-        let device = open_device()?;
+        let device = Device::open()?;
         let path = || memcg.path().to_owned();
         let limit = memcg.limit()?.ok_or_else(|| BrakeError::NoLimit { path: path() })?;
         let number = |file| memcg.read_number(file).ok().flatten().unwrap_or(0);
         let before = Before { limit, reserve: number("memory.oom.reserve"), delay_ms: number("memory.oom.delay_ms") };
         let dir = File::open(memcg.dir()).map_err(BrakeError::Bell)?;
-        become_handler(&device, &dir).map_err(|errno| match errno {
+        device.attach(&dir).map_err(|errno| match errno {
             Errno::EBUSY => BrakeError::Taken { path: path() },
             Errno::EACCES | Errno::EPERM => BrakeError::NotDelegated { path: path(), source: errno.into() },
             _ => BrakeError::NoReserve(errno.into()),
@@ -199,10 +199,7 @@ impl ReserveBrake {
 
     /// Takes what the kernel has to tell.
     fn take_records(&mut self) {
-        let mut bytes = [0; size_of::<Event>()];
-        // EAGAIN is no more of them; ENODEV the end of the memcg, which shows elsewhere.
-        while matches!(self.device.read(&mut bytes), Ok(n) if n == bytes.len()) {
-            let event = Event::from_bytes(bytes);
+        while let Some(event) = self.device.record() {
             match event.kind() {
                 Some(Kind::Held) => self.held = Some(event.seq),
                 Some(Kind::Ended) if self.held == Some(event.seq) => self.held = None,
@@ -211,39 +208,66 @@ impl ReserveBrake {
         }
     }
 
+    /// Ends the hold in favour of the kernel's OOM killer, if it lasts.
+    fn leave_to_kernel(&mut self) {
+        if let Some(seq) = self.held.take() {
+            // ESTALE: it ended meanwhile.
+            let _ = self.device.decide(&Verdict::give_up(seq));
+        }
+    }
+}
+
+/// A session: an open file of the device.
+#[derive(Debug)]
+pub struct Device(File);
+
+impl Device {
+    /// Opens it; it has nothing to tell before it is attached.
+    pub fn open() -> Result<Self, BrakeError> {
+        let mut options = OpenOptions::new();
+        // Records are taken when the bell has rung; std sets O_CLOEXEC.
+        options.read(true).write(true).custom_flags(libc::O_NONBLOCK);
+        options.open(DEVICE).map(Device).map_err(BrakeError::NoReserve)
+    }
+
+    /// Becomes the handler of the cgroup whose directory is open as `dir`.
+    pub fn attach(&self, dir: &File) -> nix::Result<()> {
+        // SAFETY: the request lives longer than the call, and has the size that it
+        // tells and the command's number says.
+        unsafe { attach(self.0.as_raw_fd(), &Attach::new(dir.as_raw_fd())) }.map(drop)
+    }
+
+    /// Ready when there is a record.
+    #[must_use]
+    pub fn bell(&self) -> PollFd<'_> {
+        PollFd::new(self.0.as_fd(), PollFlags::POLLIN)
+    }
+
+    /// What the kernel has to tell, one after the other.
+    pub fn record(&self) -> Option<Event> {
+        let mut bytes = [0; size_of::<Event>()];
+        // EAGAIN is no more of them; ENODEV the end of the memcg, which shows elsewhere.
+        matches!((&self.0).read(&mut bytes), Ok(n) if n == bytes.len()).then(|| Event::from_bytes(bytes))
+    }
+
     /// The hold that lasts.
-    fn state(&self) -> io::Result<Option<Event>> {
+    pub fn state(&self) -> io::Result<Option<Event>> {
         let mut event = Event::default();
         // SAFETY: the kernel writes one record, whose size the command's number
         // says, to a live local.
-        match unsafe { state(self.device.as_raw_fd(), &raw mut event) } {
+        match unsafe { state(self.0.as_raw_fd(), &raw mut event) } {
             Ok(_) => Ok(Some(event)),
             Err(Errno::ENODATA | Errno::ENODEV) => Ok(None),
             Err(errno) => Err(errno.into()),
         }
     }
 
-    /// Ends the hold in favour of the kernel's OOM killer, if it lasts.
-    fn leave_to_kernel(&mut self) {
-        if let Some(seq) = self.held.take() {
-            // SAFETY: the verdict lives longer than the call, and has the size that
-            // it tells and the command's number says. ESTALE: it ended meanwhile.
-            let _ = unsafe { decide(self.device.as_raw_fd(), &Verdict::give_up(seq)) };
-        }
+    /// Decides on a hold; ESTALE: it is over.
+    pub fn decide(&self, verdict: &Verdict) -> nix::Result<()> {
+        // SAFETY: the verdict lives longer than the call, and has the size that it
+        // tells and the command's number says.
+        unsafe { decide(self.0.as_raw_fd(), verdict) }.map(drop)
     }
-}
-
-fn open_device() -> Result<File, BrakeError> {
-    let mut options = OpenOptions::new();
-    // Records are taken when the bell has rung; std sets O_CLOEXEC.
-    options.read(true).write(true).custom_flags(libc::O_NONBLOCK);
-    options.open(DEVICE).map_err(BrakeError::NoReserve)
-}
-
-fn become_handler(device: &File, dir: &File) -> nix::Result<()> {
-    // SAFETY: the request lives longer than the call, and has the size that it
-    // tells and the command's number says.
-    unsafe { attach(device.as_raw_fd(), &Attach::new(dir.as_raw_fd())) }.map(drop)
 }
 
 impl Drop for ReserveBrake {
@@ -266,13 +290,14 @@ impl Drop for ReserveBrake {
 }
 
 /// For the watchdog: tasks that wait for a handler.
-fn alarm(memcg: &Memcg) -> Option<Alarm> {
+pub fn alarm(memcg: &Memcg) -> Option<Alarm> {
     let bell = File::open(memcg.dir().join("memory.oom.state")).ok()?;
     let waits = |alarm: &Alarm| alarm.says("held") == Some(1);
     Some(Alarm { bell: bell.into(), events: PollFlags::POLLPRI, memcg: memcg.clone(), waits })
 }
 
-fn told_by(event: Event) -> KernelHold {
+/// The same for an incident.
+pub fn told_by(event: Event) -> KernelHold {
     KernelHold {
         pid: event.pid,
         tid: event.tid,
@@ -293,7 +318,7 @@ impl Brake for ReserveBrake {
     }
 
     fn bell(&self) -> PollFd<'_> {
-        PollFd::new(self.device.as_fd(), PollFlags::POLLIN)
+        self.device.bell()
     }
 
     fn look_again(&self) -> Duration {
@@ -333,7 +358,7 @@ impl Brake for ReserveBrake {
     }
 
     fn measure(&mut self) {
-        let now = self.state();
+        let now = self.device.state();
         if let (Some(told), Ok(Some(event))) = (self.told.as_mut(), now) {
             told.reserve_used_bytes = told.reserve_used_bytes.max(event.used);
         }
@@ -343,9 +368,9 @@ impl Brake for ReserveBrake {
         let mut threads = std::mem::take(&mut self.late);
         // Who is stopped does not count as parked any more; what system calls
         // under way have charged is known only then.
-        let before = self.state().ok().flatten();
+        let before = self.device.state().ok().flatten();
         threads.stop_all(deadline, || self.memcg.tids())?;
-        let after = self.state().ok().flatten().or(before);
+        let after = self.device.state().ok().flatten().or(before);
         self.told = after.map(|event| told_by(Event { parked: before.map_or(0, |b| b.parked), ..event }));
         Ok(threads)
     }
@@ -357,7 +382,7 @@ impl Brake for ReserveBrake {
     }
 
     fn is_well(&self) -> Result<bool, CgroupError> {
-        let state = self.state().map_err(|source| CgroupError::Read { path: DEVICE.into(), source })?;
+        let state = self.device.state().map_err(|source| CgroupError::Read { path: DEVICE.into(), source })?;
         Ok(state.is_none())
     }
 

@@ -6,6 +6,7 @@ mod recorder;
 mod session;
 
 pub use on_demand::snapshot;
+pub use recorder::Recorder;
 
 use crate::cgroup::{self, CgroupError, CpuGroup, Hierarchy, Memcg, Version};
 use crate::guardian;
