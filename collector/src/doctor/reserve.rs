@@ -58,10 +58,12 @@ fn run_in(memcg: &Memcg, out: &std::path::Path) -> Result<Need, String> {
     // SAFETY: one system call, async-signal-safe; "0" is the writer itself.
     unsafe { guardian.pre_exec(move || nix::unistd::write(&procs, b"0").map(drop).map_err(Into::into)) };
     let output = guardian.output().map_err(|e| e.to_string())?;
-    let (_, incident) = Store::at(Some(out.to_owned())).load(None).map_err(|e| {
-        format!("a guardian inside left no incident ({e}): {}", String::from_utf8_lossy(&output.stderr))
-    })?;
-    let kernel = incident.hold.and_then(|hold| hold.kernel).ok_or("the kernel did not hold it")?;
+    let store = Store::at(Some(out.to_owned()));
+    let incidents = store.ids().unwrap_or_default().into_iter().filter_map(|id| store.load(Some(&id)).ok());
+    let holds = incidents.filter_map(|(_, incident)| incident.hold?.kernel);
+    let kernel = holds
+        .max_by_key(|kernel| kernel.reserve_used_bytes)
+        .ok_or_else(|| format!("no hold was recorded: {}", String::from_utf8_lossy(&output.stderr).trim()))?;
     let used_bytes = kernel.reserve_used_bytes;
     Ok(Need { used_bytes, recommended_bytes: (used_bytes * MARGIN).next_multiple_of(1 << 20).max(8 << 20) })
 }
