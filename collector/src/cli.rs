@@ -11,7 +11,7 @@ use crate::run::{self, RunError};
 use crate::size::{parse_age, parse_duration, parse_size};
 use crate::verdict::policy::Policy;
 use crate::verdict::{Action, policy};
-use crate::{doctor, snapshot};
+use crate::{doctor, machine, snapshot};
 use clap::{Args, Parser, Subcommand};
 use std::ffi::OsString;
 use std::io::Write;
@@ -59,6 +59,10 @@ enum Command {
     /// Run a command under a memory limit and answer every OOM in it.
     #[command(after_help = RUN_EXAMPLES)]
     Run(RunArgs),
+    /// Answer OOMs of the whole machine: record the biggest jobs, then kill or
+    /// throttle the least important one.
+    #[command(after_help = MACHINE_RULE)]
+    Machine(MachineArgs),
     /// Record a process or cgroup as it is, without an OOM and without harm.
     Snapshot(SnapshotArgs),
     /// List incidents, oldest first.
@@ -79,6 +83,9 @@ enum Command {
     /// What reprieve starts to symbolize and render.
     #[command(hide = true)]
     Analyst { phase: String, staging: PathBuf, limits: String },
+    /// What `doctor` lets run out of memory.
+    #[command(hide = true)]
+    Eater { threads: u32 },
 }
 
 const RUN_EXAMPLES: &str = "\
@@ -101,6 +108,11 @@ struct RunArgs {
     /// Limit of the memory cgroup, like 512M [default: 256M].
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     memory: Option<u64>,
+    /// Guard the memory cgroup that reprieve is in itself, as in a container:
+    /// it, or the nearest above it with a limit, with everybody in it. Limits
+    /// stay as they are. Needs brake reserve.
+    #[arg(long, conflicts_with = "memory")]
+    here: bool,
     /// Longest the program is held for the analysis [default: 5s].
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     deadline: Option<Duration>,
@@ -127,6 +139,43 @@ struct RunArgs {
     /// The command and its arguments.
     #[arg(last = true, required = true, value_name = "CMD")]
     command: Vec<OsString>,
+}
+
+const MACHINE_RULE: &str = "\
+A job is a cgroup below the root (--depth 2: one level further down). Of the
+jobs that use more than memory.low or memory.min reserves for them, the one
+with the lowest priority goes; of several, the one that is over by most. Only
+when no job is over, one within its reservation. Priorities are yours:
+  setfattr -n user.reprieve.priority -v 10 /sys/fs/cgroup/system.slice
+A job without one has 0; larger is more important. reprieve's own is spared.
+
+It needs a kernel with the series in kernel/patches, and root. While it runs,
+memory.oom.reserve of the root cgroup is kept free for it.";
+
+#[derive(Debug, Args)]
+struct MachineArgs {
+    /// What to do with the job that has to go; throttled is killed if that is
+    /// not enough.
+    #[arg(long, value_enum, default_value = "kill")]
+    on_oom: machine::Remedy,
+    /// Memory to keep free for reprieve, at most a twentieth of the machine's.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value_t = machine::RESERVE_BYTES)]
+    reserve: u64,
+    /// Longest that everybody waits.
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "5s")]
+    deadline: Duration,
+    /// Level of the cgroups that are jobs.
+    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u8).range(1..))]
+    depth: u8,
+    /// How many of the biggest jobs are recorded.
+    #[arg(long, value_name = "N", default_value = "3")]
+    jobs: u8,
+    /// Folder for incidents.
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Record command lines, which can hold secrets.
+    #[arg(long)]
+    with_cmdline: bool,
 }
 
 #[derive(Debug, Args)]
@@ -327,6 +376,7 @@ pub fn main() -> ExitCode {
     };
     let result = match cli.command {
         Command::Run(args) => config().and_then(|config| run_command(args, &config)),
+        Command::Machine(args) => config().and_then(|config| watch_machine(args, &config)),
         Command::Snapshot(args) => config().and_then(|config| take_snapshot(args, &config)),
         Command::List(args) => config().and_then(|config| list(args, &config)),
         Command::Show(args) => config().and_then(|config| show_incident(&args, &config)),
@@ -335,6 +385,10 @@ pub fn main() -> ExitCode {
         Command::Config(ConfigArgs { command }) => config().map(|config| tell_config(&command, &config)),
         Command::Heap(HeapArgs { command: HeapCommand::Env(args) }) => heap_env(&args),
         Command::Doctor(args) => Ok(diagnose(&args)),
+        Command::Eater { threads } => {
+            doctor::eat(threads);
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Analyst { phase, staging, limits } => run_analyst(&phase, &staging, &limits),
     };
     result.unwrap_or_else(|Failure { code, error }| {
@@ -367,6 +421,7 @@ fn run_command(args: RunArgs, config: &Config) -> Result<ExitCode, Failure> {
     let request = run::Request {
         command: args.command,
         limit_bytes,
+        here: args.here,
         deadline: args.deadline.unwrap_or_else(|| config.run_deadline()),
         policy: if args.on_oom.is_empty() { config.policy() } else { Policy::fixed(args.on_oom) },
         out: args.out.or(config.store_dir()),
@@ -386,6 +441,26 @@ fn run_command(args: RunArgs, config: &Config) -> Result<ExitCode, Failure> {
             Err(Failure { code, error: error.into() })
         }
     }
+}
+
+fn watch_machine(args: MachineArgs, config: &Config) -> Result<ExitCode, Failure> {
+    let request = machine::Request {
+        reserve_bytes: args.reserve,
+        deadline: args.deadline,
+        remedy: args.on_oom,
+        depth: args.depth.into(),
+        jobs: args.jobs.into(),
+        out: args.out.or(config.store_dir()),
+        limits: config.limits(),
+        options: snapshot::Options { with_cmdline: args.with_cmdline || config.records_cmdlines() },
+    };
+    machine::watch(&request).map(|()| ExitCode::SUCCESS).map_err(|error| {
+        let code = match &error {
+            RunError::NotAllowed(_) | RunError::Brake(_) => NOT_ABLE,
+            _ => FAILED,
+        };
+        Failure { code, error: error.into() }
+    })
 }
 
 /// The smaller the limit the fewer samples there would be, and the cheaper they

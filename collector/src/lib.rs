@@ -14,6 +14,7 @@ pub mod guardian;
 pub mod heap_env;
 pub mod hold;
 pub mod incident;
+pub mod machine;
 pub mod run;
 pub mod signals;
 pub mod size;

@@ -45,13 +45,14 @@ const STAGES: &[Stage] = &[
     ("series", vm::check_series),
     ("selftests", selftests),
     ("reserve", reserve),
+    ("machine", machine),
 ];
 
 /// Tests of the collector that run in the guest, under cgroup version 2 and its
 /// brake; `v2` only there, the host ignores it.
 const GUEST_TESTS: &[&str] = &["v2", "run", "snapshot", "documented", "guardian_dies", "unharmed"];
 /// The same on the kernel with the series, under its brake; `reserve` only there.
-const RESERVE_TESTS: &[&str] = &["reserve", "run", "snapshot", "guardian_dies", "unharmed"];
+const RESERVE_TESTS: &[&str] = &["reserve", "inside", "run", "snapshot", "guardian_dies", "unharmed"];
 /// Share of the host's rounds that tests which repeat do there, under emulation.
 const GUEST_ROUNDS_PERCENT: &str = "20";
 /// Time for each fuzz target, in seconds.
@@ -175,12 +176,17 @@ fn fuzz_shortly(root: &Path) -> Result<()> {
 
 /// The same tests on a stock 6.12 kernel with cgroup version 2.
 fn guest(root: &Path) -> Result<()> {
-    in_guest(root, vm::Flavor::Stock, GUEST_TESTS)
+    in_guest(root, vm::Flavor::Stock, GUEST_TESTS, 1024)
 }
 
 /// The same tests on the kernel with the series.
 fn reserve(root: &Path) -> Result<()> {
-    in_guest(root, vm::Flavor::Reserve, RESERVE_TESTS)
+    in_guest(root, vm::Flavor::Reserve, RESERVE_TESTS, 1024)
+}
+
+/// The same kernel in a machine that three programs fill.
+fn machine(root: &Path) -> Result<()> {
+    in_guest(root, vm::Flavor::Reserve, &["machine"], 256)
 }
 
 /// The kernel's selftests with the series and without, and the series' own.
@@ -189,7 +195,7 @@ fn selftests(root: &Path) -> Result<()> {
 }
 
 /// Runs test programs of the collector in a guest with cgroup version 2.
-fn in_guest(root: &Path, kernel: vm::Flavor, tests: &[&str]) -> Result<()> {
+fn in_guest(root: &Path, kernel: vm::Flavor, tests: &[&str], memory_mib: u32) -> Result<()> {
     let fixtures = fixtures::build(root)?;
     let mut script = String::from("set -e");
     for name in tests {
@@ -202,7 +208,7 @@ fn in_guest(root: &Path, kernel: vm::Flavor, tests: &[&str]) -> Result<()> {
             ("REPRIEVE_ROUNDS_PERCENT".to_owned(), GUEST_ROUNDS_PERCENT.to_owned()),
         ],
         cwd: root.join("collector"),
-        memory_mib: 1024,
+        memory_mib,
         cpus: 1,
         timeout: GUEST_TIME,
         cgroup: vm::Cgroup::V2,

@@ -1,13 +1,15 @@
 //! The analyst: symbols and renderings, in a process of its own.
 //!
 //! The guardian needs neither to hold, to decide or to act. So whatever a
-//! damaged debug file or a huge one does here, it costs names, not the hold.
+//! damaged debug file or a huge one does here, it costs names, not the hold. Only
+//! inside the memcg that is full it is a thread of the guardian, since the reserve is
+//! for its process alone.
 
 mod process;
 mod render;
 mod symbolize;
 
-pub use process::{Analyst, AnalystFailure, Phase, child_main};
+pub use process::{Analyst, AnalystFailure, Kind, Phase, child_main};
 pub use render::render;
 pub use symbolize::symbolize;
 

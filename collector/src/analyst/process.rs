@@ -1,4 +1,4 @@
-//! Running the analyst as a child with limits, and being it.
+//! Running the analyst, as a child with limits or as a thread, and being it.
 
 use super::{SYMBOLS, render, symbolize};
 use crate::guardian::sigbus;
@@ -10,8 +10,10 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::Path;
+use std::panic::catch_unwind;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 
 /// Most anonymous memory the analyst may have (RLIMIT_DATA).
@@ -60,18 +62,53 @@ impl fmt::Display for AnalystFailure {
     }
 }
 
+/// What an analyst is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A process with limits of its own.
+    Process,
+    /// A thread of the guardian: the reserve is for its process alone, and any other
+    /// in the full memcg is held like the program.
+    Thread,
+}
+
 /// A running analyst.
 #[derive(Debug)]
-pub struct Analyst {
-    child: Child,
+pub struct Analyst(Running);
+
+#[derive(Debug)]
+enum Running {
+    Process(Child),
+    /// A thread leaves its result, or its death, in the channel.
+    Thread(Receiver<Result<(), String>>, Option<Result<(), String>>),
 }
 
 impl Analyst {
     /// Starts an analyst on a staging folder, in a store that is kept within
     /// `limits`.
-    pub fn start(phase: Phase, staging: &Path, limits: &Limits) -> Result<Self, AnalystFailure> {
-        let mut command = Command::new("/proc/self/exe");
+    pub fn start(kind: Kind, phase: Phase, staging: &Path, limits: &Limits) -> Result<Self, AnalystFailure> {
         let limits = serde_json::to_string(limits).map_err(|e| AnalystFailure::NotStarted(e.into()))?;
+        match kind {
+            Kind::Process => Self::start_process(phase, staging, limits),
+            Kind::Thread => Self::start_thread(phase, staging.to_owned(), limits),
+        }
+    }
+
+    fn start_thread(phase: Phase, staging: PathBuf, limits: String) -> Result<Self, AnalystFailure> {
+        let (sender, receiver) = mpsc::sync_channel(1);
+        let work = move || {
+            // Parsers must not panic; if one does, names are missing, as when a process dies.
+            let result = catch_unwind(|| child_main(phase, &staging, &limits).map_err(|error| format!("{error:#}")));
+            // Nobody waits for it where it was late.
+            let _ = sender.send(result.unwrap_or_else(|_| Err("it panicked".to_owned())));
+        };
+        let thread = std::thread::Builder::new().name("reprieve-analyst".to_owned());
+        thread.spawn(work).map_err(AnalystFailure::NotStarted)?;
+        Ok(Analyst(Running::Thread(receiver, None)))
+    }
+
+    fn start_process(phase: Phase, staging: &Path, limits: String) -> Result<Self, AnalystFailure> {
+        let mut command = Command::new("/proc/self/exe");
         command.arg0("reprieve-analyst").arg("analyst").arg(phase.name()).arg(staging).arg(limits);
         command.stdin(Stdio::null()).stdout(Stdio::null());
         // SAFETY: the closure makes system calls only, all of them
@@ -88,21 +125,37 @@ impl Analyst {
                 Ok(())
             });
         }
-        command.spawn().map(|child| Analyst { child }).map_err(AnalystFailure::NotStarted)
+        command.spawn().map(|child| Analyst(Running::Process(child))).map_err(AnalystFailure::NotStarted)
     }
 
     /// Whether it has ended.
     pub fn is_done(&mut self) -> bool {
-        !matches!(self.child.try_wait(), Ok(None))
+        match &mut self.0 {
+            Running::Process(child) => !matches!(child.try_wait(), Ok(None)),
+            Running::Thread(receiver, result) => {
+                if result.is_none() {
+                    *result = receiver.try_recv().ok();
+                }
+                result.is_some()
+            }
+        }
     }
 
-    /// Waits for the result at most so long, then ends it.
-    pub fn wait(mut self, at_most: Duration) -> Result<(), AnalystFailure> {
-        let in_time = open_pidfd(self.child.id() as i32).is_ok_and(|fd| wait_pidfd(&fd, at_most));
+    /// Waits for the result at most so long, then ends it; a thread cannot be ended,
+    /// only left alone.
+    pub fn wait(self, at_most: Duration) -> Result<(), AnalystFailure> {
+        let mut child = match self.0 {
+            Running::Process(child) => child,
+            Running::Thread(receiver, result) => {
+                let result = result.map_or_else(|| receiver.recv_timeout(at_most), Ok);
+                return result.map_err(|_| AnalystFailure::Late(at_most))?.map_err(AnalystFailure::Died);
+            }
+        };
+        let in_time = open_pidfd(child.id() as i32).is_ok_and(|fd| wait_pidfd(&fd, at_most));
         if !in_time {
-            let _ = self.child.kill();
+            let _ = child.kill();
         }
-        let status = self.child.wait().map_err(|error| AnalystFailure::Died(error.to_string()))?;
+        let status = child.wait().map_err(|error| AnalystFailure::Died(error.to_string()))?;
         match (in_time, status.code(), status.signal()) {
             (_, Some(0), _) => Ok(()),
             (false, ..) => Err(AnalystFailure::Late(at_most)),

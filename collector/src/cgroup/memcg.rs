@@ -1,6 +1,7 @@
 //! One memcg: its files by meaning, the same for both versions.
 
 use super::{CgroupError, Hierarchy, Version};
+use crate::guardian::is_one_of_us;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -44,6 +45,15 @@ impl Memcg {
             Version::V2 => "cgroup.procs",
         };
         if memcg.dir.join(marker).exists() { Ok(memcg) } else { Err(CgroupError::NotAMemcg { path: name.to_owned() }) }
+    }
+
+    /// The nearest memcg with a limit, from our own upwards; on version 2.
+    pub fn limited_around_us(hierarchy: &Hierarchy) -> Option<Self> {
+        let mut paths = Path::new(&hierarchy.own).ancestors();
+        paths.find_map(|path| {
+            let memcg = Self::at(hierarchy, &path.display().to_string());
+            memcg.limit().is_ok_and(|limit| limit.is_some()).then_some(memcg)
+        })
     }
 
     /// Interface version.
@@ -160,7 +170,14 @@ impl Memcg {
         Ok(self.events()?.get("oom_kill").copied().unwrap_or(0))
     }
 
-    /// Threads of the memcg and its descendants.
+    /// Whether the guardian is in it.
+    #[must_use]
+    pub fn has_us(&self) -> bool {
+        let own = std::process::id() as i32;
+        self.subtree().iter().any(|memcg| memcg.own_pids().is_ok_and(|pids| pids.contains(&own)))
+    }
+
+    /// Threads of the memcg and its descendants, but for our own.
     pub fn tids(&self) -> Result<Vec<i32>, CgroupError> {
         self.members(match self.version {
             Version::V1 => "tasks",
@@ -168,7 +185,7 @@ impl Memcg {
         })
     }
 
-    /// Processes of the memcg and its descendants.
+    /// Processes of the memcg and its descendants, but for ourselves.
     pub fn pids(&self) -> Result<Vec<i32>, CgroupError> {
         self.members("cgroup.procs")
     }
@@ -186,6 +203,8 @@ impl Memcg {
         }
         members.sort_unstable();
         members.dedup();
+        let our_threads = crate::snapshot::tids_of(std::process::id() as i32);
+        members.retain(|&id| !is_one_of_us(id) && our_threads.binary_search(&id).is_err());
         Ok(members)
     }
 

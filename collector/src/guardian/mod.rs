@@ -4,6 +4,7 @@ pub mod heap;
 pub mod sigbus;
 
 use std::fs;
+use std::sync::atomic::{AtomicI32, Ordering::Relaxed};
 
 /// Heap touched in advance: a hold's evidence fits in it.
 pub const HEAP_BYTES: usize = 4 << 20;
@@ -74,6 +75,28 @@ impl Priority {
         // SAFETY: 0 is this thread; the pointer is to a live local.
         unsafe { libc::sched_setscheduler(0, self.policy, &raw const self.param) };
     }
+}
+
+/// PID of the watchdog; 0 while there is none.
+static WATCHDOG: AtomicI32 = AtomicI32::new(0);
+
+/// Remembers the watchdog as one of us.
+pub fn has_watchdog(pid: i32) {
+    WATCHDOG.store(pid, Relaxed);
+}
+
+/// Whether a process is the guardian or its watchdog: in a memcg that they guard from
+/// inside they are nobody to stop, to record or to kill.
+#[must_use]
+pub fn is_one_of_us(pid: i32) -> bool {
+    pid == std::process::id() as i32 || pid == WATCHDOG.load(Relaxed)
+}
+
+/// Gives the kernel what the heap has beyond [`HEAP_BYTES`]: inside the guarded memcg
+/// it is the program's.
+pub fn give_back() {
+    // SAFETY: malloc_trim gives away free memory only (malloc_trim(3)).
+    unsafe { libc::malloc_trim(HEAP_BYTES) };
 }
 
 /// A size in bytes from `/proc/self/status`, like `VmLck`.

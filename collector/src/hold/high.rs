@@ -110,9 +110,9 @@ fn is_full(memcg: &Memcg, high: u64) -> Result<bool, CgroupError> {
 
 /// For the watchdog: tasks that crawl above high.
 fn alarm(memcg: &Memcg) -> Option<Alarm> {
-    let waits = |memcg: &Memcg| {
-        let high = memcg.read_number("memory.high").ok().flatten();
-        high.is_some_and(|high| is_full(memcg, high).unwrap_or(false))
+    let waits = |alarm: &Alarm| {
+        let high = alarm.memcg.read_number("memory.high").ok().flatten();
+        high.is_some_and(|high| is_full(&alarm.memcg, high).unwrap_or(false))
     };
     let bell = File::open(memcg.dir().join("memory.events")).ok()?;
     Some(Alarm { bell: bell.into(), events: PollFlags::POLLPRI, memcg: memcg.clone(), waits })

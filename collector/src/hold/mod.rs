@@ -4,7 +4,7 @@
 //! own OOM killer is never further away than a [`watchdog`].
 
 mod high;
-mod reserve;
+pub mod reserve;
 pub mod stop;
 mod v1;
 pub mod watchdog;
@@ -70,20 +70,30 @@ pub struct Alarm {
     /// The memcg.
     pub memcg: Memcg,
     /// Whether it is at its limit now.
-    pub waits: fn(&Memcg) -> bool,
+    pub waits: fn(&Alarm) -> bool,
 }
 
 impl Alarm {
     /// Whether tasks wait for an answer now.
     #[must_use]
     pub fn waits(&self) -> bool {
-        (self.waits)(&self.memcg)
+        (self.waits)(self)
     }
 
     /// What to poll for.
     #[must_use]
     pub fn bell(&self) -> PollFd<'_> {
         PollFd::new(self.bell.as_fd(), self.events)
+    }
+
+    /// What a keyed file that is the bell says of `key`, without a charge for it: the
+    /// file was read before.
+    #[must_use]
+    pub fn says(&self, key: &str) -> Option<u64> {
+        let mut bytes = [0; 512];
+        let length = nix::sys::uio::pread(&self.bell, &mut bytes, 0).ok()?;
+        let text = std::str::from_utf8(&bytes[..length]).ok()?;
+        text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.parse().ok())
     }
 
     /// Makes it ready for the next ring; whether it had rung cannot be told for
@@ -133,6 +143,9 @@ pub trait Brake: fmt::Debug {
     fn told(&self) -> Option<KernelHold> {
         None
     }
+
+    /// Takes note of what the hold costs until now; called at its peaks.
+    fn measure(&mut self) {}
 
     /// Stops every thread, by `deadline` at the latest.
     fn stop(&mut self, deadline: Instant) -> Result<StoppedThreads, CgroupError>;
@@ -210,6 +223,54 @@ pub enum BrakeError {
     /// The kernel interface could not be opened.
     #[error("failed to open the bell of the memcg")]
     Bell(#[source] std::io::Error),
+    /// Only the kernel's own hold can be lived through in the memcg that is full.
+    #[error(
+        "--here needs brake reserve (/dev/oom_reserve of a kernel with the series in kernel/patches, cgroup version 2): \
+         without a reserve whoever looks at a full memcg from inside is killed with it; leave --here away to guard from outside"
+    )]
+    HereNeedsReserve,
+    /// Nothing limits the memcg that we are in.
+    #[error(
+        "--here: neither {path} nor a cgroup above it has a limit; write one to its memory.max, \
+         or leave --here away and use --memory"
+    )]
+    NoLimit {
+        /// Our cgroup.
+        path: String,
+    },
+    /// The handler's place is taken.
+    #[error("{path} has a handler already (another reprieve, by its memory.oom.state); end that one first")]
+    Taken {
+        /// The cgroup.
+        path: String,
+    },
+    /// We may not attach there.
+    #[error("may not become the handler of {path}; have its cgroup.procs delegated to this user, or run as root")]
+    NotDelegated {
+        /// The cgroup.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// No holds there, and we may not allow any.
+    #[error(
+        "{path}/memory.oom.delay_ms is 0, which means no holds, and may not be written; \
+         have its owner write 60000 there, and a reserve to memory.oom.reserve"
+    )]
+    NoDelay {
+        /// The cgroup.
+        path: String,
+    },
+}
+
+/// Arms a brake on a memcg that others made and limited, and that we may be in; it is
+/// left as it was.
+pub fn arm_here(memcg: &Memcg, choice: BrakeChoice) -> Result<Box<dyn Brake>, BrakeError> {
+    let is_ours = matches!(choice, BrakeChoice::Auto | BrakeChoice::Reserve);
+    if memcg.version() != Version::V2 || !is_ours || !ReserveBrake::is_there() {
+        return Err(BrakeError::HereNeedsReserve);
+    }
+    Ok(Box::new(ReserveBrake::adopt(memcg.clone())?))
 }
 
 /// Limits `memcg` to `limit_bytes` and arms a brake on it.

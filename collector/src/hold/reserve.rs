@@ -27,6 +27,9 @@ const DELAY_MS: u64 = 60_000;
 /// small for each thread.
 const RESERVE_BYTES: u64 = 2 * (4 << 20);
 const RESERVE_PER_THREAD_BYTES: u64 = 2 * (64 << 10);
+/// What more a guardian may need that is itself in the memcg: snapshot, symbols and
+/// draft of a hold.
+const RESERVE_INSIDE_BYTES: u64 = 32 << 20;
 /// What a memcg that is let go may use above its limit: in a full one reclaim has
 /// taken even the code of programs, so that whoever would free memory cannot run.
 const LOAN_BYTES: u64 = 4 << 20;
@@ -34,6 +37,8 @@ const LOAN_BYTES: u64 = 4 << 20;
 const LOAN_SHARE: u64 = 8;
 /// The kernel ends a hold when this much is free (`MEMCG_CHARGE_BATCH` pages).
 const ROOM_BYTES: u64 = 256 << 10;
+/// The same for a memcg in which we take memory, too.
+const ROOM_INSIDE_BYTES: u64 = 2 << 20;
 /// The bell tells all that happens; this is for what the reserve must grow by.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -61,7 +66,7 @@ nix::ioctl_read_bad!(
 pub struct ReserveBrake {
     memcg: Memcg,
     /// The session.
-    device: File,
+    device: Device,
     limit: u64,
     /// What `memory.max` is above it.
     lent: u64,
@@ -73,6 +78,16 @@ pub struct ReserveBrake {
     late: StoppedThreads,
     kernel_kills: u64,
     given_up: bool,
+    /// Of a memcg that is not ours, what its files said before.
+    before: Option<Before>,
+}
+
+/// Files of a memcg as somebody else wrote them.
+#[derive(Debug, Clone, Copy)]
+struct Before {
+    limit: u64,
+    reserve: u64,
+    delay_ms: u64,
 }
 
 impl ReserveBrake {
@@ -83,18 +98,12 @@ impl ReserveBrake {
 
     /// Limits `memcg` and becomes its handler.
     pub fn arm(memcg: Memcg, limit: u64) -> Result<Self, BrakeError> {
-        let mut options = OpenOptions::new();
-        // Records are taken when the bell has rung; std sets O_CLOEXEC.
-        options.read(true).write(true).custom_flags(libc::O_NONBLOCK);
-        let device = options.open(DEVICE).map_err(BrakeError::NoReserve)?;
+        let device = Device::open()?;
         memcg.write("memory.max", &limit.to_string())?;
         // Swap would only delay the OOM and make the limit mean less.
         let _ = memcg.write("memory.swap.max", "0");
         let dir = File::open(memcg.dir()).map_err(BrakeError::Bell)?;
-        // SAFETY: the request lives longer than the call, and has the size that it
-        // tells and the command's number says.
-        unsafe { attach(device.as_raw_fd(), &Attach::new(dir.as_raw_fd())) }
-            .map_err(|errno| BrakeError::NoReserve(errno.into()))?;
+        device.attach(&dir).map_err(|errno| BrakeError::NoReserve(errno.into()))?;
         let kernel_kills = memcg.kernel_kills()?;
         let mut brake = ReserveBrake {
             memcg,
@@ -107,14 +116,72 @@ impl ReserveBrake {
             late: StoppedThreads::default(),
             kernel_kills,
             given_up: false,
+            before: None,
         };
         brake.adapt_reserve()?;
         brake.memcg.write("memory.oom.delay_ms", &DELAY_MS.to_string())?;
         Ok(brake)
     }
 
-    /// Tells the kernel; a higher limit ends the hold.
+    /// Becomes the handler of a memcg that somebody else made and limited. What of its
+    /// files we may write is raised for as long as we are there.
+    pub fn adopt(memcg: Memcg) -> Result<Self, BrakeError> {
+        let device = Device::open()?;
+        let path = || memcg.path().to_owned();
+        let limit = memcg.limit()?.ok_or_else(|| BrakeError::NoLimit { path: path() })?;
+        let number = |file| memcg.read_number(file).ok().flatten().unwrap_or(0);
+        let before = Before { limit, reserve: number("memory.oom.reserve"), delay_ms: number("memory.oom.delay_ms") };
+        let dir = File::open(memcg.dir()).map_err(BrakeError::Bell)?;
+        device.attach(&dir).map_err(|errno| match errno {
+            Errno::EBUSY => BrakeError::Taken { path: path() },
+            Errno::EACCES | Errno::EPERM => BrakeError::NotDelegated { path: path(), source: errno.into() },
+            _ => BrakeError::NoReserve(errno.into()),
+        })?;
+        if memcg.write("memory.oom.delay_ms", &DELAY_MS.to_string()).is_err() && before.delay_ms == 0 {
+            return Err(BrakeError::NoDelay { path: path() });
+        }
+        let kernel_kills = memcg.kernel_kills()?;
+        let mut brake = ReserveBrake {
+            memcg,
+            device,
+            limit,
+            lent: 0,
+            reserve: before.reserve,
+            held: None,
+            told: None,
+            late: StoppedThreads::default(),
+            kernel_kills,
+            given_up: false,
+            before: Some(before),
+        };
+        let needed = brake.needed_reserve()?;
+        if brake.adapt_reserve().is_err() {
+            eprintln!(
+                "reprieve: warning: {}/memory.oom.reserve is {} bytes and may not be written; with less than {needed} a hold can break off",
+                brake.memcg.path(),
+                before.reserve
+            );
+        }
+        Ok(brake)
+    }
+
+    /// What must be free below a limit that is written: it can be used up meanwhile.
+    fn room(&self) -> u64 {
+        if self.before.is_some() { ROOM_INSIDE_BYTES } else { ROOM_BYTES }
+    }
+
+    /// Bytes for the threads there are, and for us where we are inside.
+    fn needed_reserve(&self) -> Result<u64, CgroupError> {
+        let threads = self.memcg.tids()?.len() as u64;
+        let ours = if self.before.is_some() { RESERVE_INSIDE_BYTES } else { 0 };
+        Ok(RESERVE_BYTES + ours + threads * RESERVE_PER_THREAD_BYTES)
+    }
+
+    /// Tells the kernel; a higher limit ends the hold. One that is still below the
+    /// usage makes the kernel kill, so what is above it, as our own memory inside the
+    /// memcg, is lent.
     fn set_max(&mut self, limit: u64, lent: u64) -> Result<(), CgroupError> {
+        let lent = lent.max((self.memcg.usage()? + self.room()).saturating_sub(limit));
         self.memcg.write("memory.max", &limit.saturating_add(lent).to_string())?;
         (self.limit, self.lent) = (limit, lent);
         Ok(())
@@ -122,8 +189,7 @@ impl ReserveBrake {
 
     /// Raises the reserve as threads appear.
     fn adapt_reserve(&mut self) -> Result<(), CgroupError> {
-        let threads = self.memcg.tids()?.len() as u64;
-        let reserve = RESERVE_BYTES + threads * RESERVE_PER_THREAD_BYTES;
+        let reserve = self.needed_reserve()?;
         if reserve > self.reserve {
             self.memcg.write("memory.oom.reserve", &reserve.to_string())?;
             self.reserve = reserve;
@@ -133,10 +199,7 @@ impl ReserveBrake {
 
     /// Takes what the kernel has to tell.
     fn take_records(&mut self) {
-        let mut bytes = [0; size_of::<Event>()];
-        // EAGAIN is no more of them; ENODEV the end of the memcg, which shows elsewhere.
-        while matches!(self.device.read(&mut bytes), Ok(n) if n == bytes.len()) {
-            let event = Event::from_bytes(bytes);
+        while let Some(event) = self.device.record() {
             match event.kind() {
                 Some(Kind::Held) => self.held = Some(event.seq),
                 Some(Kind::Ended) if self.held == Some(event.seq) => self.held = None,
@@ -145,36 +208,96 @@ impl ReserveBrake {
         }
     }
 
+    /// Ends the hold in favour of the kernel's OOM killer, if it lasts.
+    fn leave_to_kernel(&mut self) {
+        if let Some(seq) = self.held.take() {
+            // ESTALE: it ended meanwhile.
+            let _ = self.device.decide(&Verdict::give_up(seq));
+        }
+    }
+}
+
+/// A session: an open file of the device.
+#[derive(Debug)]
+pub struct Device(File);
+
+impl Device {
+    /// Opens it; it has nothing to tell before it is attached.
+    pub fn open() -> Result<Self, BrakeError> {
+        let mut options = OpenOptions::new();
+        // Records are taken when the bell has rung; std sets O_CLOEXEC.
+        options.read(true).write(true).custom_flags(libc::O_NONBLOCK);
+        options.open(DEVICE).map(Device).map_err(BrakeError::NoReserve)
+    }
+
+    /// Becomes the handler of the cgroup whose directory is open as `dir`.
+    pub fn attach(&self, dir: &File) -> nix::Result<()> {
+        // SAFETY: the request lives longer than the call, and has the size that it
+        // tells and the command's number says.
+        unsafe { attach(self.0.as_raw_fd(), &Attach::new(dir.as_raw_fd())) }.map(drop)
+    }
+
+    /// Ready when there is a record.
+    #[must_use]
+    pub fn bell(&self) -> PollFd<'_> {
+        PollFd::new(self.0.as_fd(), PollFlags::POLLIN)
+    }
+
+    /// What the kernel has to tell, one after the other.
+    pub fn record(&self) -> Option<Event> {
+        let mut bytes = [0; size_of::<Event>()];
+        // EAGAIN is no more of them; ENODEV the end of the memcg, which shows elsewhere.
+        matches!((&self.0).read(&mut bytes), Ok(n) if n == bytes.len()).then(|| Event::from_bytes(bytes))
+    }
+
     /// The hold that lasts.
-    fn state(&self) -> io::Result<Option<Event>> {
+    pub fn state(&self) -> io::Result<Option<Event>> {
         let mut event = Event::default();
         // SAFETY: the kernel writes one record, whose size the command's number
         // says, to a live local.
-        match unsafe { state(self.device.as_raw_fd(), &raw mut event) } {
+        match unsafe { state(self.0.as_raw_fd(), &raw mut event) } {
             Ok(_) => Ok(Some(event)),
             Err(Errno::ENODATA | Errno::ENODEV) => Ok(None),
             Err(errno) => Err(errno.into()),
         }
     }
 
-    /// Ends the hold in favour of the kernel's OOM killer, if it lasts.
-    fn leave_to_kernel(&mut self) {
-        if let Some(seq) = self.held.take() {
-            // SAFETY: the verdict lives longer than the call, and has the size that
-            // it tells and the command's number says. ESTALE: it ended meanwhile.
-            let _ = unsafe { decide(self.device.as_raw_fd(), &Verdict::give_up(seq)) };
+    /// Decides on a hold; ESTALE: it is over.
+    pub fn decide(&self, verdict: &Verdict) -> nix::Result<()> {
+        // SAFETY: the verdict lives longer than the call, and has the size that it
+        // tells and the command's number says.
+        unsafe { decide(self.0.as_raw_fd(), verdict) }.map(drop)
+    }
+}
+
+impl Drop for ReserveBrake {
+    /// A memcg that is not ours is left as it was. A limit that was raised stays where
+    /// the usage does not fit below the old one: the kernel would kill for it.
+    fn drop(&mut self) {
+        let Some(before) = self.before else { return };
+        let _ = self.memcg.write("memory.oom.delay_ms", &before.delay_ms.to_string());
+        let _ = self.memcg.write("memory.oom.reserve", &before.reserve.to_string());
+        let now = self.limit.saturating_add(self.lent);
+        if now <= before.limit {
+            return;
+        }
+        if self.memcg.usage().is_ok_and(|usage| usage + ROOM_BYTES <= before.limit) {
+            let _ = self.memcg.write("memory.max", &before.limit.to_string());
+        } else {
+            eprintln!("reprieve: {}/memory.max stays at {now}: more than before is in use", self.memcg.path());
         }
     }
 }
 
 /// For the watchdog: tasks that wait for a handler.
-fn alarm(memcg: &Memcg) -> Option<Alarm> {
+pub fn alarm(memcg: &Memcg) -> Option<Alarm> {
     let bell = File::open(memcg.dir().join("memory.oom.state")).ok()?;
-    let waits = |memcg: &Memcg| memcg.read_keyed("memory.oom.state").is_ok_and(|state| state.get("held") == Some(&1));
+    let waits = |alarm: &Alarm| alarm.says("held") == Some(1);
     Some(Alarm { bell: bell.into(), events: PollFlags::POLLPRI, memcg: memcg.clone(), waits })
 }
 
-fn told_by(event: Event) -> KernelHold {
+/// The same for an incident.
+pub fn told_by(event: Event) -> KernelHold {
     KernelHold {
         pid: event.pid,
         tid: event.tid,
@@ -184,6 +307,8 @@ fn told_by(event: Event) -> KernelHold {
         reserve_bytes: event.reserve,
         above_limit_bytes: event.used,
         overrun_left_bytes: event.overrun,
+        guardian_inside: event.flags & Event::HANDLER_INSIDE != 0,
+        reserve_used_bytes: event.used,
     }
 }
 
@@ -193,7 +318,7 @@ impl Brake for ReserveBrake {
     }
 
     fn bell(&self) -> PollFd<'_> {
-        PollFd::new(self.device.as_fd(), PollFlags::POLLIN)
+        self.device.bell()
     }
 
     fn look_again(&self) -> Duration {
@@ -215,7 +340,11 @@ impl Brake for ReserveBrake {
             return Ok(Look::OutOfMemory);
         }
         self.take_back()?;
-        self.adapt_reserve()?;
+        match self.adapt_reserve() {
+            // Another's to write: it was told at the start.
+            Err(_) if self.before.is_some() => {}
+            result => result?,
+        }
         Ok(Look::Well)
     }
 
@@ -228,13 +357,20 @@ impl Brake for ReserveBrake {
         self.told.clone()
     }
 
+    fn measure(&mut self) {
+        let now = self.device.state();
+        if let (Some(told), Ok(Some(event))) = (self.told.as_mut(), now) {
+            told.reserve_used_bytes = told.reserve_used_bytes.max(event.used);
+        }
+    }
+
     fn stop(&mut self, deadline: Instant) -> Result<StoppedThreads, CgroupError> {
         let mut threads = std::mem::take(&mut self.late);
         // Who is stopped does not count as parked any more; what system calls
         // under way have charged is known only then.
-        let before = self.state().ok().flatten();
+        let before = self.device.state().ok().flatten();
         threads.stop_all(deadline, || self.memcg.tids())?;
-        let after = self.state().ok().flatten().or(before);
+        let after = self.device.state().ok().flatten().or(before);
         self.told = after.map(|event| told_by(Event { parked: before.map_or(0, |b| b.parked), ..event }));
         Ok(threads)
     }
@@ -246,7 +382,7 @@ impl Brake for ReserveBrake {
     }
 
     fn is_well(&self) -> Result<bool, CgroupError> {
-        let state = self.state().map_err(|source| CgroupError::Read { path: DEVICE.into(), source })?;
+        let state = self.device.state().map_err(|source| CgroupError::Read { path: DEVICE.into(), source })?;
         Ok(state.is_none())
     }
 
@@ -256,7 +392,7 @@ impl Brake for ReserveBrake {
 
     fn take_back(&mut self) -> Result<(), CgroupError> {
         // A limit below the usage would make the kernel reclaim, and then kill.
-        if self.lent > 0 && self.memcg.usage()? + ROOM_BYTES <= self.limit {
+        if self.lent > 0 && self.memcg.usage()? + self.room() <= self.limit {
             self.set_max(self.limit, 0)?;
         }
         Ok(())
@@ -269,19 +405,26 @@ impl Brake for ReserveBrake {
     fn give_up(&mut self) -> Result<(), CgroupError> {
         self.given_up = true;
         self.leave_to_kernel();
-        self.memcg.write("memory.oom.delay_ms", "0")
+        match self.memcg.write("memory.oom.delay_ms", "0") {
+            // Then only this hold is over, by the verdict.
+            Err(_) if self.before.is_some() => Ok(()),
+            result => result,
+        }
     }
 
     fn rearm(&mut self) -> Result<(), CgroupError> {
         self.given_up = false;
-        self.memcg.write("memory.oom.delay_ms", &DELAY_MS.to_string())
+        match self.memcg.write("memory.oom.delay_ms", &DELAY_MS.to_string()) {
+            Err(_) if self.before.is_some() => Ok(()),
+            result => result,
+        }
     }
 
     fn hand_back(&self) -> HandBack {
         HandBack {
             alarm: alarm(&self.memcg),
             writes: vec![(self.memcg.dir().join("memory.oom.delay_ms"), "0")],
-            memcg: Some(self.memcg.dir().to_owned()),
+            memcg: self.before.is_none().then(|| self.memcg.dir().to_owned()),
             beside: Vec::new(),
         }
     }

@@ -212,8 +212,8 @@ fn bells(memcg: &Memcg, limit: u64) -> Result<EventFd, BrakeError> {
 fn alarm(memcg: &Memcg) -> Result<Alarm, BrakeError> {
     let bell = new_bell()?;
     listen(memcg, &bell, "memory.oom_control", "")?;
-    let waits = |memcg: &Memcg| {
-        let state = memcg.read_keyed("memory.oom_control").unwrap_or_default();
+    let waits = |alarm: &Alarm| {
+        let state = alarm.memcg.read_keyed("memory.oom_control").unwrap_or_default();
         ["oom_kill_disable", "under_oom"].iter().all(|key| state.get(*key) == Some(&1))
     };
     Ok(Alarm { bell: bell.into(), events: PollFlags::POLLIN, memcg: memcg.clone(), waits })

@@ -7,6 +7,7 @@
 //! detaches what it seized.
 
 use super::{Alarm, HandBack};
+use crate::guardian;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{ForkResult, Pid};
@@ -32,14 +33,17 @@ impl Watchdog {
     /// OOM must be answered within `answer`.
     pub fn start(hand_back: &HandBack, answer: Duration) -> io::Result<Self> {
         let (ours, theirs) = UnixStream::pair()?;
-        let guardian = open_pidfd(std::process::id() as i32)?;
+        let own = open_pidfd(std::process::id() as i32)?;
         // SAFETY: the process has one thread (the caller's duty, and we make
         // none before this), so the child may run any code.
         match unsafe { nix::unistd::fork() }? {
-            ForkResult::Parent { child } => Ok(Watchdog { line: ours, pid: child }),
+            ForkResult::Parent { child } => {
+                guardian::has_watchdog(child.as_raw());
+                Ok(Watchdog { line: ours, pid: child })
+            }
             ForkResult::Child => {
                 drop(ours);
-                watch(theirs, &guardian, hand_back, answer);
+                watch(theirs, &own, hand_back, answer);
                 // SAFETY: ends this process at once; nothing of the guardian's
                 // (buffers, destructors, reserve files) may run twice.
                 unsafe { libc::_exit(0) }
@@ -138,6 +142,8 @@ fn watch(mut line: UnixStream, guardian: &OwnedFd, hand_back: &HandBack, answer:
     unsafe { libc::mlockall(libc::MCL_CURRENT) };
     // Without the right to, the guardian has warned already.
     let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
+    // What the kernel keeps for a reader of the bell, it makes now, not in a hold.
+    hand_back.alarm.iter().for_each(Alarm::silence);
     let waits = || hand_back.alarm.as_ref().is_some_and(Alarm::waits);
     let mut patience = Patience::Endless;
     loop {
@@ -158,8 +164,10 @@ fn watch(mut line: UnixStream, guardian: &OwnedFd, hand_back: &HandBack, answer:
                     patience = if waits() { Patience::Held(Instant::now() + GRACE) } else { Patience::Endless };
                     continue;
                 }
-                say("reprieve: the guardian hangs past its deadline; ended it and let the kernel decide\n");
+                // In this order: inside the full memcg the words cost memory, for which we
+                // would be held ourselves.
                 let _ = signal_pidfd(guardian, libc::SIGKILL);
+                say("reprieve: the guardian hangs past its deadline; ended it and let the kernel decide\n");
                 break;
             }
             _ => {}

@@ -122,6 +122,13 @@ pub struct KernelHold {
     pub above_limit_bytes: u64,
     /// What more could have been.
     pub overrun_left_bytes: u64,
+    /// Whether the guardian is itself in the memcg that is full.
+    #[serde(default)]
+    pub guardian_inside: bool,
+    /// Most that was charged above the limit when the evidence, and when the symbols
+    /// were there, the guardian's memory included.
+    #[serde(default)]
+    pub reserve_used_bytes: u64,
 }
 
 /// How the memcg was held and for how long.

@@ -33,10 +33,10 @@ pub enum StartFailure {
     Exec(io::Error),
 }
 
-/// Forks; the child joins the cgroups and executes.
+/// Forks; the child joins the cgroups, if there are any, and executes.
 pub fn start(
     command: &[OsString],
-    memcg: &Memcg,
+    memcg: Option<&Memcg>,
     cpu: Option<&CpuGroup>,
     oom_score_adj: &CStr,
     mask: &SigSet,
@@ -46,10 +46,9 @@ pub fn start(
     let inherited = heap.map(HeapTable::fd);
     let arguments: Vec<CString> =
         command.iter().map(|a| CString::new(a.as_bytes())).collect::<Result<_, _>>().map_err(io::Error::other)?;
-    let mut groups = vec![OpenOptions::new().write(true).open(memcg.dir().join("cgroup.procs"))?];
-    if let Some(cpu) = cpu {
-        groups.push(OpenOptions::new().write(true).open(cpu.dir().join("cgroup.procs"))?);
-    }
+    let dirs = memcg.map(Memcg::dir).into_iter().chain(cpu.map(CpuGroup::dir));
+    let groups: Vec<File> =
+        dirs.map(|dir| OpenOptions::new().write(true).open(dir.join("cgroup.procs"))).collect::<io::Result<_>>()?;
     let mut pointers: Vec<*const libc::c_char> = arguments.iter().map(|a| a.as_ptr()).collect();
     pointers.push(std::ptr::null());
     let mut variables: Vec<*const libc::c_char> = environment.iter().map(|v| v.as_ptr()).collect();

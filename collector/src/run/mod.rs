@@ -6,8 +6,9 @@ mod recorder;
 mod session;
 
 pub use on_demand::snapshot;
+pub use recorder::Recorder;
 
-use crate::cgroup::{self, CgroupError, CpuGroup, Hierarchy, Memcg};
+use crate::cgroup::{self, CgroupError, CpuGroup, Hierarchy, Memcg, Version};
 use crate::guardian;
 use crate::hold::watchdog::Watchdog;
 use crate::hold::{self, BrakeChoice, BrakeError};
@@ -29,8 +30,10 @@ const HEAP_SEED: &str = "REPRIEVE_HEAP_SEED";
 pub struct Request {
     /// Program and arguments.
     pub command: Vec<OsString>,
-    /// Limit of the memcg.
+    /// Limit of the memcg; of one that is there already, what it has.
     pub limit_bytes: u64,
+    /// Guard the memcg that we are in, instead of one made for the command.
+    pub here: bool,
     /// Longest the analysis may hold.
     pub deadline: Duration,
     /// What to do about an OOM.
@@ -87,8 +90,15 @@ pub fn run(request: &Request) -> Result<u8, RunError> {
     }
     let store = Store::open(request.out.clone())?;
     let reserve = store.reserve()?;
-    let group = Group::make(request.limit_bytes)?;
-    let brake = hold::arm(&group.memcg, request.limit_bytes, request.brake)?;
+    let (group, brake) = if request.here {
+        let group = Group::here()?;
+        let brake = hold::arm_here(&group.memcg, request.brake)?;
+        (group, brake)
+    } else {
+        let group = Group::make(request.limit_bytes)?;
+        let brake = hold::arm(&group.memcg, request.limit_bytes, request.brake)?;
+        (group, brake)
+    };
     let mut hand_back = brake.hand_back();
     hand_back.beside.extend(group.cpu.iter().map(|c| c.dir().to_owned()));
     let watchdog = Watchdog::start(&hand_back, request.deadline)
@@ -103,15 +113,17 @@ pub fn run(request: &Request) -> Result<u8, RunError> {
         table.inspect_err(|error| eprintln!("reprieve: warning: the heap is not recorded: {error}")).ok()
     });
     guardian::sigbus::install().map_err(|e| RunError::System("the SIGBUS handler could not be installed", e.into()))?;
-    let recorder = recorder::Recorder::new(store, reserve, request);
+    let is_inside = !group.is_made && group.memcg.has_us();
+    let recorder = recorder::Recorder::new(store, reserve, request, is_inside);
     let session = session::Session::new(request, &group, brake, watchdog, signals, recorder, heap);
     session.run()
 }
 
-/// The memcg of a run, removed when dropped.
+/// The memcg of a run, removed when dropped if it was made for it.
 #[derive(Debug)]
 struct Group {
     memcg: Memcg,
+    is_made: bool,
     cpu: Option<CpuGroup>,
     /// oom_score_adj before we exempted ourselves: a child inherits ours, and
     /// an exempt command could never be killed.
@@ -123,9 +135,8 @@ impl Group {
         let hierarchy = Hierarchy::memory()?;
         let name = cgroup::name_of_own_group();
         let memcg = cgroup::create_memcg(&hierarchy, &name)?;
-        let adj = std::fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
-        let oom_score_adj = CString::new(adj.trim()).unwrap_or_default();
-        let group = Group { cpu: cgroup::create_cpu_group(&name), memcg, oom_score_adj };
+        let oom_score_adj = own_oom_score_adj();
+        let group = Group { cpu: cgroup::create_cpu_group(&name), memcg, is_made: true, oom_score_adj };
         // Smaller than a page is no limit the kernel can keep.
         if limit_bytes < crate::snapshot::page_size() {
             let error = io::Error::from_raw_os_error(libc::ENOMEM);
@@ -133,10 +144,29 @@ impl Group {
         }
         Ok(group)
     }
+
+    /// What limits us.
+    fn here() -> Result<Self, RunError> {
+        let hierarchy = Hierarchy::memory()?;
+        if hierarchy.version != Version::V2 {
+            return Err(BrakeError::HereNeedsReserve.into());
+        }
+        let memcg =
+            Memcg::limited_around_us(&hierarchy).ok_or_else(|| BrakeError::NoLimit { path: hierarchy.own.clone() })?;
+        Ok(Group { memcg, is_made: false, cpu: None, oom_score_adj: own_oom_score_adj() })
+    }
+}
+
+fn own_oom_score_adj() -> CString {
+    let adj = std::fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
+    CString::new(adj.trim()).unwrap_or_default()
 }
 
 impl Drop for Group {
     fn drop(&mut self) {
+        if !self.is_made {
+            return;
+        }
         // Processes that just ended leave the group a moment later.
         for _ in 0..50 {
             match self.memcg.remove() {

@@ -1,8 +1,9 @@
 //! From evidence to a published incident, without ever hindering the hold.
 
 use super::Request;
-use crate::analyst::{Analyst, AnalystFailure, Phase, SYMBOLS};
+use crate::analyst::{Analyst, AnalystFailure, Kind, Phase, SYMBOLS};
 use crate::cgroup::Memcg;
+use crate::guardian;
 use crate::incident::model::{Host, Incident, MemcgState, SCHEMA, Symbols, Trigger};
 use crate::incident::store::{DRAFT, DiskReserve, INCIDENT, Limits, Staging, Store, StoreError, write_atomically};
 use crate::snapshot::Evidence;
@@ -21,6 +22,7 @@ pub struct Recorder {
     limits: Limits,
     reserve: Option<DiskReserve>,
     subject: String,
+    kind: Kind,
     waiting: VecDeque<Staging>,
     rendering: Option<(Analyst, Staging, Instant)>,
     /// Folders published so far.
@@ -28,17 +30,19 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// A recorder into `store`.
-    pub fn new(store: Store, reserve: DiskReserve, request: &Request) -> Self {
+    /// A recorder into `store`; `is_inside` the memcg that it tells of.
+    pub fn new(store: Store, reserve: DiskReserve, request: &Request, is_inside: bool) -> Self {
         let program = request.command.first().map(|c| c.to_string_lossy().into_owned()).unwrap_or_default();
         let subject = program.rsplit('/').next().unwrap_or_default().to_owned();
-        Self::with_subject(store, request.limits, Some(reserve), subject)
+        let kind = if is_inside { Kind::Thread } else { Kind::Process };
+        Recorder { kind, ..Self::with_subject(store, request.limits, Some(reserve), subject) }
     }
 
     /// A recorder for something else than a command.
     pub fn with_subject(store: Store, limits: Limits, reserve: Option<DiskReserve>, subject: String) -> Self {
         let (waiting, published) = (VecDeque::new(), Vec::new());
-        Recorder { store, limits, reserve, subject, waiting, rendering: None, published }
+        let kind = Kind::Process;
+        Recorder { store, limits, reserve, subject, kind, waiting, rendering: None, published }
     }
 
     /// An incident from evidence, unsymbolized.
@@ -82,7 +86,7 @@ impl Recorder {
 
     /// Symbols while the hold lasts.
     pub fn symbolize(&self, staging: &Staging, at_most: Duration) -> Result<Symbols, AnalystFailure> {
-        Analyst::start(Phase::Symbolize, staging.path(), &self.limits)?.wait(at_most)?;
+        Analyst::start(self.kind, Phase::Symbolize, staging.path(), &self.limits)?.wait(at_most)?;
         let text = std::fs::read(staging.path().join(SYMBOLS)).map_err(|e| AnalystFailure::Died(e.to_string()))?;
         serde_json::from_slice(&text).map_err(|e| AnalystFailure::Died(e.to_string()))
     }
@@ -110,11 +114,14 @@ impl Recorder {
         {
             let result = analyst.wait(Duration::ZERO);
             self.publish(staging, result.err().as_ref());
+            if self.kind == Kind::Thread {
+                guardian::give_back();
+            }
         }
         while self.rendering.is_none()
             && let Some(staging) = self.waiting.pop_front()
         {
-            match Analyst::start(Phase::Render, staging.path(), &self.limits) {
+            match Analyst::start(self.kind, Phase::Render, staging.path(), &self.limits) {
                 Ok(analyst) => self.rendering = Some((analyst, staging, Instant::now())),
                 Err(failure) => self.publish(staging, Some(&failure)),
             }

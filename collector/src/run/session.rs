@@ -14,7 +14,7 @@ use crate::snapshot::kernel_log::KernelLog;
 use crate::verdict::{self, Scene};
 use crate::witness::{self, HeapTable};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::kill;
+use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 use std::collections::BTreeMap;
@@ -41,6 +41,8 @@ pub struct Session<'a> {
     kernel_log: std::io::Result<KernelLog>,
     /// Incident after which the kernel was left to decide.
     left_to_kernel: Option<String>,
+    /// While it lives.
+    command: Option<Pid>,
     signals_answered: u32,
     ending_since: Option<Instant>,
 }
@@ -66,6 +68,7 @@ impl<'a> Session<'a> {
             heap,
             kernel_log: KernelLog::open(),
             left_to_kernel: None,
+            command: None,
             signals_answered: 0,
             ending_since: None,
         }
@@ -79,7 +82,9 @@ impl<'a> Session<'a> {
             self.kill_all();
         }
         self.recorder.drain(|| {});
-        let _ = self.group.memcg.remove();
+        if self.group.is_made {
+            let _ = self.group.memcg.remove();
+        }
         self.watchdog.dismiss();
         result
     }
@@ -88,13 +93,14 @@ impl<'a> Session<'a> {
         let mask = *self.signals.mask_before();
         let mut started = command::start(
             &self.request.command,
-            &self.group.memcg,
+            self.group.is_made.then_some(&self.group.memcg),
             self.group.cpu.as_ref(),
             &self.group.oom_score_adj,
             &mask,
             self.heap.as_ref(),
         )
         .map_err(|e| RunError::System("the command could not be started", e))?;
+        self.command = Some(started.pid);
         let mut code = None;
         loop {
             self.wait(&started, code.is_some());
@@ -123,13 +129,15 @@ impl<'a> Session<'a> {
             }
             if ended {
                 code = Some(exit_code(waitpid(started.pid, None)));
+                self.command = None;
                 self.tell_of_children();
             }
             if self.ending_since.is_some_and(|since| since.elapsed() > ENDING_TIME) {
                 self.kill_all();
             }
             if let Some(code) = code
-                && self.group.memcg.pids()?.is_empty()
+                // Who else is in a memcg that we did not make is none of ours.
+                && (!self.group.is_made || self.group.memcg.pids()?.is_empty())
             {
                 return Ok(code);
             }
@@ -177,6 +185,7 @@ impl<'a> Session<'a> {
         let heaps = || self.heap.as_ref().map(|heap| witness::read_tables(Some(heap), &pids));
         let evidence = snapshot::take(&pids, threads.threads(), heaps, self.request.options);
         let snapshot_time = noticed.elapsed();
+        self.brake.measure();
         let mut incident = self.recorder.draft(Trigger::Oom, Some(state), evidence);
         // The draft was made when the evidence was complete.
         incident.time_unix_us -= noticed.elapsed().as_micros() as u64;
@@ -202,6 +211,7 @@ impl<'a> Session<'a> {
                 }
             }
         }
+        self.brake.measure();
         let summary = show::headline(&incident);
         let choice = self.request.policy.choose(&incident);
         let mut scene = Scene {
@@ -311,11 +321,18 @@ impl<'a> Session<'a> {
     }
 
     fn kill_all(&self) {
-        // Done again until nobody is left.
-        let _ = self.group.memcg.kill();
+        if self.group.is_made {
+            // Done again until nobody is left.
+            let _ = self.group.memcg.kill();
+        } else if let Some(command) = self.command {
+            let _ = kill(command, Signal::SIGKILL);
+        }
     }
 
     fn tell_of_children(&self) {
+        if !self.group.is_made {
+            return;
+        }
         let left = self.group.memcg.pids().unwrap_or_default().len();
         if left > 0 && self.ending_since.is_none() {
             eprintln!("reprieve: the command ended, {left} of its processes live on; guarding them (^C to end them)");

@@ -52,6 +52,22 @@ pub struct Evidence {
     pub gaps: Vec<String>,
 }
 
+impl Evidence {
+    /// Adds what another look saw, of other processes.
+    pub fn append(&mut self, mut other: Evidence) {
+        let first = self.modules.len() as u32;
+        for process in &mut other.processes {
+            let of_threads = process.threads.iter_mut().flat_map(|thread| thread.frame_modules.iter_mut().flatten());
+            let of_heaps =
+                process.heaps.iter_mut().flat_map(|heap| heap.frames.iter_mut().filter_map(|f| f.at.as_mut()));
+            of_threads.chain(of_heaps).for_each(|at| at.module += first);
+        }
+        self.processes.append(&mut other.processes);
+        self.modules.append(&mut other.modules);
+        self.gaps.append(&mut other.gaps);
+    }
+}
+
 /// Records `pids`, whose threads were stopped as `held` says, and their heaps
 /// where the tables that `heaps` reads know of them.
 #[must_use]

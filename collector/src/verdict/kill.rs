@@ -46,12 +46,15 @@ impl Homes {
 
     /// The memcg that has to die whole if `pid` dies: the highest with
     /// `memory.oom.group`, as the kernel has it (mem_cgroup_get_oom_group). Not
-    /// when one of its processes is exempt.
+    /// when one of its processes is exempt, or the guardian.
     #[must_use]
     pub fn job_of(&self, pid: i32, processes: &[Process]) -> Option<&Memcg> {
         let home = self.homes.iter().find(|h| h.pids.contains(&pid))?;
         // Parents come first.
         let job = self.homes.iter().find(|h| home.memcg.dir().starts_with(h.memcg.dir()) && h.memcg.is_one_job())?;
+        if job.memcg.has_us() {
+            return None;
+        }
         let members = job.memcg.pids().ok()?;
         let exempt = |p: &Process| p.oom_score_adj == EXEMPT && members.contains(&p.pid);
         (!processes.iter().any(exempt)).then_some(&job.memcg)

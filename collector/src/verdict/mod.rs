@@ -181,7 +181,11 @@ impl Scene<'_> {
     }
 
     fn throttle(&mut self, time: Duration) -> Result<Effect, CgroupError> {
-        let reason = format!("given {THROTTLE_CPU_PERCENT} % of a CPU to see whether it frees memory by itself");
+        // A quota would be ours, too.
+        let reason = match self.memcg.has_us() {
+            true => "let run to see whether it frees memory by itself; its CPU is the guardian's, too".to_owned(),
+            false => format!("given {THROTTLE_CPU_PERCENT} % of a CPU to see whether it frees memory by itself"),
+        };
         self.limit_cpu(Some(THROTTLE_CPU_PERCENT))?;
         self.brake.lend()?;
         self.let_go()?;
@@ -210,7 +214,7 @@ impl Scene<'_> {
                 value: format!("{percent:?}"),
                 source,
             }),
-            None if self.memcg.version() == Version::V2 => {
+            None if self.memcg.version() == Version::V2 && !self.memcg.has_us() => {
                 let max = percent.map_or("max 100000".to_owned(), |p| format!("{} 100000", p * 1000));
                 // Without the cpu controller memory.high alone is the throttle.
                 let _ = self.memcg.write("cpu.max", &max);

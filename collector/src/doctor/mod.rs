@@ -1,9 +1,14 @@
 //! What this machine can do, found out by doing it.
 
+mod reserve;
+
+pub use reserve::eat;
+
 use crate::cgroup::{self, Hierarchy, Memcg};
 use crate::hold::stop::StoppedThreads;
 use crate::hold::{self, BrakeChoice, Look};
 use crate::incident::store::Store;
+use crate::incident::units;
 use crate::signals::Signals;
 use crate::snapshot::TargetMemory;
 use nix::poll::{PollTimeout, poll};
@@ -46,6 +51,9 @@ pub struct Check {
     pub remedy: &'static str,
     /// Whether `run` cannot work without it.
     pub essential: bool,
+    /// For `memory.oom.reserve` where a guardian is inside the memcg.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recommended_reserve_bytes: Option<u64>,
 }
 
 /// Tries everything.
@@ -55,6 +63,7 @@ pub fn examine() -> Vec<Check> {
     let _signals = Signals::block();
     vec![
         hold_check(),
+        reserve_check(),
         ptrace_check(),
         pagemap_check(),
         map_files_check(),
@@ -100,7 +109,8 @@ fn check(
         Ok(detail) => (Status::Ok, detail),
         Err(detail) => (otherwise, detail),
     };
-    Check { name, status, detail, lost, remedy, essential: otherwise == Status::Missing }
+    let essential = otherwise == Status::Missing;
+    Check { name, status, detail, lost, remedy, essential, recommended_reserve_bytes: None }
 }
 
 /// Makes a memcg and lets a child run out of memory in it.
@@ -126,6 +136,27 @@ fn hold_check() -> Check {
         "`reprieve run` cannot hold anything",
         "run as root on a kernel with the cgroup memory controller (not cgroup_disable=memory)",
     )
+}
+
+/// Has a guardian live through an OOM of the memcg that it is in.
+fn reserve_check() -> Check {
+    let need = reserve::measure();
+    let detail = need.clone().map(|need| {
+        format!(
+            "a guardian inside a full memcg used {} with {} threads; memory.oom.reserve should be {}M",
+            units::bytes(need.used_bytes),
+            reserve::THREADS,
+            need.recommended_bytes >> 20
+        )
+    });
+    let check = check(
+        "live on a reserve",
+        detail,
+        Status::Degraded,
+        "`run --here` and `machine` do not work; on cgroup version 2 holds begin below the limit, which one large system call can pass",
+        "boot a kernel with the series in kernel/patches (`cargo xtask kernel build`), with cgroup version 2",
+    );
+    Check { recommended_reserve_bytes: need.ok().map(|need| need.recommended_bytes), ..check }
 }
 
 fn hold_a_child(memcg: &Memcg) -> Result<String, String> {
