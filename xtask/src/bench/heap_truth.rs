@@ -29,9 +29,8 @@ const PACKAGES: &[Package] = &[
     Package { name: "python3", why: "one of the programs is in Python" },
     Package { name: "golang-go", why: "one of the programs is in Go" },
 ];
+/// Of the library; the program in Go sets the same for its runtime's own profile.
 const PERIOD: &str = "64K";
-/// The same for Go, which samples by itself, 512 KiB apart unless told otherwise.
-const GO_PERIOD: (&str, &str) = ("GODEBUG", "memprofilerate=65536");
 /// Sites below this share of the total are not judged.
 const SHARE: f64 = 0.05;
 /// What is asked: so many of all, and of each site's, within three standard
@@ -120,7 +119,6 @@ fn one(reprieve: &Path, program: &Path, mode: &str, limit: &str, seed: u64) -> R
     let out = tempfile::tempdir()?;
     let output = Command::new(reprieve)
         .env("REPRIEVE_HEAP_SEED", seed.to_string())
-        .env(GO_PERIOD.0, GO_PERIOD.1)
         .args(["run", "--memory", limit, "--heap-period", PERIOD, "--on-oom", "kill", "--out"])
         .arg(out.path())
         .arg("--")
