@@ -52,8 +52,8 @@ pub const RESERVE_BYTES: u64 = 16 << 20;
 pub enum Remedy {
     /// Kill all of it.
     Kill,
-    /// Have the kernel reclaim from it down to a half (memory.high); kill where that
-    /// is not enough.
+    /// Have the kernel reclaim from it down to a half (memory.high, put back when
+    /// reprieve ends); kill where that is not enough.
     Throttle,
 }
 
@@ -114,7 +114,7 @@ pub fn watch(request: &Request) -> Result<(), RunError> {
     let recorder = Recorder::with_subject(store, request.limits, Some(disk), "machine".to_owned());
     eprintln!("reprieve: watching the machine; {} are kept free for that", units::bytes(reserve_bytes));
     let late = StoppedThreads::default();
-    Watch { request, root, device, watchdog, signals, recorder, late }.run()
+    Watch { request, root, device, watchdog, signals, recorder, late, throttled: Throttled::default() }.run()
 }
 
 /// Files of the root cgroup, put back when dropped.
@@ -145,6 +145,29 @@ struct Watch<'a> {
     recorder: Recorder,
     /// Threads whose interrupt is pending still.
     late: StoppedThreads,
+    throttled: Throttled,
+}
+
+/// Throttled jobs, and `memory.high` before; put back when dropped.
+#[derive(Default)]
+struct Throttled(Vec<(Memcg, String)>);
+
+impl Throttled {
+    fn remember(&mut self, memcg: &Memcg) {
+        if !self.0.iter().any(|(known, _)| known.path() == memcg.path())
+            && let Ok(high) = memcg.read("memory.high")
+        {
+            self.0.push((memcg.clone(), high.trim().to_owned()));
+        }
+    }
+}
+
+impl Drop for Throttled {
+    fn drop(&mut self) {
+        for (memcg, high) in &self.0 {
+            let _ = memcg.write("memory.high", high);
+        }
+    }
 }
 
 impl Watch<'_> {
@@ -248,6 +271,7 @@ impl Watch<'_> {
         if self.request.remedy == Remedy::Throttle
             && let Some(job) = jobs.first()
         {
+            self.throttled.remember(&job.memcg);
             steps.push(self.act(seq, job, jobs, THROTTLE_TIME, "throttle", |_, job| throttle(job)));
         }
         let mut relieved = steps.iter().any(|step| step.outcome == StepOutcome::Relieved);
@@ -287,6 +311,11 @@ impl Watch<'_> {
         let mut relieved = false;
         while done.is_ok() && !relieved && begun.elapsed() < limit {
             relieved = !matches!(self.device.state(), Ok(Some(event)) if event.seq == seq);
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        // A hold ends with the first MiBs that come; the rest of a killed job follows.
+        let settled = || job.memcg.usage().unwrap_or(0) <= job.size_bytes / 8;
+        while relieved && action == "kill" && !settled() && begun.elapsed() < limit {
             std::thread::sleep(Duration::from_millis(2));
         }
         let came_back = job.size_bytes.saturating_sub(job.memcg.usage().unwrap_or(0));
