@@ -360,7 +360,7 @@ pub fn main() -> ExitCode {
         Err(error) => {
             let _ = error.print();
             // In front of a command every code below 125 is the command's.
-            let run = std::env::args_os().nth(1).is_some_and(|a| a == "run");
+            let run = is_run(std::env::args_os().skip(1));
             return match error.exit_code() {
                 0 => ExitCode::SUCCESS,
                 _ if run => ExitCode::from(RUN_FAILED),
@@ -395,6 +395,18 @@ pub fn main() -> ExitCode {
         let _ = writeln!(std::io::stderr(), "reprieve: {error:#}");
         ExitCode::from(code)
     })
+}
+
+/// Whether the subcommand is `run`, in a command line that clap did not understand.
+fn is_run(mut words: impl Iterator<Item = OsString>) -> bool {
+    while let Some(word) = words.next() {
+        match word.to_str() {
+            Some("--config") => drop(words.next()),
+            Some(option) if option.starts_with('-') => {}
+            other => return other == Some("run"),
+        }
+    }
+    false
 }
 
 /// An error and its exit code.
@@ -643,4 +655,16 @@ fn width() -> usize {
         (libc::ioctl(1, libc::TIOCGWINSZ, &raw mut size), size)
     };
     if result == 0 && size.ws_col >= 40 { usize::from(size.ws_col) } else { 100 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn run_is_found_behind_what_belongs_to_all() {
+        let is = |words: &[&str]| is_run(words.iter().map(OsString::from));
+        assert!(is(&["run", "--memory", "x"]) && is(&["--config", "/a", "run"]) && is(&["--config=/a", "run"]));
+        assert!(!is(&["show", "run"]) && !is(&["--config", "run"]) && !is(&[]));
+    }
 }
