@@ -1,5 +1,5 @@
 //! OOMs of the whole machine, on a kernel with the series of kernel/patches: the
-//! machine stage of `cargo xtask test` boots a small one for these, since they fill it.
+//! `cargo xtask test --only machine` boots a small one for these, since they fill it.
 
 mod common;
 

@@ -9,9 +9,9 @@ use std::sync::atomic::{AtomicI32, Ordering::Relaxed};
 /// Heap touched in advance: a hold's evidence fits in it.
 pub const HEAP_BYTES: usize = 4 << 20;
 
-/// Locks the process in memory with a heap of so many bytes in reserve. Returns what
-/// could not be done; the guardian then works on, less protected.
-pub fn settle(heap_bytes: usize) -> Vec<String> {
+/// Locks the process in memory with a heap in reserve. Returns what could not
+/// be done; the guardian then works on, less protected.
+pub fn settle() -> Vec<String> {
     let mut missing = Vec::new();
     // SAFETY: mallopt only sets parameters of malloc (mallopt(3)). One arena,
     // never trimmed, never by mmap: what was touched once stays ours.
@@ -21,7 +21,7 @@ pub fn settle(heap_bytes: usize) -> Vec<String> {
         libc::mallopt(libc::M_MMAP_THRESHOLD, 32 << 20);
     }
     // Written, so that the pages exist, and freed to malloc, not to the kernel.
-    drop(std::hint::black_box(vec![1u8; heap_bytes]));
+    drop(std::hint::black_box(vec![1u8; HEAP_BYTES]));
     // SAFETY: mlockall takes flags only. Not MCL_FUTURE: mapped binaries of the
     // victims would be locked whole.
     if unsafe { libc::mlockall(libc::MCL_CURRENT) } != 0 {

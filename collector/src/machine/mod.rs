@@ -44,9 +44,6 @@ const THROTTLE_TIME: Duration = Duration::from_secs(1);
 const KERNEL_GRACE: Duration = Duration::from_secs(5);
 /// The kernel refuses more than this share of the memory (memory_oom_reserve_write).
 const RESERVE_SHARE: u64 = 20;
-/// Heap touched in advance, so that evidence of several jobs takes little of the
-/// reserve, which is a twentieth of the machine at most.
-const HEAP_BYTES: usize = 12 << 20;
 /// What one hold was seen to need, with room.
 pub const RESERVE_BYTES: u64 = 16 << 20;
 
@@ -110,7 +107,7 @@ pub fn watch(request: &Request) -> Result<(), RunError> {
     };
     let watchdog = Watchdog::start(&hand_back, request.deadline)
         .map_err(|e| RunError::System("the watchdog could not be started", e))?;
-    for missing in guardian::settle(HEAP_BYTES) {
+    for missing in guardian::settle() {
         eprintln!("reprieve: warning: {missing}");
     }
     guardian::sigbus::install().map_err(|e| RunError::System("the SIGBUS handler could not be installed", e.into()))?;
@@ -360,9 +357,7 @@ fn reason(job: &Job, jobs: &[Job]) -> String {
 fn kill(device: &Device, seq: u64, job: &Job) -> Result<(), String> {
     let dir = File::open(job.memcg.dir()).map_err(|error| error.to_string())?;
     match device.decide(&Answer::kill_cgroup(seq, dir.as_raw_fd())) {
-        Ok(()) => {}
-        // Whom the kernel has chosen is enough.
-        Err(Errno::ESTALE) => return Err("the hold had ended before".to_owned()),
+        Ok(()) | Err(Errno::ESTALE) => {}
         Err(errno) => return Err(errno.to_string()),
     }
     // Whoever was born meanwhile.

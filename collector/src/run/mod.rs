@@ -103,7 +103,7 @@ pub fn run(request: &Request) -> Result<u8, RunError> {
     hand_back.beside.extend(group.cpu.iter().map(|c| c.dir().to_owned()));
     let watchdog = Watchdog::start(&hand_back, request.deadline)
         .map_err(|e| RunError::System("the watchdog could not be started", e))?;
-    for missing in guardian::settle(guardian::HEAP_BYTES) {
+    for missing in guardian::settle() {
         eprintln!("reprieve: warning: {missing}");
     }
     // After the locking, which would take the whole of its room.
