@@ -1,4 +1,4 @@
-//! OOMs of the whole machine, on a kernel with the series of kernel/patches: the
+//! OOMs of the whole machine, on a kernel with the series of kernel/patches:
 //! `cargo xtask test --only machine` boots a small one for these, since they fill it.
 
 mod common;
