@@ -172,15 +172,14 @@ fn assert_shares(incident: &Value, python: &str, found: &[(String, f64, f64)]) {
     let number = |value: &Value| value.as_f64().unwrap();
     let anon = number(&incident["processes"][0]["memory"]["pss_anon_bytes"]);
     let (total, sigma) = (number(&heap["inuse"]["bytes"]), number(&heap["inuse"]["sigma_bytes"]));
-    assert!((total - anon).abs() < 5.0 * sigma + f64::from(6 << 20), "{python}: {total} ± {sigma} of {anon}");
+    assert!((total - anon).abs() < 4.0 * sigma + f64::from(6 << 20), "{python}: {total} ± {sigma} of {anon}");
     let all: f64 = found.iter().map(|(_, bytes, _)| bytes).sum();
     for (place, bytes, share) in found {
         let expected = all * share;
         // A round of the leak may be half done, and the list of it all is somebody's.
-        // Five of them: of dozens of figures in each run of all tests none lies there.
         let sigma = (expected * number(&heap["period_bytes"])).sqrt();
         println!("{python}: {place}: {bytes:.0} of {expected:.0}, {:+.1} sigma", (bytes - expected) / sigma);
-        assert!((bytes - expected).abs() < 5.0 * sigma + f64::from(512 << 10), "{place}: {bytes} of {expected}");
+        assert!((bytes - expected).abs() < 3.0 * sigma + f64::from(512 << 10), "{place}: {bytes} of {expected}");
     }
 }
 

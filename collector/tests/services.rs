@@ -87,14 +87,14 @@ def grow(mib):
     return [bytes(1000 + i % 9000) for i in range(mib * 1024 * 1024 // 5500)]
 ";
 
-/// Asserts that a heap is estimated within 5 sigma; headers of chunks and cached
+/// Asserts that a heap is estimated within 3 sigma; headers of chunks and cached
 /// blocks are malloc's and not the program's.
 fn assert_estimates(process: &Value, truth: f64) {
     let heap = &process["heaps"][0];
     assert_eq!(heap["witness"], "preload", "{:#}", process["gaps"]);
     let number = |key: &str| heap["inuse"][key].as_f64().unwrap();
     let (bytes, sigma) = (number("bytes"), number("sigma_bytes"));
-    assert!((bytes - truth).abs() < 5.0 * sigma + 0.02 * truth, "{bytes} ± {sigma} for {truth}");
+    assert!((bytes - truth).abs() < 3.0 * sigma + 0.02 * truth, "{bytes} ± {sigma} for {truth}");
     assert_eq!((&heap["lost_samples"], &heap["period_bytes"]), (&Value::from(0), &Value::from(65536)));
     let stacks = heap["stacks"].as_array().unwrap();
     let cut = stacks.iter().filter(|stack| stack["cut"] == true).count();
@@ -185,7 +185,7 @@ signal.pause()"
     assert_eq!(processes.len(), 4);
     let total: f64 = processes.iter().map(|p| p["heaps"][0]["inuse"]["bytes"].as_f64().unwrap()).sum();
     let sigma = (65536.0 * (shared + own)).sqrt();
-    assert!((total - shared - own).abs() < 5.0 * sigma + 0.02 * total, "{total} ± {sigma} for {shared} + {own}");
+    assert!((total - shared - own).abs() < 3.0 * sigma + 0.02 * total, "{total} ± {sigma} for {shared} + {own}");
     // The table is shared by all, and holds no slabs of the 300.
     let shmem = fs::read_to_string(group.0.join("memory.stat")).unwrap();
     let shmem: u64 = shmem.lines().find_map(|l| l.strip_prefix("total_shmem ")?.parse().ok()).unwrap();
@@ -257,7 +257,7 @@ fn a_table_of_its_own_is_also_found_under_run() {
     let bytes = process["heaps"][0]["inuse"]["bytes"].as_f64().unwrap();
     let sigma = process["heaps"][0]["inuse"]["sigma_bytes"].as_f64().unwrap();
     let anon = process["memory"]["pss_anon_bytes"].as_f64().unwrap();
-    assert!((bytes - anon).abs() < 5.0 * sigma + f64::from(2 << 20), "{bytes} ± {sigma} of {anon}");
+    assert!((bytes - anon).abs() < 4.0 * sigma + f64::from(2 << 20), "{bytes} ± {sigma} of {anon}");
 }
 
 /// The sentences on a process that was started so.

@@ -48,7 +48,8 @@ const STAGES: &[Stage] = &[
 ];
 
 /// Only when asked for by this name. `machine` fails one run in five still: a hold
-/// may end by itself before the verdict, and a second job die for it.
+/// may end by itself before the verdict, and a second job die for it; and jobs that
+/// wait in the allocator do not stop, so that no stack of theirs may be had.
 const ON_REQUEST: &[Stage] = &[("machine", machine)];
 
 /// Tests of the collector that run in the guest, under cgroup version 2 and its
