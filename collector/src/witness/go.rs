@@ -116,6 +116,12 @@ fn read(target: &mut Target<'_>, module: &LoadedModule, image: &GoImage) -> Resu
     if profile.is_cut {
         gaps.push("its Go heap is only partly known: the list of its profile breaks off".to_owned());
     }
+    if profile.partly_absent > 0 {
+        gaps.push(format!(
+            "{} records of its Go heap end in pages that are not in memory: what is there counts as nothing",
+            profile.partly_absent
+        ));
+    }
     if profile.without_stack > 0 {
         gaps.push(format!("its Go heap has {} stacks that own little and are not listed", profile.without_stack));
     }

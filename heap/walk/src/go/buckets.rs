@@ -16,6 +16,8 @@ const TYPE: u64 = 1;
 const HEADER: u64 = 48;
 /// `maxProfStackDepth` (1.23); 32 before.
 const MAX_DEPTH: u64 = 1024;
+/// Bytes of a page at least, on every machine that Go runs on.
+const PAGE: u64 = 4096;
 /// Most bytes a block can have.
 const MAX_SIZE: u64 = 1 << 47;
 /// Buckets that are read. Each takes hundreds of bytes of the target.
@@ -42,6 +44,8 @@ pub struct Profile {
     pub alloc: Sum,
     /// Buckets whose stack was left out or could not be read.
     pub without_stack: u64,
+    /// Buckets of which a part was not in memory, and counts as never written.
+    pub partly_absent: u64,
     /// Whether the list could not be followed to its end.
     pub is_cut: bool,
 }
@@ -98,6 +102,7 @@ struct Counted {
     bucket: Bucket,
     allocated: u64,
     freed: u64,
+    is_partly_absent: bool,
 }
 
 /// Words of a cycle.
@@ -132,6 +137,7 @@ pub fn walk(memory: &mut dyn Memory, program: &Program) -> Result<Profile, Refus
         return Err(Refusal::Unknown);
     }
     let buckets = counted.len() as u64;
+    let partly_absent = counted.iter().filter(|one| one.is_partly_absent).count() as u64;
     let (mut inuse, mut alloc) = (Sum::default(), Sum::default());
     for one in &counted {
         inuse.join(&one.inuse(rate));
@@ -149,7 +155,8 @@ pub fn walk(memory: &mut dyn Memory, program: &Program) -> Result<Profile, Refus
         }
     }
     is_cut |= memory.is_used_up();
-    Ok(Profile { rate, without_stack: buckets - records.len() as u64, records, inuse, alloc, is_cut })
+    let without_stack = buckets - records.len() as u64;
+    Ok(Profile { rate, without_stack, partly_absent, records, inuse, alloc, is_cut })
 }
 
 /// All buckets, and whether the list broke off.
@@ -157,10 +164,7 @@ fn count(memory: &mut Bounded<'_, dyn Memory + '_>, head: u64, cycle: Cycle) -> 
     let mut counted: Vec<Counted> = Vec::new();
     let mut list = List::at(head);
     while let Some(bucket) = list.next(memory) {
-        match bucket.counted(memory, cycle) {
-            Some(one) => counted.push(one),
-            None => return (counted, true),
-        }
+        counted.push(bucket.counted(memory, cycle));
     }
     if list.is_ring {
         // Each of it counts once.
@@ -210,19 +214,15 @@ fn layout(memory: &mut Bounded<'_, dyn Memory + '_>, head: u64) -> Option<Cycle>
         && let Some(bucket) = list.next(memory)
     {
         let mut words = [0; 16];
-        // The last of a page may be of two words, with nothing behind it.
-        if let Some(()) = bucket.words(memory, &mut words) {
-            let fits = |c: &[u64]| {
-                let bytes = |count: u64| count.wrapping_mul(bucket.size);
-                c[2] == bytes(c[0]) && c[3] == bytes(c[1])
-            };
-            let all_fit = words.chunks_exact(4).all(fits);
-            let informative = words.chunks_exact(4).any(|c| c[0] != 0 || c[1] != 0);
-            four += u32::from(all_fit && informative);
-            two += u32::from(!all_fit);
-        } else {
-            two += u32::from(bucket.words(memory, &mut words[..8]).is_some());
-        }
+        bucket.words(memory, &mut words);
+        let fits = |c: &[u64]| {
+            let bytes = |count: u64| count.wrapping_mul(bucket.size);
+            c[2] == bytes(c[0]) && c[3] == bytes(c[1])
+        };
+        let all_fit = words.chunks_exact(4).all(fits);
+        let informative = words.chunks_exact(4).any(|c| c[0] != 0 || c[1] != 0);
+        four += u32::from(all_fit && informative);
+        two += u32::from(!all_fit);
     }
     match (four, two) {
         (0, 0) => None,
@@ -250,29 +250,42 @@ impl Bucket {
         memory.read(self.at.checked_add(HEADER)?, &mut bytes).then(|| words(&bytes).collect())
     }
 
-    /// Words of its record.
-    fn words(&self, memory: &mut dyn Memory, out: &mut [u64]) -> Option<()> {
-        let at = self.at.checked_add(HEADER + self.depth * 8)?;
+    /// Words of its record; whether all of them were in memory. Those that were not
+    /// are zero: the runtime hands out fresh pages for buckets, and the newest one may
+    /// end in a page that nobody wrote to yet, least of all where memory ran out.
+    fn words(&self, memory: &mut dyn Memory, out: &mut [u64]) -> bool {
         let mut bytes = [0; 128];
         let bytes = &mut bytes[..out.len() * 8];
-        if !memory.read(at, bytes) {
-            return None;
-        }
+        let is_whole = self.at.checked_add(HEADER + self.depth * 8).is_some_and(|at| {
+            let here = (PAGE - at % PAGE).min(bytes.len() as u64) as usize;
+            let (first, rest) = bytes.split_at_mut(here);
+            let mut there = |at: u64, part: &mut [u8]| {
+                let is_there = memory.read(at, part);
+                if !is_there {
+                    part.fill(0);
+                }
+                is_there
+            };
+            let is_first_there = there(at, first);
+            // Both are asked for, so that one does not hide the other.
+            let is_rest_there = rest.is_empty() || at.checked_add(here as u64).is_some_and(|at| there(at, rest));
+            is_first_there && is_rest_there
+        });
         out.iter_mut().zip(words(bytes)).for_each(|(out, word)| *out = word);
-        Some(())
+        is_whole
     }
 
     /// All four cycles added up. The runtime's own sums wrap around too: frees of
     /// a cycle may be more than its allocations.
-    fn counted(self, memory: &mut dyn Memory, cycle: Cycle) -> Option<Counted> {
+    fn counted(self, memory: &mut dyn Memory, cycle: Cycle) -> Counted {
         let mut words = [0; 16];
         let (length, step) = match cycle {
             Cycle::Four => (16, 4),
             Cycle::Two => (8, 2),
         };
-        self.words(memory, &mut words[..length])?;
+        let is_partly_absent = !self.words(memory, &mut words[..length]);
         let sum = |first: usize| words[first..length].iter().step_by(step).fold(0, |sum: u64, w| sum.wrapping_add(*w));
-        Some(Counted { bucket: self, allocated: sum(0), freed: sum(1) })
+        Counted { bucket: self, allocated: sum(0), freed: sum(1), is_partly_absent }
     }
 }
 
@@ -345,6 +358,8 @@ mod tests {
                     Cycle::Two => vec![a, f],
                 })
                 .collect();
+            // A page is in memory or is not.
+            self.put(at + HEADER + stack.len() as u64 * 8, &[0; 16]);
             self.put(at + HEADER + stack.len() as u64 * 8, &record);
             self.put(VARIABLES, &[at]);
         }
@@ -408,6 +423,27 @@ mod tests {
         words.put(FIRST + 8, &[FIRST + 0x1000]);
         let profile = walk(&mut words, &told()).unwrap();
         assert_eq!((profile.records.len(), profile.is_cut, profile.inuse.samples), (2, true, 85));
+    }
+
+    /// The newest bucket ends where no page was touched yet: it counts for what is
+    /// there, and does not hide the others.
+    #[test]
+    fn a_bucket_that_ends_in_an_untouched_page() {
+        for cycle in [Cycle::Four, Cycle::Two] {
+            let mut words = Words::of_two_sites(cycle);
+            // Eight words of the bucket in one page, the end of its record in the next.
+            let at = FIRST + 0x4000 - HEADER - 2 * 8 - 4 * 8;
+            words.bucket(at, 4096, &[5, 3], [(2, 0), (0, 0), (0, 0), (0, 0)], cycle);
+            for word in (FIRST + 0x4000..FIRST + 0x4000 + 128).step_by(8) {
+                words.0.remove(&word);
+            }
+            for program in [told(), searched()] {
+                let profile = walk(&mut words, &program).unwrap();
+                assert_eq!((profile.is_cut, profile.partly_absent, profile.without_stack), (false, 1, 0));
+                assert_eq!(profile.inuse.samples, 87, "{profile:#?}");
+                assert!(profile.records.iter().any(|r| r.counters == [5, 3] && r.inuse.samples == 2));
+            }
+        }
     }
 
     /// Any word may be anything.
