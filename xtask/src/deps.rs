@@ -1,6 +1,7 @@
 //! Debian packages the tasks need, installed when they are missing.
 
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
 
@@ -20,6 +21,9 @@ pub(crate) struct Package {
 /// When the machine has no dpkg, when root is needed and cannot be had, or
 /// when apt fails. The message holds the command to run by hand.
 pub(crate) fn ensure(packages: &[Package]) -> Result<()> {
+    // apt does not wait for another one.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let missing = missing(packages)?;
     if missing.is_empty() {
         return Ok(());

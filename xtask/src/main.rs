@@ -6,6 +6,7 @@ mod deps;
 mod failures;
 mod fixtures;
 mod fuzz;
+mod labelled;
 mod test;
 mod vm;
 

@@ -3,11 +3,15 @@
 use crate::demo::{BUILD_PACKAGES, build_release, target};
 use crate::deps::{self, Package};
 use crate::failures::Failures;
+use crate::labelled::Labelled;
 use crate::{fixtures, fuzz, vm};
 use anyhow::{Context, Result, bail};
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// Programs that nobody here wrote, and what the tests compare with.
@@ -28,8 +32,10 @@ const TEST_PACKAGES: &[Package] = &[
     Package { name: "util-linux", why: "unshare and setpriv, to start services like containers do" },
 ];
 
+/// Where a check says what it does.
+type Out<'a> = &'a mut (dyn Write + Send);
 /// A named check.
-type Stage = (&'static str, fn(&Path) -> Result<()>);
+type Stage = (&'static str, fn(&Path, Out<'_>) -> Result<()>);
 
 /// In order; a later one may use what an earlier one built.
 const STAGES: &[Stage] = &[
@@ -41,11 +47,12 @@ const STAGES: &[Stage] = &[
     ("tests", tests),
     ("fixtures", fixture_tests),
     ("fuzz", fuzz_shortly),
-    ("guest", guest),
-    ("series", vm::check_series),
-    ("selftests", selftests),
-    ("reserve", reserve),
+    ("series", series),
 ];
+
+/// After those, side by side, one for each processor: a guest has but one, and is
+/// no measure of time.
+const GUESTS: &[Stage] = &[("guest", guest), ("reserve", reserve), ("selftests", selftests)];
 
 /// Only when asked for by this name. `machine` fails one run in five still: a hold
 /// may end by itself before the verdict, and a second job die for it; and jobs that
@@ -66,46 +73,76 @@ const GUEST_TIME: Duration = Duration::from_secs(600);
 
 /// Runs the stages; all of them, so that one run tells everything.
 pub fn run(root: &Path, only: Option<&str>) -> Result<ExitCode> {
-    let (mut passed, mut failed) = (0, Vec::new());
-    let asked = ON_REQUEST.iter().filter(|(name, _)| only == Some(*name));
-    for (name, stage) in STAGES.iter().filter(|(name, _)| only.is_none_or(|only| name.contains(only))).chain(asked) {
-        println!("== {name}");
-        let begun = Instant::now();
-        match stage(root) {
-            Ok(()) => {
-                passed += 1;
-                println!("== {name}: passed in {:.0} s", begun.elapsed().as_secs_f64());
-            }
-            Err(error) => {
-                println!("== {name}: FAILED in {:.0} s: {error:#}", begun.elapsed().as_secs_f64());
-                failed.push((name, error));
-            }
-        }
+    let is_asked = |name: &str| only.is_none_or(|only| name.contains(only));
+    let on_request = ON_REQUEST.iter().filter(|(name, _)| only == Some(*name));
+    let mut results = Vec::new();
+    for stage in STAGES.iter().filter(|(name, _)| is_asked(name)).chain(on_request) {
+        results.push(run_one(root, stage, &mut io::stdout()));
     }
+    let guests: Vec<&Stage> = GUESTS.iter().filter(|(name, _)| is_asked(name)).collect();
+    results.extend(if let [guest] = guests[..] {
+        vec![run_one(root, guest, &mut io::stdout())]
+    } else {
+        run_side_by_side(root, &guests)
+    });
+
+    let failed: Vec<_> = results.iter().filter_map(|(name, result)| Some((name, result.as_ref().err()?))).collect();
     // Long ago, with much in between.
     failed.iter().for_each(|(name, error)| println!("\n== {name} FAILED: {error:#}"));
-    println!("{passed} passed, {} failed", failed.len());
+    println!("{} passed, {} failed", results.len() - failed.len(), failed.len());
     // No stage of that name is a mistake, not a success.
-    Ok(if failed.is_empty() && passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if failed.is_empty() && !results.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn packages(_: &Path) -> Result<()> {
+/// Runs as many at a time as there are processors, each as soon as it may.
+fn run_side_by_side(root: &Path, stages: &[&Stage]) -> Vec<(&'static str, Result<()>)> {
+    let processors = thread::available_parallelism().map_or(1, usize::from);
+    let next = AtomicUsize::new(0);
+    let results = Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        for _ in 0..processors.min(stages.len()) {
+            scope.spawn(|| {
+                while let Some(stage) = stages.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let result = run_one(root, stage, &mut Labelled::new(stage.0, io::stdout()));
+                    results.lock().unwrap_or_else(PoisonError::into_inner).push(result);
+                }
+            });
+        }
+    });
+    results.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs a stage, and says how it ended.
+fn run_one(root: &Path, (name, stage): &Stage, out: Out<'_>) -> (&'static str, Result<()>) {
+    println!("== {name}");
+    let begun = Instant::now();
+    let result = stage(root, out);
+    let seconds = begun.elapsed().as_secs_f64();
+    match &result {
+        Ok(()) => println!("== {name}: passed in {seconds:.0} s"),
+        Err(error) => println!("== {name}: FAILED in {seconds:.0} s: {error:#}"),
+    }
+    (name, result)
+}
+
+fn packages(_: &Path, _: Out<'_>) -> Result<()> {
     deps::ensure(BUILD_PACKAGES)?;
     deps::ensure(TEST_PACKAGES)
 }
 
-fn format(root: &Path) -> Result<()> {
-    cargo(root, &["fmt", "--all", "--check"], &[]).context("run `cargo fmt --all` (`rustup component add rustfmt`)")
+fn format(root: &Path, out: Out<'_>) -> Result<()> {
+    cargo(root, &["fmt", "--all", "--check"], &[], out)
+        .context("run `cargo fmt --all` (`rustup component add rustfmt`)")
 }
 
-fn lint(root: &Path) -> Result<()> {
-    cargo(root, &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], &[])
+fn lint(root: &Path, out: Out<'_>) -> Result<()> {
+    cargo(root, &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], &[], out)
         .context("`rustup component add clippy` if it is missing")
 }
 
 /// gimli's types do not cross versions: two of them would not even compile
 /// together where they meet, but would double build time where they do not.
-fn one_gimli(root: &Path) -> Result<()> {
+fn one_gimli(root: &Path, _: Out<'_>) -> Result<()> {
     let output = Command::new("cargo")
         .args(["tree", "--workspace", "--duplicates", "--depth", "0"])
         .current_dir(root)
@@ -119,17 +156,17 @@ fn one_gimli(root: &Path) -> Result<()> {
     if twice.is_empty() { Ok(()) } else { bail!("in the tree more than once: {}", twice.join(", ")) }
 }
 
-fn build(root: &Path) -> Result<()> {
+fn build(root: &Path, _: Out<'_>) -> Result<()> {
     build_release(root)?;
     fixtures::build(root)?;
     fixtures::build_go(root)
 }
 
 /// Unit tests and the tests with real memory cgroups.
-fn tests(root: &Path) -> Result<()> {
+fn tests(root: &Path, out: Out<'_>) -> Result<()> {
     let fixtures = fixtures::build(root)?;
     fixtures::build_go(root)?;
-    let library = build_heap_library(root)?;
+    let library = build_heap_library(root, out)?;
     let env = [("REPRIEVE_FIXTURES", fixtures.as_path()), ("REPRIEVE_HEAP_LIBRARY", library.as_path())];
     // One test at a time: each fills memory and measures time.
     cargo(
@@ -160,47 +197,53 @@ fn tests(root: &Path) -> Result<()> {
             "--test-threads=1",
         ],
         &env,
+        out,
     )
 }
 
 /// `libreprieve_heap.so` as programs get it.
-fn build_heap_library(root: &Path) -> Result<PathBuf> {
-    cargo(root, &["build", "--profile", "preload", "-p", "reprieve-heap"], &[])?;
+fn build_heap_library(root: &Path, out: Out<'_>) -> Result<PathBuf> {
+    cargo(root, &["build", "--profile", "preload", "-p", "reprieve-heap"], &[], out)?;
     Ok(target(root).join("preload/libreprieve_heap.so"))
 }
 
-fn fixture_tests(root: &Path) -> Result<()> {
+fn fixture_tests(root: &Path, out: Out<'_>) -> Result<()> {
     let fixtures = fixtures::build(root)?;
-    cargo(root, &["test", "--release", "-p", "reprieve-fixtures"], &[("REPRIEVE_FIXTURES", fixtures.as_path())])
+    cargo(root, &["test", "--release", "-p", "reprieve-fixtures"], &[("REPRIEVE_FIXTURES", fixtures.as_path())], out)
 }
 
 /// Each fuzz target for a moment; `cargo xtask fuzz` takes its time.
-fn fuzz_shortly(root: &Path) -> Result<()> {
+fn fuzz_shortly(root: &Path, _: Out<'_>) -> Result<()> {
     if fuzz::run(root, None, FUZZ_SECONDS)? == ExitCode::SUCCESS { Ok(()) } else { bail!("a fuzz target crashed") }
 }
 
+/// Each patch of the series, as the kernel's own script sees it.
+fn series(root: &Path, _: Out<'_>) -> Result<()> {
+    vm::check_series(root)
+}
+
 /// The same tests on a stock 6.12 kernel with cgroup version 2.
-fn guest(root: &Path) -> Result<()> {
-    in_guest(root, vm::Flavor::Stock, GUEST_TESTS, 1024)
+fn guest(root: &Path, out: Out<'_>) -> Result<()> {
+    in_guest(root, vm::Flavor::Stock, GUEST_TESTS, 1024, out)
 }
 
 /// The same tests on the kernel with the series.
-fn reserve(root: &Path) -> Result<()> {
-    in_guest(root, vm::Flavor::Reserve, RESERVE_TESTS, 1024)
+fn reserve(root: &Path, out: Out<'_>) -> Result<()> {
+    in_guest(root, vm::Flavor::Reserve, RESERVE_TESTS, 1024, out)
 }
 
 /// The same kernel in a machine that three programs fill.
-fn machine(root: &Path) -> Result<()> {
-    in_guest(root, vm::Flavor::Reserve, &["machine"], 256)
+fn machine(root: &Path, out: Out<'_>) -> Result<()> {
+    in_guest(root, vm::Flavor::Reserve, &["machine"], 256, out)
 }
 
 /// The kernel's selftests with the series and without, and the series' own.
-fn selftests(root: &Path) -> Result<()> {
-    vm::test(root, vm::Rounds::DEFAULT)
+fn selftests(root: &Path, out: Out<'_>) -> Result<()> {
+    vm::test(root, vm::Rounds::DEFAULT, out)
 }
 
 /// Runs test programs of the collector in a guest with cgroup version 2.
-fn in_guest(root: &Path, kernel: vm::Flavor, tests: &[&str], memory_mib: u32) -> Result<()> {
+fn in_guest(root: &Path, kernel: vm::Flavor, tests: &[&str], memory_mib: u32, out: Out<'_>) -> Result<()> {
     let fixtures = fixtures::build(root)?;
     let mut script = String::from("set -e");
     for name in tests {
@@ -220,7 +263,7 @@ fn in_guest(root: &Path, kernel: vm::Flavor, tests: &[&str], memory_mib: u32) ->
         kernel,
         terminal: false,
     };
-    let mut failures = Failures::new(io::stdout());
+    let mut failures = Failures::new(out);
     match vm::run(root, &spec, &mut failures)? {
         0 => Ok(()),
         status => bail!("the tests in the guest ended with status {status}\n{}", failures.into_text()),
@@ -242,11 +285,11 @@ fn test_program(root: &Path, name: &str) -> Result<String> {
         .with_context(|| format!("cargo named no program for test {name}"))
 }
 
-fn cargo(root: &Path, args: &[&str], env: &[(&str, &Path)]) -> Result<()> {
+fn cargo(root: &Path, args: &[&str], env: &[(&str, &Path)], out: Out<'_>) -> Result<()> {
     let mut command = Command::new("cargo");
     let mut child = command.args(args).envs(env.iter().copied()).current_dir(root).stdout(Stdio::piped()).spawn()?;
-    let mut failures = Failures::new(io::stdout());
-    let copied = child.stdout.take().map_or(Ok(0), |mut out| io::copy(&mut out, &mut failures));
+    let mut failures = Failures::new(out);
+    let copied = child.stdout.take().map_or(Ok(0), |mut said| io::copy(&mut said, &mut failures));
     let status = child.wait()?;
     copied?;
     if status.success() {

@@ -100,7 +100,9 @@ pub(crate) fn kernel_cli(root: &Path, command: KernelCommand) -> Result<ExitCode
         KernelCommand::Matrix(arguments) => matrix::check(root, &arguments),
         KernelCommand::Soak(soak) => soak::run(root, &soak),
         KernelCommand::Check => kernel::check_series(root).map(|()| ExitCode::SUCCESS),
-        KernelCommand::Test(rounds) => selftests::test(root, rounds).map(|()| ExitCode::SUCCESS),
+        KernelCommand::Test(rounds) => {
+            selftests::test(root, rounds, &mut std::io::stdout()).map(|()| ExitCode::SUCCESS)
+        }
         KernelCommand::Boot(guest) => guest.run(root, Flavor::Reserve),
         KernelCommand::Shell { machine } => {
             eprintln!("the guest sees this machine's files, read-only; `exit` ends it");

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -72,17 +73,20 @@ impl Outcome {
 /// Outcomes by program and test.
 type Outcomes = BTreeMap<(String, String), Outcome>;
 
-/// Runs all of them; prints a table of outcomes.
+/// Runs all of them; writes a table of outcomes to `out`.
 ///
 /// # Errors
 ///
 /// When a kernel or the tests cannot be built, a guest dies, or a test fails: one of
 /// the kernel's that passes without the series, any of the series.
-pub(crate) fn test(root: &Path, rounds: Rounds) -> Result<()> {
+pub(crate) fn test(root: &Path, rounds: Rounds, out: &mut dyn Write) -> Result<()> {
     let programs = build(root)?;
     let count = |name: &str, count: u32| (name.to_owned(), count.to_string());
-    let guest = |kernel: Flavor, names: &[&str], memory_mib: u32, env: Vec<(String, String)>, timeout: Duration| {
-        in_guest(root, &programs, kernel, names, memory_mib, env, timeout)
+    let mut guest = |kernel: Flavor, names: &[&str], memory_mib: u32, env: Vec<(String, String)>, timeout: Duration| {
+        let begun = Instant::now();
+        let result = in_guest(root, &programs, kernel, names, memory_mib, env, timeout)?;
+        writeln!(out, "{}: {kernel:?} kernel, {:.0} s", names.join(" "), begun.elapsed().as_secs_f64())?;
+        anyhow::Ok(result)
     };
     let (stock, _) = guest(Flavor::Stock, KERNELS, MEMORY_MIB, Vec::new(), TIME)?;
     let all = [KERNELS, SERIES].concat();
@@ -97,15 +101,15 @@ pub(crate) fn test(root: &Path, rounds: Rounds) -> Result<()> {
     // Without a handler, beside it: what is lost on a kernel as it is.
     let env = vec![count("OOM_HOLD_WRECK", 1), count("OOM_HOLD_STOCK", 1)];
     let (_, said_of_stock) = guest(Flavor::Stock, &[SYSTEM], LITTLE_MEMORY_MIB, env, TIME)?;
-    println!("the machine out of memory, stock:\n{said_of_stock}with the series:\n{said_of_system}");
+    writeln!(out, "the machine out of memory, stock:\n{said_of_stock}with the series:\n{said_of_system}")?;
 
-    let failed = report(&stock, &reserve);
+    let failed = report(&stock, &reserve, out)?;
     if failed.is_empty() { Ok(()) } else { bail!("{}\nwhat the tests said:\n{said}", failed.join("\n")) }
 }
 
-/// Prints outcomes side by side; what is wrong about them, if anything.
-fn report(stock: &Outcomes, reserve: &Outcomes) -> Vec<String> {
-    println!("{:22} {:45} {:>10} {:>10}", "program", "test", "stock", "series");
+/// Writes outcomes side by side; what is wrong about them, if anything.
+fn report(stock: &Outcomes, reserve: &Outcomes, out: &mut dyn Write) -> Result<Vec<String>> {
+    writeln!(out, "{:22} {:45} {:>10} {:>10}", "program", "test", "stock", "series")?;
     let mut names: Vec<_> = stock.keys().chain(reserve.keys()).collect();
     names.sort();
     names.dedup();
@@ -113,13 +117,14 @@ fn report(stock: &Outcomes, reserve: &Outcomes) -> Vec<String> {
     for name in names {
         let (before, after) = (stock.get(name).copied(), reserve.get(name).copied());
         let ours = !KERNELS.contains(&name.0.as_str());
-        println!(
+        writeln!(
+            out,
             "{:22} {:45} {:>10} {:>10}",
             name.0,
             name.1,
             if ours { "" } else { Outcome::word(before) },
             Outcome::word(after),
-        );
+        )?;
         if after != Some(Outcome::Passed) && (ours || before == Some(Outcome::Passed)) {
             failed.push(format!("{} {}: {} with the series", name.0, name.1, Outcome::word(after)));
         }
@@ -129,7 +134,7 @@ fn report(stock: &Outcomes, reserve: &Outcomes) -> Vec<String> {
             failed.push(format!("{program}: not one result with the series"));
         }
     }
-    failed
+    Ok(failed)
 }
 
 /// Runs programs in a guest; their outcomes, and what they said besides.
@@ -157,11 +162,9 @@ fn in_guest(
         kernel,
         terminal: false,
     };
-    let begun = Instant::now();
     let mut output = Vec::new();
     let status = run(root, &spec, &mut output)?;
     let output = String::from_utf8_lossy(&output).replace('\r', "");
-    println!("{}: {kernel:?} kernel, {:.0} s", names.join(" "), begun.elapsed().as_secs_f64());
     if status != 0 {
         bail!("{}: the guest's command ended with status {status}; it said:\n{output}", names.join(" "));
     }
@@ -283,7 +286,9 @@ mod tests {
     #[test]
     fn a_test_that_the_series_breaks_fails() {
         let one = |outcome| Outcomes::from([(("test_kill".to_owned(), "t".to_owned()), outcome)]);
-        let broken = |stock, reserve| report(&one(stock), &one(reserve)).iter().any(|f| f.starts_with("test_kill t"));
+        let broken = |stock, reserve| {
+            report(&one(stock), &one(reserve), &mut Vec::new()).unwrap().iter().any(|f| f.starts_with("test_kill t"))
+        };
         assert!(broken(Outcome::Passed, Outcome::Failed));
         assert!(broken(Outcome::Passed, Outcome::Skipped));
         assert!(!broken(Outcome::Failed, Outcome::Failed));
