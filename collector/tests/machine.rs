@@ -68,7 +68,7 @@ fn three_jobs_with(
 }
 
 #[test]
-#[ignore = "fills the machine, on a kernel with the series: the machine stage runs it"]
+#[ignore = "fills the machine, on a kernel with the series: `cargo xtask test --only machine` runs it"]
 fn the_job_of_the_lowest_priority_dies() {
     let orders = [["-5", "3", "7"], ["3", "-5", "7"], ["7", "3", "-5"]];
     for round in 0..rounds(ROUNDS) as usize {
@@ -100,7 +100,7 @@ fn the_job_of_the_lowest_priority_dies() {
 }
 
 #[test]
-#[ignore = "fills the machine, on a kernel with the series: the machine stage runs it"]
+#[ignore = "fills the machine, on a kernel with the series: `cargo xtask test --only machine` runs it"]
 fn who_keeps_to_a_reservation_is_spared() {
     let lab = Lab::new();
     // More than it will ever use.
@@ -119,7 +119,7 @@ fn who_keeps_to_a_reservation_is_spared() {
 }
 
 #[test]
-#[ignore = "fills the machine, on a kernel with the series: the machine stage runs it"]
+#[ignore = "fills the machine, on a kernel with the series: `cargo xtask test --only machine` runs it"]
 fn a_second_watch_is_told_that_there_is_one() {
     let lab = Lab::new();
     let mut first = Doomed(lab.reprieve("machine").spawn().unwrap());

@@ -118,7 +118,7 @@ fn read(target: &mut Target<'_>, module: &LoadedModule, image: &GoImage) -> Resu
     }
     if profile.partly_absent > 0 {
         gaps.push(format!(
-            "{} records of its Go heap end in pages that are not in memory: what is there counts as nothing",
+            "its Go heap counts as never written what {} of its records have in pages that are not in memory",
             profile.partly_absent
         ));
     }
