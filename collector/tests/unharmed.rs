@@ -4,6 +4,9 @@ mod common;
 
 use common::{Lab, assert_unharmed, fixture, text};
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread::JoinHandle;
 
 /// Holds that the test insists on; the guest, which is slow, does fewer.
 const HOLDS: u64 = 200;
@@ -81,4 +84,47 @@ fn assert_all_recorded(lab: &Lab, told: &str, victim: &str) -> usize {
         assert!(!common::threads(incident).is_empty(), "{victim}");
     }
     held
+}
+
+/// The program dies of a refused charge at the wall where it forks, so the guardian
+/// has to be there before it, whoever else wants the CPUs.
+#[test]
+fn a_busy_machine_harms_nobody() {
+    let others = Busy::start();
+    let (mut holds, mut exposed) = (0, 0);
+    for _ in 0..common::rounds(20).max(2) {
+        let lab = Lab::new();
+        let output = lab.run(&["--memory", "40M", "--on-oom", LADDERS[0]], &[&fixture("exiting"), "--mib", "96"]);
+        assert_unharmed(&output);
+        holds += assert_all_recorded(&lab, &text(&output), "exiting");
+        exposed += lab.incidents().iter().filter(|incident| incident["hold"]["exposed_us"] != 0).count();
+    }
+    drop(others);
+    println!("{exposed} of {holds} holds found somebody at the wall");
+    assert!(exposed * 10 < holds, "{exposed} of {holds} holds found somebody at the wall");
+}
+
+/// Threads that always want to run, two for each CPU; until dropped.
+struct Busy {
+    over: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Busy {
+    fn start() -> Self {
+        let over = Arc::new(AtomicBool::new(false));
+        let cpus = std::thread::available_parallelism().unwrap().get();
+        let spin = |over: Arc<AtomicBool>| move || while !over.load(Relaxed) {};
+        let threads = (0..2 * cpus).map(|_| std::thread::spawn(spin(Arc::clone(&over)))).collect();
+        Busy { over, threads }
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.over.store(true, Relaxed);
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
 }

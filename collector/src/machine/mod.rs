@@ -13,9 +13,7 @@ use crate::hold::reserve::{self, Device};
 use crate::hold::stop::{LATE_AGAIN, StoppedThreads};
 use crate::hold::watchdog::Watchdog;
 use crate::hold::{BrakeError, HandBack};
-use crate::incident::model::{
-    HoldReport, Incident, MemcgState, Step, StepOutcome, SymbolState, Symbols, Trigger, Verdict,
-};
+use crate::incident::model::{HoldReport, MemcgState, Step, StepOutcome, SymbolState, Symbols, Trigger, Verdict};
 use crate::incident::store::{Limits, Store};
 use crate::incident::units;
 use crate::run::{Recorder, RunError};
@@ -111,7 +109,7 @@ pub fn watch(request: &Request) -> Result<(), RunError> {
         eprintln!("reprieve: warning: {missing}");
     }
     guardian::sigbus::install().map_err(|e| RunError::System("the SIGBUS handler could not be installed", e.into()))?;
-    let recorder = Recorder::with_subject(store, request.limits, Some(disk), "machine".to_owned());
+    let recorder = Recorder::with_subject(store, request.limits, Some(disk), "machine".to_owned())?;
     eprintln!("reprieve: watching the machine; {} are kept free for that", units::bytes(reserve_bytes));
     let late = StoppedThreads::default();
     Watch { request, root, device, watchdog, signals, recorder, late, throttled: Throttled::default() }.run()
@@ -173,10 +171,9 @@ impl Drop for Throttled {
 impl Watch<'_> {
     fn run(mut self) -> Result<(), RunError> {
         while self.signals.ending().is_none() {
-            let timeout = match (self.late.is_empty(), self.recorder.is_busy()) {
-                (false, _) => PollTimeout::from(LATE_AGAIN.as_millis() as u8),
-                (true, true) => PollTimeout::from(20u8),
-                (true, false) => PollTimeout::NONE,
+            let timeout = match self.late.is_empty() {
+                false => PollTimeout::from(LATE_AGAIN.as_millis() as u8),
+                true => PollTimeout::NONE,
             };
             let mut fds = [PollFd::new(self.signals.fd(), PollFlags::POLLIN), self.device.bell()];
             let _ = poll(&mut fds, timeout);
@@ -189,7 +186,6 @@ impl Watch<'_> {
                 }
             }
             self.late.release_late();
-            self.recorder.proceed();
             self.signals.take();
         }
         self.recorder.drain(|| {});
@@ -252,16 +248,9 @@ impl Watch<'_> {
         let why = "symbols take memory that the machine does not have".to_owned();
         incident.symbols = Symbols { state: SymbolState::AfterVerdict(why), addresses: Vec::new() };
         incident.verdict = Some(verdict);
-        self.finish(&incident, staging);
-    }
-
-    fn finish(
-        &mut self,
-        incident: &Incident,
-        staging: Result<crate::incident::store::Staging, crate::incident::store::StoreError>,
-    ) {
-        if let Err(error) = staging.and_then(|staging| self.recorder.finish(incident, staging)) {
-            eprintln!("reprieve: this OOM leaves no incident: {error}");
+        match staging {
+            Ok(staging) => self.recorder.finish(incident, staging),
+            Err(error) => eprintln!("reprieve: this OOM leaves no incident: {error}"),
         }
     }
 

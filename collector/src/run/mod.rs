@@ -3,6 +3,7 @@
 mod command;
 mod on_demand;
 mod recorder;
+mod scribe;
 mod session;
 
 pub use on_demand::snapshot;
@@ -114,7 +115,7 @@ pub fn run(request: &Request) -> Result<u8, RunError> {
     });
     guardian::sigbus::install().map_err(|e| RunError::System("the SIGBUS handler could not be installed", e.into()))?;
     let is_inside = !group.is_made && group.memcg.has_us();
-    let recorder = recorder::Recorder::new(store, reserve, request, is_inside);
+    let recorder = recorder::Recorder::new(store, reserve, request, is_inside)?;
     let session = session::Session::new(request, &group, brake, watchdog, signals, recorder, heap);
     session.run()
 }

@@ -101,7 +101,7 @@ pub fn snapshot(
         Target::Process(_) => evidence.processes.first().map_or(target, |p| &p.comm).to_owned(),
         Target::Cgroup(_) => target.rsplit('/').next().unwrap_or(target).to_owned(),
     };
-    let mut recorder = Recorder::with_subject(store, limits, None, subject);
+    let recorder = Recorder::with_subject(store, limits, None, subject)?;
     let mut incident = recorder.draft(Trigger::Snapshot, memcg, evidence);
     let micros = |d: Duration| d.as_micros() as u64;
     incident.hold = Some(HoldReport {
@@ -121,9 +121,11 @@ pub fn snapshot(
         guardian_hold_heap_bytes: 0,
     });
     let staging = recorder.stage(&incident)?;
-    recorder.finish(&incident, staging)?;
-    recorder.drain(|| late.release_late());
-    let dir = recorder.published.pop().ok_or_else(|| RunError::NoTarget("the snapshot could not be written".into()))?;
+    recorder.finish_now(&incident, staging)?;
+    let dir = recorder
+        .drain(|| late.release_late())
+        .pop()
+        .ok_or_else(|| RunError::NoTarget("the snapshot could not be written".into()))?;
     let rendered = read_incident(&dir.join(INCIDENT))?;
     Ok((rendered, dir))
 }

@@ -1,48 +1,58 @@
 //! From evidence to a published incident, without ever hindering the hold.
 
-use super::Request;
+use super::scribe::{Page, Reserve, Scribe, write_incident};
+use super::{Request, RunError};
 use crate::analyst::{Analyst, AnalystFailure, Kind, Phase, SYMBOLS};
 use crate::cgroup::Memcg;
-use crate::guardian;
 use crate::incident::model::{Host, Incident, MemcgState, SCHEMA, Symbols, Trigger};
-use crate::incident::store::{DRAFT, DiskReserve, INCIDENT, Limits, Staging, Store, StoreError, write_atomically};
+use crate::incident::store::{DRAFT, DiskReserve, Limits, Staging, Store, StoreError, write_atomically};
 use crate::snapshot::Evidence;
 use crate::verdict::machine_memory;
-use std::collections::VecDeque;
 use std::path::PathBuf;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Time for symbols and renderings when nobody waits for them.
-const RENDER_TIME: Duration = Duration::from_secs(60);
-
-/// Writes incidents; renders one at a time in the background.
+/// Writes incidents, in the background once nobody is held.
 #[derive(Debug)]
 pub struct Recorder {
     store: Store,
     limits: Limits,
-    reserve: Option<DiskReserve>,
     subject: String,
     kind: Kind,
-    waiting: VecDeque<Staging>,
-    rendering: Option<(Analyst, Staging, Instant)>,
-    /// Folders published so far.
-    pub published: Vec<PathBuf>,
+    reserve: Reserve,
+    scribe: Scribe,
 }
 
 impl Recorder {
     /// A recorder into `store`; `is_inside` the memcg that it tells of.
-    pub fn new(store: Store, reserve: DiskReserve, request: &Request, is_inside: bool) -> Self {
+    pub fn new(store: Store, reserve: DiskReserve, request: &Request, is_inside: bool) -> Result<Self, RunError> {
         let program = request.command.first().map(|c| c.to_string_lossy().into_owned()).unwrap_or_default();
         let subject = program.rsplit('/').next().unwrap_or_default().to_owned();
         let kind = if is_inside { Kind::Thread } else { Kind::Process };
-        Recorder { kind, ..Self::with_subject(store, request.limits, Some(reserve), subject) }
+        Self::of_kind(kind, store, request.limits, Some(reserve), subject)
     }
 
     /// A recorder for something else than a command.
-    pub fn with_subject(store: Store, limits: Limits, reserve: Option<DiskReserve>, subject: String) -> Self {
-        let (waiting, published) = (VecDeque::new(), Vec::new());
-        let kind = Kind::Process;
-        Recorder { store, limits, reserve, subject, kind, waiting, rendering: None, published }
+    pub fn with_subject(
+        store: Store,
+        limits: Limits,
+        reserve: Option<DiskReserve>,
+        subject: String,
+    ) -> Result<Self, RunError> {
+        Self::of_kind(Kind::Process, store, limits, reserve, subject)
+    }
+
+    fn of_kind(
+        kind: Kind,
+        store: Store,
+        limits: Limits,
+        reserve: Option<DiskReserve>,
+        subject: String,
+    ) -> Result<Self, RunError> {
+        let reserve = Arc::new(Mutex::new(reserve));
+        let scribe = Scribe::start(store.clone(), limits, kind, Arc::clone(&reserve))
+            .map_err(|e| RunError::System("the thread that writes incidents could not be started", e))?;
+        Ok(Recorder { store, limits, subject, kind, reserve, scribe })
     }
 
     /// An incident from evidence, unsymbolized.
@@ -75,8 +85,8 @@ impl Recorder {
 
     /// Puts the draft where the analyst finds it. The disk reserve is given up
     /// for it.
-    pub fn stage(&mut self, incident: &Incident) -> Result<Staging, StoreError> {
-        self.reserve = None;
+    pub fn stage(&self, incident: &Incident) -> Result<Staging, StoreError> {
+        *self.reserve.lock().unwrap_or_else(PoisonError::into_inner) = None;
         let staging = self.store.stage(&incident.id)?;
         let json = serde_json::to_vec(incident)
             .map_err(|e| StoreError::Corrupt { path: staging.path().join(DRAFT), reason: e.to_string() })?;
@@ -91,70 +101,26 @@ impl Recorder {
         serde_json::from_slice(&text).map_err(|e| AnalystFailure::Died(e.to_string()))
     }
 
-    /// Writes the incident and queues its renderings.
-    pub fn finish(&mut self, incident: &Incident, staging: Staging) -> Result<(), StoreError> {
-        let json = serde_json::to_vec(incident)
-            .map_err(|e| StoreError::Corrupt { path: staging.path().to_owned(), reason: e.to_string() })?;
-        write_atomically(staging.path(), INCIDENT, &json)?;
-        self.waiting.push_back(staging);
-        self.proceed();
+    /// Has the incident written, rendered and published; does not wait for it.
+    pub fn finish(&self, incident: Incident, staging: Staging) {
+        self.scribe.write(Page { incident: Some(incident), staging });
+    }
+
+    /// Writes the incident now; has it rendered and published.
+    pub fn finish_now(&self, incident: &Incident, staging: Staging) -> Result<(), StoreError> {
+        write_incident(incident, &staging)?;
+        self.scribe.write(Page { incident: None, staging });
         Ok(())
     }
 
-    /// Whether renderings are under way.
-    pub fn is_busy(&self) -> bool {
-        self.rendering.is_some() || !self.waiting.is_empty()
-    }
-
-    /// Publishes what is rendered and starts what waits; never blocks.
-    pub fn proceed(&mut self) {
-        if let Some((analyst, _, begun)) = &mut self.rendering
-            && (analyst.is_done() || begun.elapsed() > RENDER_TIME)
-            && let Some((analyst, staging, _)) = self.rendering.take()
-        {
-            let result = analyst.wait(Duration::ZERO);
-            self.publish(staging, result.err().as_ref());
-            if self.kind == Kind::Thread {
-                guardian::give_back();
-            }
-        }
-        while self.rendering.is_none()
-            && let Some(staging) = self.waiting.pop_front()
-        {
-            match Analyst::start(self.kind, Phase::Render, staging.path(), &self.limits) {
-                Ok(analyst) => self.rendering = Some((analyst, staging, Instant::now())),
-                Err(failure) => self.publish(staging, Some(&failure)),
-            }
-        }
-        if self.reserve.is_none() && !self.is_busy() {
-            // Best effort now: the start insisted on it.
-            self.reserve = self.store.reserve().ok();
-        }
-    }
-
-    /// Publishes everything, calling `meanwhile` every few milliseconds.
-    pub fn drain(&mut self, mut meanwhile: impl FnMut()) {
-        while self.is_busy() {
-            self.proceed();
+    /// Waits until everything is published, calling `meanwhile` every few
+    /// milliseconds; returns the folders.
+    pub fn drain(self, mut meanwhile: impl FnMut()) -> Vec<PathBuf> {
+        while self.scribe.is_busy() {
             meanwhile();
             std::thread::sleep(Duration::from_millis(5));
         }
-        // Where no analyst could do it.
-        self.store.trim(&self.limits, 0);
-    }
-
-    fn publish(&mut self, staging: Staging, failure: Option<&AnalystFailure>) {
-        if let Some(failure) = failure {
-            eprintln!("reprieve: {failure}: the incident has no report, only incident.json");
-        }
-        match staging.publish() {
-            Ok(dir) => {
-                let file = if failure.is_none() { "report.html" } else { INCIDENT };
-                eprintln!("reprieve: report  {}", dir.join(file).display());
-                self.published.push(dir);
-            }
-            Err(error) => eprintln!("reprieve: the incident is lost: {error}"),
-        }
+        self.scribe.finish()
     }
 }
 

@@ -122,7 +122,6 @@ impl<'a> Session<'a> {
                 Look::OutOfMemory => self.answer()?,
                 Look::KilledByKernel => self.record_kernel_kill(),
             }
-            self.recorder.proceed();
             if let Some(heap) = &mut self.heap {
                 heap.top_up();
                 heap.sweep(|| self.group.memcg.pids().unwrap_or_default());
@@ -150,7 +149,7 @@ impl<'a> Session<'a> {
         if let Some(soon) = self.heap.as_ref().and_then(HeapTable::look_again) {
             timeout = timeout.min(soon);
         }
-        if ended || self.recorder.is_busy() {
+        if ended {
             timeout = timeout.min(Duration::from_millis(20));
         }
         let mut fds = vec![PollFd::new(self.signals.fd(), PollFlags::POLLIN), self.brake.bell()];
@@ -258,10 +257,8 @@ impl<'a> Session<'a> {
         );
         self.left_to_kernel = (!verdict.relieved).then(|| incident.id.clone());
         incident.verdict = Some(verdict);
-        if let Some(staging) = staging
-            && let Err(error) = self.recorder.finish(&incident, staging)
-        {
-            eprintln!("reprieve: this OOM leaves no incident: {error}");
+        if let Some(staging) = staging {
+            self.recorder.finish(incident, staging);
         }
         Ok(())
     }
@@ -290,9 +287,9 @@ impl<'a> Session<'a> {
         let mut incident = self.recorder.draft(Trigger::KilledByKernel, Some(state), evidence);
         incident.kernel_victims = victims;
         eprintln!("reprieve: {}", show::headline(&incident));
-        let done = self.recorder.stage(&incident).and_then(|staging| self.recorder.finish(&incident, staging));
-        if let Err(error) = done {
-            eprintln!("reprieve: this OOM leaves no incident: {error}");
+        match self.recorder.stage(&incident) {
+            Ok(staging) => self.recorder.finish(incident, staging),
+            Err(error) => eprintln!("reprieve: this OOM leaves no incident: {error}"),
         }
         if let Err(error) = self.brake.rearm() {
             eprintln!("reprieve: the brake could not be armed again: {error}");
