@@ -1,11 +1,14 @@
-//! Finding the file that holds a binary's debug information.
+//! Finding the files that hold a binary's debug information.
 //!
 //! Order and places as in GDB's manual, "Debugging Information in Separate
 //! Files".
 
 use crate::image::{BuildId, Image};
 use object::Object;
+use serde::{Deserialize, Serialize};
+use std::fmt;
 use std::fs::File;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// Folders that hold separate debug files.
@@ -22,24 +25,67 @@ impl Default for DebugDirs {
     }
 }
 
+/// A file that was looked at, and what came of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tried {
+    /// The file.
+    pub path: PathBuf,
+    /// What it gave.
+    pub outcome: Outcome,
+}
+
+/// What a file gave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// It is the one that was looked for.
+    Used,
+    /// There is none.
+    Absent,
+    /// It could not be opened.
+    NotReadable,
+    /// It is no ELF file, or a damaged one.
+    NotElf,
+    /// It belongs to another build.
+    OtherBuild,
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Outcome::Used => "used",
+            Outcome::Absent => "absent",
+            Outcome::NotReadable => "not readable",
+            Outcome::NotElf => "not a valid ELF file",
+            Outcome::OtherBuild => "of another build",
+        })
+    }
+}
+
+/// Files that are remembered of one binary; split DWARF can have thousands.
+const MOST_TRIED: usize = 64;
+
+/// What was tried so far.
+pub(crate) type Trail = Vec<Tried>;
+
+/// A file that was found, and where.
+pub(crate) type Found = (Image, PathBuf);
+
 impl DebugDirs {
     /// The separate debug file of `image`, if there is one that matches it.
-    pub(crate) fn find(&self, image: &Image, path: Option<&Path>) -> Option<Image> {
-        self.by_build_id(image.build_id()).or_else(|| self.by_link(image, path))
+    pub(crate) fn find(&self, image: &Image, path: Option<&Path>, trail: &mut Trail) -> Option<Found> {
+        self.by_build_id(image.build_id(), trail).or_else(|| self.by_link(image, path, trail))
     }
 
     /// `DIR/.build-id/xx/yyyy.debug`.
-    pub(crate) fn by_build_id(&self, id: Option<&BuildId>) -> Option<Image> {
+    fn by_build_id(&self, id: Option<&BuildId>, trail: &mut Trail) -> Option<Found> {
         let id = id?;
-        let (head, tail) = id.as_str().split_at_checked(2)?;
-        self.dirs.iter().find_map(|dir| {
-            let image = open(&dir.join(".build-id").join(head).join(format!("{tail}.debug")))?;
-            (image.build_id() == Some(id)).then_some(image)
-        })
+        let candidates = self.dirs.iter().flat_map(|dir| in_tree(dir, id, ".debug"));
+        first(candidates, trail, |image| image.build_id() == Some(id))
     }
 
     /// `.gnu_debuglink`: a file name and the CRC-32 of the file.
-    fn by_link(&self, image: &Image, path: Option<&Path>) -> Option<Image> {
+    fn by_link(&self, image: &Image, path: Option<&Path>, trail: &mut Trail) -> Option<Found> {
         let file = object::File::parse(image.bytes()).ok()?;
         let (name, crc) = file.gnu_debuglink().ok()??;
         let name = Path::new(std::str::from_utf8(name).ok()?);
@@ -47,34 +93,77 @@ impl DebugDirs {
         let name = name.file_name()?;
         let folder = path?.parent()?;
         let beside = [folder.join(name), folder.join(".debug").join(name)];
-        let in_trees = self.dirs.iter().map(|dir| dir.join(folder.strip_prefix("/").unwrap_or(folder)).join(name));
-        beside.into_iter().chain(in_trees).find_map(|candidate| {
-            let debug = open(&candidate)?;
-            let same = match (image.build_id(), debug.build_id()) {
-                (Some(a), Some(b)) => a == b,
-                _ => crc32(debug.bytes()) == crc,
-            };
-            same.then_some(debug)
+        let in_trees = self
+            .dirs
+            .iter()
+            .flat_map(|dir| [dir.join(folder.strip_prefix("/").unwrap_or(folder)).join(name), dir.join(name)]);
+        first(beside.into_iter().chain(in_trees), trail, |debug| match (image.build_id(), debug.build_id()) {
+            (Some(a), Some(b)) => a == b,
+            _ => crc32(debug.bytes()) == crc,
         })
     }
 
     /// `.gnu_debugaltlink`: what dwz shared between several debug files.
-    pub(crate) fn alternate(&self, debug: &Image, debug_path: Option<&Path>) -> Option<Image> {
+    pub(crate) fn alternate(&self, debug: &Image, debug_path: Option<&Path>, trail: &mut Trail) -> Option<Found> {
         let file = object::File::parse(debug.bytes()).ok()?;
         let (name, id) = file.gnu_debugaltlink().ok()??;
         let id = BuildId::from_bytes(id);
-        self.by_build_id(Some(&id)).or_else(|| {
-            let name = Path::new(std::str::from_utf8(name).ok()?);
-            // Debian's are relative to the debug file, which lies in a build-id tree.
-            let in_trees = self.dirs.iter().map(|dir| dir.join(".dwz").join(name.file_name().unwrap_or_default()));
-            let beside = debug_path.and_then(Path::parent).map(|dir| dir.join(name));
-            beside.into_iter().chain(in_trees).find_map(|p| open(&p).filter(|i| i.build_id() == Some(&id)))
-        })
+        let name = Path::new(std::str::from_utf8(name).ok()?);
+        let in_trees = self.dirs.iter().flat_map(|dir| {
+            in_tree(dir, &id, ".debug").into_iter().chain(name.file_name().map(|name| dir.join(".dwz").join(name)))
+        });
+        // Debian's are relative to the debug file, which lies in a build-id tree.
+        let beside = debug_path.and_then(Path::parent).map(|dir| dir.join(name));
+        first(in_trees.chain(beside), trail, |image| image.build_id() == Some(&id))
+    }
+
+    /// The other halves of units, packed into one file beside the binary.
+    pub(crate) fn package(&self, path: &Path, trail: &mut Trail) -> Option<Found> {
+        let name = format!("{}.dwp", path.file_name()?.display());
+        let candidates = std::iter::once(path.with_file_name(&name)).chain(self.dirs.iter().map(|d| d.join(&name)));
+        first(candidates, trail, |_| true)
+    }
+
+    /// The other half of a unit: where the compiler wrote it, beside the binary, or
+    /// in one of the folders.
+    pub(crate) fn split(&self, folder: &Path, name: &Path, path: Option<&Path>, trail: &mut Trail) -> Option<Image> {
+        let bare = name.file_name()?;
+        let beside = path.and_then(Path::parent).map(|dir| dir.join(bare));
+        let candidates =
+            std::iter::once(folder.join(name)).chain(beside).chain(self.dirs.iter().map(|dir| dir.join(bare)));
+        first(candidates, trail, |_| true).map(|(image, _)| image)
     }
 }
 
-fn open(path: &Path) -> Option<Image> {
-    Image::open(&File::open(path).ok()?).ok()
+fn in_tree(dir: &Path, id: &BuildId, suffix: &str) -> Option<PathBuf> {
+    let (head, tail) = id.as_str().split_at_checked(2)?;
+    Some(dir.join(".build-id").join(head).join(format!("{tail}{suffix}")))
+}
+
+/// The first candidate that is the one meant; all that were tried are kept.
+fn first(
+    candidates: impl Iterator<Item = PathBuf>,
+    trail: &mut Trail,
+    is_meant: impl Fn(&Image) -> bool,
+) -> Option<Found> {
+    for path in candidates {
+        let (outcome, image) = match File::open(&path).map(|file| Image::open(&file)) {
+            Ok(Ok(image)) if is_meant(&image) => (Outcome::Used, Some(image)),
+            Ok(Ok(_)) => (Outcome::OtherBuild, None),
+            Ok(Err(_)) => (Outcome::NotElf, None),
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                (Outcome::Absent, None)
+            }
+            Err(_) => (Outcome::NotReadable, None),
+        };
+        if trail.len() < MOST_TRIED {
+            trail.push(Tried { path: path.clone(), outcome });
+        }
+        if let Some(image) = image {
+            return Some((image, path));
+        }
+    }
+    None
 }
 
 /// CRC-32 as in `.gnu_debuglink` (the zlib polynomial, reflected).

@@ -2,7 +2,8 @@
 
 /// Demangles Rust (v0 and legacy, without the hash) and C++ (Itanium) names;
 /// any other name stays as it is.
-pub(crate) fn demangle(name: &str) -> String {
+#[must_use]
+pub fn demangle(name: &str) -> String {
     // Version suffix of dynamic symbols and clone suffixes of GCC stay useful
     // to the reader, so only the mangled part is replaced.
     if let Ok(rust) = rustc_demangle::try_demangle(name) {

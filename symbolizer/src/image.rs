@@ -1,7 +1,7 @@
 //! The bytes of an ELF file and the few facts that unwinding needs of it.
 
 use crate::address::Svma;
-use memmap2::Mmap;
+use memmap2::{Advice, Mmap, UncheckedAdvice};
 use object::read::elf::{Dyn, FileHeader, ProgramHeader};
 use object::{CompressionFormat, Object, ObjectSection, ObjectSegment, ObjectSymbol, SegmentFlags};
 use serde::{Deserialize, Serialize};
@@ -263,6 +263,34 @@ impl Image {
     /// All bytes.
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.bytes
+    }
+
+    /// Pages will be asked for here and there: nothing around them is read.
+    pub(crate) fn expect_random(&self) {
+        if let Bytes::Mapped(map) = &*self.bytes {
+            // Advice: without it more is read than is needed.
+            let _ = map.advise(Advice::Random);
+        }
+    }
+
+    /// These bytes, if they are of this image, will be read from begin to end.
+    pub(crate) fn expect(&self, bytes: &[u8]) {
+        let within = (bytes.as_ptr() as usize).wrapping_sub(self.bytes().as_ptr() as usize);
+        if let Bytes::Mapped(map) = &*self.bytes
+            && within.saturating_add(bytes.len()) <= map.len()
+        {
+            let _ = map.advise_range(Advice::WillNeed, within, bytes.len());
+        }
+    }
+
+    /// Takes all pages out of this process's memory; they are mapped again when
+    /// they are read.
+    pub(crate) fn release(&self) {
+        if let Bytes::Mapped(map) = &*self.bytes {
+            // SAFETY: the mapping is of a file and nothing is ever written to it,
+            // so the kernel has what it drops and gives the same bytes again.
+            let _ = unsafe { map.unchecked_advise(UncheckedAdvice::DontNeed) };
+        }
     }
 
     /// Lowest segment address: the SVMA that the image's start has.

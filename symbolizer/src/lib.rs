@@ -6,9 +6,10 @@
 //!   [`RawStack`] of addresses, by call frame information first and frame
 //!   pointers second. It allocates little and needs no debug information, so it
 //!   runs while the target is held.
-//! * [`resolve`] turns the addresses of one ELF file into functions, inline
-//!   frames and source lines, one file at a time, so that memory stays bounded
-//!   by the largest file. It runs in the analyst.
+//! * [`resolve_each`] turns the addresses of one ELF file into functions, inline
+//!   frames and source lines, one unit of its debug information at a time, so that
+//!   memory depends on the number of addresses and not on the file. It runs in the
+//!   analyst.
 //!
 //! The caller opens files and reads memory; this crate knows ELF and DWARF and
 //! nothing of `/proc` or cgroups. A miss is data with a reason ([`Miss`],
@@ -33,15 +34,22 @@
 mod address;
 mod debug_files;
 mod demangle;
+mod dwarf;
+mod frame;
 mod go;
 mod image;
 mod resolve;
+mod settings;
+mod symbols;
 mod symtab;
 mod unwind;
 
 pub use address::{Avma, Svma};
-pub use debug_files::DebugDirs;
+pub use debug_files::{DebugDirs, Outcome, Tried};
+pub use demangle::demangle;
+pub use frame::{Answer, Frame, FrameRef, Miss, Resolution, SymbolSource};
 pub use go::{GoFunction, GoImage, GoPlace, GoVersion};
 pub use image::{BuildId, Image, ImageError};
-pub use resolve::{Frame, Miss, Resolution, SymbolSource, resolve};
+pub use resolve::{Account, Sink, resolve, resolve_each};
+pub use settings::{Detail, Settings};
 pub use unwind::{FoundBy, RawFrame, RawStack, Registers, StackEnd, Unwinder};

@@ -1,54 +1,89 @@
 //! Function names from ELF symbol tables.
 
-use object::{Object, ObjectSymbol, SymbolKind, SymbolSection};
+use object::read::{Symbol, SymbolTable};
+use object::{Object, ObjectSymbol, ObjectSymbolTable, SymbolIndex, SymbolKind, SymbolSection};
+use std::cmp::Reverse;
 
-/// One function.
-#[derive(Debug, Clone, Copy)]
-struct Entry<'a> {
-    start: u64,
-    end: u64,
-    name: &'a str,
-    rank: u8,
+/// Which of a file's tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Table {
+    /// `.symtab`
+    Full,
+    /// `.dynsym`
+    Dynamic,
 }
 
-/// Functions sorted by address.
+/// The functions that cover addresses, found in one pass over the table: it is
+/// not sorted and not copied, so memory depends on the addresses alone.
 #[derive(Debug)]
-pub(crate) struct SymbolTable<'a> {
-    entries: Vec<Entry<'a>>,
+pub(crate) struct Covering {
+    table: Table,
+    /// For each address the symbol's index; 0, which is no symbol, for none.
+    symbols: Vec<u32>,
 }
 
-impl<'a> SymbolTable<'a> {
-    /// `.symtab` (or, with `dynamic`, `.dynsym`) of a parsed file.
-    pub(crate) fn read(file: &object::File<'a>, dynamic: bool) -> Self {
-        let symbols = if dynamic { file.dynamic_symbols() } else { file.symbols() };
-        let mut entries: Vec<Entry<'a>> = symbols
-            .filter(|s| s.is_definition() && matches!(s.section(), SymbolSection::Section(_)))
-            // Assembly often leaves the type out (STT_NOTYPE).
-            .filter(|s| matches!(s.kind(), SymbolKind::Text | SymbolKind::Unknown))
-            .filter_map(|s| {
-                let name = s.name().ok().filter(|n| !n.is_empty())?;
-                // Prefer real functions, then global ones, then names without a dot.
-                let rank = u8::from(s.kind() != SymbolKind::Text) * 4
-                    + u8::from(!s.is_global()) * 2
-                    + u8::from(name.contains('.'));
-                Some(Entry { start: s.address(), end: s.address().saturating_add(s.size()), name, rank })
-            })
-            .collect();
-        entries.sort_by_key(|e| (e.start, e.rank));
-        entries.dedup_by_key(|e| e.start);
-        // A symbol without size reaches to the next one.
-        for i in 0..entries.len() {
-            if entries[i].end == entries[i].start {
-                entries[i].end = entries.get(i + 1).map_or(u64::MAX, |next| next.start);
+impl Covering {
+    /// For `addresses`, which are sorted.
+    pub(crate) fn find(file: &object::File<'_>, table: Table, addresses: &[u64]) -> Self {
+        let Some(symbols) = open(file, table) else { return Covering { table, symbols: Vec::new() } };
+        // The best symbol that begins after the address before, up to each address;
+        // in the last place those behind all addresses, which cover none.
+        let mut best = vec![0u32; addresses.len() + 1];
+        for symbol in symbols.symbols().filter(is_function) {
+            let place = addresses.partition_point(|&a| a < symbol.address());
+            let Ok(index) = u32::try_from(symbol.index().0) else { continue };
+            if at(&symbols, best[place]).is_none_or(|other| preference(&symbol) > preference(&other)) {
+                best[place] = index;
             }
         }
-        SymbolTable { entries }
+        best.pop();
+        let mut last = 0;
+        for (found, &address) in best.iter_mut().zip(addresses) {
+            if *found != 0 {
+                last = *found;
+            }
+            // A symbol without size reaches to the next one.
+            let covers = |s: &Symbol<'_, '_>| s.size() == 0 || address - s.address() < s.size();
+            *found = if at(&symbols, last).is_some_and(|s| covers(&s)) { last } else { 0 };
+        }
+        Covering { table, symbols: best }
     }
 
-    /// The function that covers an address.
-    pub(crate) fn find(&self, address: u64) -> Option<&'a str> {
-        let after = self.entries.partition_point(|e| e.start <= address);
-        let entry = self.entries[..after].last()?;
-        (address < entry.end).then_some(entry.name)
+    /// The name for the address at this position, as it is in the table.
+    pub(crate) fn name<'a>(&self, file: &object::File<'a>, position: usize) -> Option<&'a str> {
+        let index = *self.symbols.get(position)?;
+        at(&open(file, self.table)?, index)?.name().ok()
     }
+}
+
+fn open<'a, 'f>(file: &'f object::File<'a>, table: Table) -> Option<SymbolTable<'a, 'f>> {
+    match table {
+        Table::Full => file.symbol_table(),
+        Table::Dynamic => file.dynamic_symbol_table(),
+    }
+}
+
+fn at<'a, 'f>(symbols: &SymbolTable<'a, 'f>, index: u32) -> Option<Symbol<'a, 'f>> {
+    (index != 0).then(|| symbols.symbol_by_index(SymbolIndex(index as usize)).ok())?
+}
+
+fn is_function(symbol: &Symbol<'_, '_>) -> bool {
+    symbol.is_definition()
+        && matches!(symbol.section(), SymbolSection::Section(_))
+        // Assembly often leaves the type out (STT_NOTYPE).
+        && matches!(symbol.kind(), SymbolKind::Text | SymbolKind::Unknown)
+        // $x and $d mark code and data for disassemblers on aarch64.
+        && symbol.name().is_ok_and(|name| !name.is_empty() && !name.starts_with('$'))
+}
+
+/// The nearest; of several there real functions, then global ones, then names
+/// without a dot, then the first in the table.
+fn preference(symbol: &Symbol<'_, '_>) -> (u64, bool, bool, bool, Reverse<usize>) {
+    (
+        symbol.address(),
+        symbol.kind() == SymbolKind::Text,
+        symbol.is_global(),
+        !symbol.name().is_ok_and(|name| name.contains('.')),
+        Reverse(symbol.index().0),
+    )
 }

@@ -5,10 +5,11 @@ mod heap_real;
 mod heap_truth;
 mod hold;
 mod kernel;
+mod symbolize;
 
 use anyhow::Result;
 use clap::Subcommand;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// What is measured.
@@ -38,6 +39,19 @@ pub enum Bench {
     /// What the series of kernel patches costs who does not use it, in counted
     /// instructions, against the same kernel without it.
     Kernel,
+    /// Names for 100,000 addresses of a kernel and of a Rust program, against the
+    /// crates addr2line and blazesym, llvm-symbolizer, addr2line and eu-addr2line.
+    Symbolize {
+        /// Rounds, of which the median counts.
+        #[arg(long, default_value_t = 5)]
+        rounds: usize,
+        /// A kernel with debug information instead of Debian's.
+        #[arg(long)]
+        vmlinux: Option<PathBuf>,
+        /// Ask GNU addr2line and eu-addr2line for all addresses, too: minutes.
+        #[arg(long)]
+        slow: bool,
+    },
     /// Estimated live bytes of known sites against what the program counted.
     HeapTruth {
         /// Runs of each program, each with a seed of its own.
@@ -55,6 +69,10 @@ pub fn run(root: &Path, bench: &Bench) -> Result<ExitCode> {
     match bench {
         Bench::Hold { rounds } => hold::run(root, *rounds),
         Bench::Kernel => kernel::run(root),
+        Bench::Symbolize { rounds, vmlinux, slow } => {
+            let (rounds, vmlinux, slow) = (*rounds, vmlinux.as_deref(), *slow);
+            symbolize::run(root, &symbolize::Options { rounds, vmlinux, slow })
+        }
         Bench::HeapTruth { seeds, only } => heap_truth::run(root, *seeds, only.as_deref()),
         Bench::HeapReal { seconds } => heap_real::run(root, *seconds),
         Bench::HeapCost { rounds } => heap_cost::run(root, *rounds),

@@ -1,0 +1,150 @@
+//! All addresses of a file, unit by unit.
+
+use super::index::Index;
+use super::lines::places;
+use super::names::{NameKey, Names};
+use super::paths::Paths;
+use super::split::Split;
+use super::unit::{Scopes, scopes};
+use super::{Dwarf, Place, Unit};
+use crate::demangle::demangle;
+use crate::frame::FrameRef;
+use crate::settings::Detail;
+use gimli::{DebugInfoOffset, Section};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Addresses of one unit that are looked up in one go; what a go needs grows with
+/// them.
+const BATCH: usize = 4096;
+
+/// Who takes the answers: the position of the address, and its frames, innermost
+/// first, none where DWARF knows nothing.
+pub(crate) type Sink<'s> = dyn FnMut(usize, &[FrameRef<'_>]) + Send + 's;
+
+/// A file's DWARF, asked for many addresses at once.
+pub(crate) struct Sweep<'d, 'a> {
+    pub(crate) dwarf: &'d Dwarf<'a>,
+    pub(crate) split: Split<'d, 'a>,
+    /// Who share the units.
+    pub(crate) threads: usize,
+    /// Asked with the number of addresses before they are looked up.
+    pub(crate) detail: &'d (dyn Fn(usize) -> Detail + Sync),
+    /// Told of bytes that will be read from begin to end.
+    pub(crate) before: &'d (dyn Fn(&[u8]) + Sync),
+    /// Told of each unit that is done.
+    pub(crate) after: &'d (dyn Fn() + Sync),
+}
+
+impl<'a> Sweep<'_, 'a> {
+    /// Answers for `addresses`, which are sorted, in any order, each once.
+    pub(crate) fn run(&self, addresses: &[u64], sink: &mut Sink<'_>) {
+        let index = Index::new(self.dwarf, addresses);
+        for outside in (0..addresses.len()).filter(|&p| index.is_outside(p)) {
+            sink(outside, &[]);
+        }
+        let (positions, groups) = index.groups();
+        drop(index);
+        let sink = Mutex::new(sink);
+        let next = AtomicUsize::new(0);
+        let work = || {
+            while let Some(group) = groups.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let positions = &positions[group.positions.clone()];
+                self.group(group.unit, addresses, positions, &sink);
+                (self.after)();
+            }
+        };
+        let helpers = self.threads.min(groups.len()).saturating_sub(1);
+        std::thread::scope(|scope| {
+            for _ in 0..helpers {
+                // Without a helper it takes longer, no more.
+                let _ = std::thread::Builder::new().spawn_scoped(scope, work);
+            }
+            work();
+        });
+    }
+
+    /// A unit's addresses.
+    fn group(&self, unit: u64, addresses: &[u64], positions: &[u32], sink: &Mutex<&mut Sink<'_>>) {
+        let detail = (self.detail)(positions.len());
+        let header = self.dwarf.debug_info.header_from_offset(DebugInfoOffset(unit as usize)).ok();
+        let unit = header.filter(|_| detail > Detail::Symbols).and_then(|header| {
+            let bytes = self.dwarf.debug_info.reader().slice();
+            let begin = unit as usize;
+            (self.before)(bytes.get(begin..begin + header.length_including_self()).unwrap_or_default());
+            self.dwarf.unit(header).ok()
+        });
+        let Some(unit) = unit else {
+            let mut sink = lock(sink);
+            return positions.iter().for_each(|&position| sink(position as usize, &[]));
+        };
+        if let Some(program) = &unit.line_program {
+            (self.before)(program.header().raw_program_buf().slice());
+        }
+        self.split.with_entries(self.dwarf, &unit, &mut |dwarf, full| {
+            for batch in positions.chunks(BATCH) {
+                self.batch(dwarf, full, &unit, detail, addresses, batch, sink);
+            }
+        });
+    }
+
+    /// `full` has the entries, `unit` the lines; they differ for split DWARF only.
+    #[allow(clippy::too_many_arguments, reason = "two halves of a unit, each with its DWARF")]
+    fn batch(
+        &self,
+        dwarf: &Dwarf<'_>,
+        full: &Unit<'_>,
+        unit: &Unit<'a>,
+        detail: Detail,
+        addresses: &[u64],
+        positions: &[u32],
+        sink: &Mutex<&mut Sink<'_>>,
+    ) {
+        let pcs: Vec<u64> = positions.iter().map(|&p| addresses[p as usize]).collect();
+        let found = scopes(dwarf, full, &pcs, detail == Detail::Inlined);
+        let names = names(dwarf, full, &found);
+        let name = |key: NameKey| {
+            let place = names.binary_search_by_key(&key, |(known, _)| *known).ok()?;
+            names[place].1.as_deref()
+        };
+        let lines = places(unit, &pcs);
+        let mut paths = Paths::new(self.dwarf, unit);
+        lines.iter().flatten().for_each(|line| paths.learn(line.file));
+        found.scopes.iter().for_each(|scope| paths.learn(scope.call.file));
+        let mut frames = Vec::new();
+        let mut sink = lock(sink);
+        for ((&position, &innermost), line) in positions.iter().zip(&found.innermost).zip(lines) {
+            frames.clear();
+            let mut place = line.unwrap_or_default();
+            let mut scope = found.scopes.get(innermost as usize);
+            if scope.is_none() && line.is_some() {
+                frames.push(frame(None, place, &paths));
+            }
+            while let Some(s) = scope {
+                frames.push(frame(name(s.name), place, &paths));
+                place = s.call;
+                scope = found.scopes.get(s.parent as usize);
+            }
+            sink(position as usize, &frames);
+        }
+    }
+}
+
+/// A panic of another thread has left the sink between two answers.
+fn lock<'m, T>(sink: &'m Mutex<T>) -> MutexGuard<'m, T> {
+    sink.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Names of all functions that were found, sorted, each looked up once.
+fn names(dwarf: &Dwarf<'_>, unit: &Unit<'_>, found: &Scopes) -> Vec<(NameKey, Option<String>)> {
+    let mut keys: Vec<NameKey> = found.scopes.iter().map(|s| s.name).collect();
+    keys.sort_unstable();
+    keys.dedup();
+    let mut names = Names::new(dwarf);
+    keys.into_iter().map(|key| (key, names.find(unit, key).map(|n| demangle(&n.to_string_lossy())))).collect()
+}
+
+fn frame<'s>(function: Option<&'s str>, place: Place, paths: &'s Paths<'_, '_>) -> FrameRef<'s> {
+    let known = |number: u32| (number > 0).then_some(number);
+    FrameRef { function, file: paths.get(place.file), line: known(place.line), column: known(place.column) }
+}

@@ -1,0 +1,285 @@
+//! Functions of one unit, and what was inlined into them.
+
+use super::names::NameKey;
+use super::{Dwarf, Place, Slice, Unit};
+use gimli::{Abbreviation, AttributeValue, DwTag, EntriesRaw, UnitOffset};
+
+/// A function at an address, or one inlined there.
+#[derive(Debug)]
+pub(crate) struct Scope {
+    /// What it was inlined into: an index, or [`NO_SCOPE`].
+    pub(crate) parent: u32,
+    pub(crate) name: NameKey,
+    /// Where it was inlined.
+    pub(crate) call: Place,
+}
+
+/// No function.
+pub(crate) const NO_SCOPE: u32 = u32::MAX;
+
+/// Functions that have any of a unit's addresses.
+#[derive(Debug)]
+pub(crate) struct Scopes {
+    pub(crate) scopes: Vec<Scope>,
+    /// For each address the innermost.
+    pub(crate) innermost: Vec<u32>,
+}
+
+/// Finds the functions at `pcs`, which are sorted.
+///
+/// Entries with a sibling attribute that have none of the addresses are passed over
+/// with all that is in them. Functions can be in there nevertheless: those of local
+/// classes, lambdas and languages with nested functions. So if addresses are left
+/// over, all is looked at, except in C, where only an extension has such functions
+/// and the symbol table names them.
+pub(crate) fn scopes(dwarf: &Dwarf<'_>, unit: &Unit<'_>, pcs: &[u64], with_inlined: bool) -> Scopes {
+    let mut walk = Walk::new(dwarf, unit, pcs, with_inlined, true);
+    // What was found before the damage is right.
+    let _ = walk.run();
+    if walk.unnamed > 0 && walk.has_skipped && !is_c(unit) {
+        walk = Walk::new(dwarf, unit, pcs, with_inlined, false);
+        let _ = walk.run();
+    }
+    walk.found
+}
+
+fn is_c(unit: &Unit<'_>) -> bool {
+    let root = unit.entries().next_dfs().ok().flatten().and_then(|e| e.attr_value(gimli::DW_AT_language));
+    matches!(
+        root,
+        Some(AttributeValue::Language(
+            gimli::DW_LANG_C89 | gimli::DW_LANG_C | gimli::DW_LANG_C99 | gimli::DW_LANG_C11 | gimli::DW_LANG_C17
+        ))
+    )
+}
+
+struct Walk<'w, 'a> {
+    dwarf: &'w Dwarf<'a>,
+    unit: &'w Unit<'a>,
+    pcs: &'w [u64],
+    with_inlined: bool,
+    skips: bool,
+    has_skipped: bool,
+    found: Scopes,
+    /// Addresses without a function so far.
+    unnamed: usize,
+}
+
+/// A function around the entry that is read.
+struct Around {
+    depth: isize,
+    scope: u32,
+}
+
+impl<'w, 'a> Walk<'w, 'a> {
+    fn new(dwarf: &'w Dwarf<'a>, unit: &'w Unit<'a>, pcs: &'w [u64], with_inlined: bool, skips: bool) -> Self {
+        let found = Scopes { scopes: Vec::new(), innermost: vec![NO_SCOPE; pcs.len()] };
+        Walk { dwarf, unit, pcs, with_inlined, skips, has_skipped: false, found, unnamed: pcs.len() }
+    }
+
+    fn run(&mut self) -> gimli::Result<()> {
+        let mut entries = self.unit.entries_raw(None)?;
+        // A reader that begins at a sibling counts its depth from there.
+        let mut base = 0;
+        let mut around: Vec<Around> = Vec::new();
+        while !entries.is_empty() {
+            let at = entries.next_offset();
+            let depth = base + entries.next_depth();
+            while around.last().is_some_and(|a| depth <= a.depth) {
+                around.pop();
+            }
+            if around.is_empty() && self.unnamed == 0 {
+                break;
+            }
+            let Some(abbreviation) = entries.read_abbreviation()? else { continue };
+            let tag = abbreviation.tag();
+            let is_function = tag == gimli::DW_TAG_subprogram;
+            if is_function || (tag == gimli::DW_TAG_inlined_subroutine && self.with_inlined && !around.is_empty()) {
+                let entry = self.read(&mut entries, abbreviation, at)?;
+                let parent = if is_function { NO_SCOPE } else { around.last().map_or(NO_SCOPE, |a| a.scope) };
+                if let Some(scope) = self.enter(&entry, parent)? {
+                    around.push(Around { depth, scope });
+                } else {
+                    self.skip_to(entry.sibling, depth, abbreviation, &mut entries, &mut base)?;
+                }
+            } else if has_functions(tag, !around.is_empty() && self.with_inlined) || !abbreviation.has_children() {
+                entries.skip_attributes(abbreviation.attributes())?;
+            } else {
+                let sibling = self.read_sibling(&mut entries, abbreviation)?;
+                self.skip_to(sibling, depth, abbreviation, &mut entries, &mut base)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A scope for the addresses that the function has, if it has any.
+    fn enter(&mut self, entry: &Function<'a>, parent: u32) -> gimli::Result<Option<u32>> {
+        let new = self.found.scopes.len() as u32;
+        let (pcs, innermost) = (self.pcs, &mut self.found.innermost);
+        let mut has_any = false;
+        let mut unnamed = self.unnamed;
+        let mut take = |range: gimli::Range| {
+            // What the linker threw away is left at address 0.
+            if range.begin == 0 || range.begin >= range.end {
+                return;
+            }
+            let first = pcs.partition_point(|&pc| pc < range.begin);
+            let count = pcs[first..].partition_point(|&pc| pc < range.end);
+            for scope in &mut innermost[first..first + count] {
+                unnamed -= usize::from(*scope == NO_SCOPE);
+                *scope = new;
+                has_any = true;
+            }
+        };
+        match (entry.ranges, entry.low, entry.high) {
+            (Some(ranges), ..) => {
+                if let Some(mut ranges) = self.dwarf.attr_ranges(self.unit, ranges)? {
+                    while let Some(range) = ranges.next()? {
+                        take(range);
+                    }
+                }
+            }
+            (None, Some(begin), Some(end)) => take(gimli::Range { begin, end }),
+            _ => {}
+        }
+        self.unnamed = unnamed;
+        if has_any {
+            self.found.scopes.push(Scope { parent, name: entry.name, call: entry.call });
+        }
+        Ok(has_any.then_some(new))
+    }
+
+    /// The attributes of a function, or of an inlined one.
+    fn read(
+        &self,
+        entries: &mut EntriesRaw<'_, Slice<'a>>,
+        abbreviation: &Abbreviation,
+        at: UnitOffset,
+    ) -> gimli::Result<Function<'a>> {
+        let (dwarf, unit) = (self.dwarf, self.unit);
+        let here = at.to_debug_info_offset(&unit.header).map_or(0, |o| o.0 as u64);
+        let mut function = Function::at(here);
+        let (mut size, mut origin, mut has_name) = (None, None, false);
+        for spec in abbreviation.attributes() {
+            let attribute = entries.read_attribute(*spec)?;
+            let value = attribute.value();
+            match attribute.name() {
+                gimli::DW_AT_low_pc => function.low = dwarf.attr_address(unit, value)?,
+                gimli::DW_AT_high_pc => match value {
+                    AttributeValue::Udata(bytes) => size = Some(bytes),
+                    _ => function.high = dwarf.attr_address(unit, value)?,
+                },
+                gimli::DW_AT_ranges => function.ranges = Some(value),
+                gimli::DW_AT_sibling => function.sibling = sibling(&value),
+                gimli::DW_AT_linkage_name | gimli::DW_AT_MIPS_linkage_name | gimli::DW_AT_name => has_name = true,
+                gimli::DW_AT_abstract_origin | gimli::DW_AT_specification => {
+                    origin = NameKey::referred(unit, false, value);
+                }
+                gimli::DW_AT_call_file => function.call.file = call_file(unit, &value),
+                gimli::DW_AT_call_line => function.call.line = number(&value),
+                gimli::DW_AT_call_column => function.call.column = number(&value),
+                _ => {}
+            }
+        }
+        if let (Some(low), Some(size)) = (function.low, size) {
+            function.high = low.checked_add(size);
+        }
+        // Many copies of one function share its name, and it is looked for once.
+        if let (false, Some(origin)) = (has_name, origin) {
+            function.name = origin;
+        }
+        Ok(function)
+    }
+
+    fn read_sibling(
+        &self,
+        entries: &mut EntriesRaw<'_, Slice<'a>>,
+        abbreviation: &Abbreviation,
+    ) -> gimli::Result<Option<UnitOffset>> {
+        let specs = abbreviation.attributes();
+        let wanted = if self.skips { specs.iter().position(|s| s.name() == gimli::DW_AT_sibling) } else { None };
+        let Some(place) = wanted else {
+            entries.skip_attributes(specs)?;
+            return Ok(None);
+        };
+        entries.skip_attributes(&specs[..place])?;
+        let value = entries.read_attribute(specs[place])?.value();
+        entries.skip_attributes(&specs[place + 1..])?;
+        Ok(sibling(&value))
+    }
+
+    /// Passes over what is in the entry that was just read, if it says where it ends.
+    fn skip_to<'e>(
+        &mut self,
+        sibling: Option<UnitOffset>,
+        depth: isize,
+        abbreviation: &Abbreviation,
+        entries: &mut EntriesRaw<'e, Slice<'a>>,
+        base: &mut isize,
+    ) -> gimli::Result<()>
+    where
+        'w: 'e,
+    {
+        // Only forwards, so that no file makes us run in circles.
+        if let Some(sibling) =
+            sibling.filter(|s| self.skips && abbreviation.has_children() && *s > entries.next_offset())
+        {
+            *entries = self.unit.entries_raw(Some(sibling))?;
+            *base = depth;
+            self.has_skipped = true;
+        }
+        Ok(())
+    }
+}
+
+/// Attributes of a function.
+struct Function<'a> {
+    low: Option<u64>,
+    high: Option<u64>,
+    ranges: Option<AttributeValue<Slice<'a>>>,
+    sibling: Option<UnitOffset>,
+    name: NameKey,
+    call: Place,
+}
+
+impl Function<'_> {
+    fn at(offset: u64) -> Self {
+        let name = NameKey::here(offset);
+        Function { low: None, high: None, ranges: None, sibling: None, name, call: Place::default() }
+    }
+}
+
+/// Whether functions with code are commonly found in such an entry.
+fn has_functions(tag: DwTag, inside_a_function: bool) -> bool {
+    match tag {
+        gimli::DW_TAG_compile_unit
+        | gimli::DW_TAG_partial_unit
+        | gimli::DW_TAG_skeleton_unit
+        | gimli::DW_TAG_namespace
+        | gimli::DW_TAG_module => true,
+        gimli::DW_TAG_lexical_block | gimli::DW_TAG_try_block | gimli::DW_TAG_catch_block | gimli::DW_TAG_with_stmt => {
+            inside_a_function
+        }
+        _ => false,
+    }
+}
+
+fn sibling(value: &AttributeValue<Slice<'_>>) -> Option<UnitOffset> {
+    match value {
+        AttributeValue::UnitRef(offset) => Some(*offset),
+        _ => None,
+    }
+}
+
+fn number(value: &AttributeValue<Slice<'_>>) -> u32 {
+    value.udata_value().and_then(|n| u32::try_from(n).ok()).unwrap_or(0)
+}
+
+/// Before version 5 file 0 was none.
+fn call_file(unit: &Unit<'_>, value: &AttributeValue<Slice<'_>>) -> Option<u32> {
+    let file = match value {
+        AttributeValue::FileIndex(file) => *file,
+        value => value.udata_value()?,
+    };
+    u32::try_from(file).ok().filter(|&f| f > 0 || unit.header.version() >= 5)
+}

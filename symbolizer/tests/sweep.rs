@@ -1,0 +1,83 @@
+//! The sweep against the crate addr2line, at every byte of real compilers' output.
+
+use gimli::{EndianSlice, LittleEndian};
+use object::{Object, ObjectSection};
+use reprieve_symbolizer::{DebugDirs, Image, Svma, SymbolSource, demangle, resolve};
+use std::fs::{self, File};
+use std::process::Command;
+
+/// Function, file and line, innermost first.
+type Chain = Vec<(String, Option<String>, Option<u32>)>;
+
+const C: &str = "\
+struct s { int a, b; };\n\
+static inline __attribute__((always_inline)) int half(struct s *p) { struct s q = *p;\n\
+  return q.a / 2; }\n\
+__attribute__((noinline)) int whole(struct s *p) { if (p->b) { int x = half(p);\n\
+  return x + half(p + 1); } return 0; }\n\
+int main(int n, char **v) { (void)v; struct s s[2] = {{n, n}, {2, 3}}; return whole(s); }\n";
+
+/// A lambda and a local class: functions within functions.
+const CXX: &str = "\
+template <class F> __attribute__((noinline)) int call(F f) { return f(3); }\n\
+__attribute__((noinline)) int outer(int n) {\n\
+  struct Local { __attribute__((noinline)) static int twice(int x) { return x * 2; } };\n\
+  return call([n](int x) { return x + n; }) + Local::twice(n); }\n\
+int main(int n, char **) { return outer(n); }\n";
+
+const RUST: &str = "#[inline(never)] fn sum(v: &[u64]) -> u64 { v.iter().map(|x| x * 3).sum() }\n\
+fn main() { let v: Vec<u64> = std::env::args().map(|a| a.len() as u64).collect(); println!(\"{}\", sum(&v)); }\n";
+
+#[test]
+fn it_says_what_addr2line_says() {
+    for (compiler, extension, source, flags) in [
+        ("cc", "c", C, &["-O2", "-g", "-gdwarf-5"][..]),
+        ("cc", "c", C, &["-O2", "-g", "-gdwarf-4", "-no-pie"]),
+        ("c++", "cc", CXX, &["-O0", "-g"]),
+        ("rustc", "rs", RUST, &["-g", "-Copt-level=2", "-Ccodegen-units=2", "--edition=2024"]),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, program) = (dir.path().join(format!("p.{extension}")), dir.path().join("p"));
+        fs::write(&file, source).unwrap();
+        let status = Command::new(compiler).args(flags).arg("-o").arg(&program).arg(&file).status().unwrap();
+        assert!(status.success(), "{compiler}");
+        let bytes = fs::read(&program).unwrap();
+        let elf = object::File::parse(&*bytes).unwrap();
+        let text = elf.section_by_name(".text").unwrap();
+        let addresses: Vec<Svma> = (text.address()..text.address() + text.size()).map(Svma).collect();
+        let image = Image::open(&File::open(&program).unwrap()).unwrap();
+        let ours = resolve(&image, None, &DebugDirs { dirs: Vec::new() }, &addresses);
+        let dwarf = gimli::Dwarf::load(|id| {
+            let data = elf.section_by_name(id.name()).and_then(|s| s.data().ok()).unwrap_or_default();
+            Ok::<_, gimli::Error>(EndianSlice::new(data, LittleEndian))
+        });
+        let context = addr2line::Context::from_dwarf(dwarf.unwrap()).unwrap();
+        let (mut named, mut inlined) = (0, 0);
+        for (ours, address) in ours.iter().zip(&addresses) {
+            let theirs = by_addr2line(&context, address.0);
+            if theirs.iter().all(|(function, ..)| function.is_empty()) {
+                // Then the symbol table has the name, if anything has.
+                assert!(ours.as_ref().is_ok_and(|o| o.source != SymbolSource::Dwarf) || ours.is_err());
+                continue;
+            }
+            named += 1;
+            inlined += usize::from(theirs.len() > 1);
+            let ours = ours.as_ref().unwrap_or_else(|miss| panic!("{compiler} {address:x?}: {miss}"));
+            let ours: Chain = ours.frames.iter().map(|f| (f.function.clone(), f.file.clone(), f.line)).collect();
+            assert_eq!(ours, theirs, "{compiler} {flags:?} at {address:x?}");
+        }
+        assert!(named > 50 && (inlined > 0 || extension == "cc"), "{compiler}: {named} {inlined}");
+    }
+}
+
+fn by_addr2line(context: &addr2line::Context<EndianSlice<'_, LittleEndian>>, address: u64) -> Chain {
+    let mut chain = Vec::new();
+    let mut frames = context.find_frames(address).skip_all_loads().unwrap();
+    while let Some(frame) = frames.next().unwrap() {
+        let name = frame.function.and_then(|f| f.raw_name().ok().map(|n| demangle(&n))).unwrap_or_default();
+        let place = frame.location.as_ref();
+        let line = place.and_then(|l| l.line).filter(|&l| l > 0);
+        chain.push((name, place.and_then(|l| l.file).map(str::to_owned), line));
+    }
+    chain
+}
