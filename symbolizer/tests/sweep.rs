@@ -2,7 +2,7 @@
 
 use gimli::{EndianSlice, LittleEndian};
 use object::{Object, ObjectSection};
-use reprieve_symbolizer::{DebugDirs, Image, Svma, SymbolSource, demangle, resolve};
+use reprieve_symbolizer::{Account, DebugDirs, Image, Settings, Svma, SymbolSource, demangle, resolve, resolve_each};
 use std::fs::{self, File};
 use std::process::Command;
 
@@ -80,4 +80,60 @@ fn by_addr2line(context: &addr2line::Context<EndianSlice<'_, LittleEndian>>, add
         chain.push((name, place.and_then(|l| l.file).map(str::to_owned), line));
     }
     chain
+}
+
+/// Functions at the first byte of `whole`'s inlined code, with so much memory left.
+fn with_headroom(bytes: u64, address: Svma, image: &Image) -> (Vec<String>, Account) {
+    let dirs = DebugDirs { dirs: Vec::new() };
+    let settings = Settings { headroom: &move || bytes, ..Settings::new(&dirs) };
+    let mut names = Vec::new();
+    let account = resolve_each(image, None, &settings, &[address], &mut |_, answer| {
+        names = answer.unwrap().frames.iter().map(|f| f.function.unwrap().to_owned()).collect();
+    });
+    (names, account)
+}
+
+#[test]
+fn with_little_memory_it_says_less() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, program) = (dir.path().join("p.c"), dir.path().join("p"));
+    fs::write(&file, C).unwrap();
+    let status = Command::new("cc").args(["-O2", "-g", "-o"]).arg(&program).arg(&file).status().unwrap();
+    assert!(status.success());
+    let image = Image::open(&File::open(&program).unwrap()).unwrap();
+    let (whole, size) = image.symbols(&["whole"])[0].unwrap();
+    let inlined = |a: &Svma| with_headroom(u64::MAX, *a, &image).0 == ["half", "whole"];
+    let address = (whole.0..whole.0 + size).map(Svma).find(inlined).expect("half is inlined");
+    let (names, account) = with_headroom(3 << 20, address, &image);
+    assert_eq!((names, account.without_inlined, account.without_lines), (vec!["whole".to_owned()], 1, 0));
+    let (names, account) = with_headroom(0, address, &image);
+    assert_eq!((names, account.without_inlined, account.without_lines), (vec!["whole".to_owned()], 0, 1));
+}
+
+#[test]
+fn split_dwarf_is_found_where_it_was_written_and_in_a_package() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("p.c"), C).unwrap();
+    let run = |program: &str, args: &[&str]| {
+        let status = Command::new(program).args(args).current_dir(dir.path()).status().unwrap();
+        assert!(status.success(), "{program} {args:?}");
+    };
+    run("cc", &["-O2", "-g", "-gdwarf-4", "-gsplit-dwarf", "-c", "p.c"]);
+    run("cc", &["-o", "p", "p.o"]);
+    let program = dir.path().join("p");
+    let image = Image::open(&File::open(&program).unwrap()).unwrap();
+    let (whole, size) = image.symbols(&["whole"])[0].unwrap();
+    let addresses: Vec<Svma> = (whole.0..whole.0 + size).map(Svma).collect();
+    let inlined = || {
+        let answers = resolve(&image, Some(&program), &DebugDirs { dirs: Vec::new() }, &addresses);
+        let chains = answers.into_iter().flatten().map(|r| r.frames.into_iter().map(|f| f.function));
+        chains.filter(|chain| chain.clone().eq(["half", "whole"])).count()
+    };
+    let written = inlined();
+    assert!(written > 0);
+    run("dwp", &["-e", "p", "-o", "p.dwp"]);
+    fs::remove_file(dir.path().join("p.dwo")).unwrap();
+    assert_eq!(inlined(), written, "from the package");
+    fs::remove_file(dir.path().join("p.dwp")).unwrap();
+    assert_eq!(inlined(), 0, "lines and symbols are left");
 }
