@@ -92,7 +92,7 @@ fn assert_all_recorded(lab: &Lab, told: &str, victim: &str) -> usize {
 fn a_busy_machine_harms_nobody() {
     let others = Busy::start();
     let (mut holds, mut exposed) = (0, 0);
-    for _ in 0..common::rounds(20).max(2) {
+    for _ in 0..common::rounds(10).max(2) {
         let lab = Lab::new();
         let output = lab.run(&["--memory", "40M", "--on-oom", LADDERS[0]], &[&fixture("exiting"), "--mib", "96"]);
         assert_unharmed(&output);
