@@ -180,11 +180,16 @@ fn an_unprivileged_user_in_a_delegated_memcg() {
     nix::unistd::chown(&group.0.join("cgroup.procs"), Some(user), None).unwrap();
     let lab = Lab::new();
     nix::unistd::chown(lab.out(), Some(user), None).unwrap();
+    // The checkout may be below a folder that only root may enter.
+    let home = tempfile::tempdir().unwrap();
+    nix::unistd::chown(home.path(), Some(user), None).unwrap();
+    let victim = home.path().join("steady_leak");
+    fs::copy(fixture("steady_leak"), &victim).unwrap();
     let options = ["--out", lab.out().to_str().unwrap(), "--on-oom", "kill"];
     let mut shell = Command::new("sh");
     shell.args(["-c", "echo $$ > \"$0\" && exec \"$@\""]).arg(group.0.join("cgroup.procs"));
     shell.args(["setpriv", "--reuid", "12345", "--clear-groups", env!("CARGO_BIN_EXE_reprieve"), "run", "--here"]);
-    shell.args(["--no-heap"]).args(options).args(["--", &fixture("steady_leak"), "--mib", "256"]);
+    shell.args(["--no-heap"]).args(options).arg("--").arg(&victim).args(["--mib", "256"]);
     let output = shell.stdin(Stdio::null()).output().unwrap();
     assert_eq!(output.status.code(), Some(137), "{}", text(&output));
     let incident = lab.incident();
