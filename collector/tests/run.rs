@@ -45,6 +45,24 @@ fn killed_program_is_gone_and_its_memory_is_back() {
     assert!(after.as_u64().unwrap() < before.as_u64().unwrap() / 4, "{before} to {after}");
 }
 
+/// Its code is charged to its own memcg, and the first that reclaim takes.
+#[test]
+fn throttled_program_needs_its_code_to_get_well() {
+    let lab = Lab::new();
+    let home = tempfile::tempdir().unwrap();
+    let program = home.path().join("relief");
+    std::fs::copy(fixture("relief"), &program).unwrap();
+    let file = std::fs::File::open(&program).unwrap();
+    file.sync_all().unwrap();
+    nix::fcntl::posix_fadvise(&file, 0, 0, nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
+    let options = ["--memory", "48M", "--on-oom", "throttle=10s,kill"];
+    let output = lab.run(&options, &[program.to_str().unwrap(), "--mib", "160"]);
+    assert_unharmed(&output);
+    for incident in lab.incidents() {
+        assert_eq!(incident["verdict"]["steps"][0]["outcome"], "relieved", "{:#}", incident["verdict"]);
+    }
+}
+
 #[test]
 fn throttled_program_that_frees_memory_by_itself_lives() {
     let lab = Lab::new();

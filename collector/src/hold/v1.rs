@@ -63,6 +63,8 @@ pub struct V1Brake {
     limit: u64,
     /// What the kernel has been told: the limit, the cushion, loans.
     wall: u64,
+    /// What is lent above the cushion to a program that is to get well by itself.
+    lent: u64,
     late: StoppedThreads,
     /// From the notice of the last OOM to the loan.
     exposed: Duration,
@@ -93,6 +95,7 @@ impl V1Brake {
             memsw,
             limit,
             wall,
+            lent: 0,
             late: StoppedThreads::default(),
             exposed: Duration::ZERO,
             kernel_kills: memcg.kernel_kills()?,
@@ -101,6 +104,11 @@ impl V1Brake {
             given_up: false,
             memcg,
         })
+    }
+
+    /// Where the wall is when nothing is used above it.
+    fn home(&self) -> u64 {
+        self.limit + cushion(self.limit) + self.lent
     }
 
     /// Tells the kernel. memsw must never be below the limit, so the order
@@ -128,7 +136,7 @@ impl V1Brake {
     /// Takes back what was lent and not used. EBUSY is the answer while usage is
     /// above: then the wall goes as low as it can, and the next call tries again.
     fn lower_wall(&mut self) -> Result<(), CgroupError> {
-        let home = self.limit + cushion(self.limit);
+        let home = self.home();
         for wall in [home, self.memcg.usage()?.next_multiple_of(WAKE_BYTES)] {
             if !(home..self.wall).contains(&wall) {
                 continue;
@@ -299,6 +307,18 @@ impl Brake for V1Brake {
 
     fn is_well(&self) -> Result<bool, CgroupError> {
         Ok(!self.under_oom()?)
+    }
+
+    /// At the wall reclaim takes the clean pages of the program's own code, and then the
+    /// thread that would free memory parks as well as the one that needs it.
+    fn lend(&mut self) -> Result<(), CgroupError> {
+        self.lent = cushion(self.limit);
+        self.set_wall(self.home().max(self.wall + WAKE_BYTES))
+    }
+
+    fn take_back(&mut self) -> Result<(), CgroupError> {
+        self.lent = 0;
+        self.lower_wall()
     }
 
     fn grant(&mut self, bytes: u64) -> Result<(), CgroupError> {
