@@ -61,6 +61,7 @@ fn throttled_program_needs_its_code_to_get_well() {
     for incident in lab.incidents() {
         assert_eq!(incident["verdict"]["steps"][0]["outcome"], "relieved", "{:#}", incident["verdict"]);
     }
+    assert!(!lab.incidents().is_empty());
 }
 
 #[test]
