@@ -87,7 +87,7 @@ impl Desk {
         for page in pages {
             match self.publish(page) {
                 Ok(dir) => published.push(dir),
-                Err(error) => eprintln!("reprieve: this OOM leaves no incident: {error}"),
+                Err(error) => eprintln!("reprieve: the incident is lost: {error}"),
             }
             if self.kind == Kind::Thread {
                 guardian::give_back();
