@@ -40,12 +40,13 @@ fn assert_the_whole_way(lab: &Lab, output: &Output) {
         incidents.iter().for_each(|incident| println!("{}: {}", incident["trigger"], incident["memcg"]["events"]));
     }
     assert_unharmed(output);
-    assert!(!incidents.is_empty(), "{}", text(output));
+    // A later hold may find room that the drawing of the one before gave back.
+    let first = &incidents.first().unwrap_or_else(|| panic!("{}", text(output)))["hold"]["kernel"];
+    assert_ne!(first["reserve_used_bytes"], 0, "{first}");
     for incident in &incidents {
         assert_held_well(incident);
         let kernel = &incident["hold"]["kernel"];
         assert_eq!(kernel["guardian_inside"], true, "{}", incident["hold"]);
-        assert_ne!(kernel["reserve_used_bytes"], 0, "{kernel}");
         let events = &incident["memcg"]["events"];
         assert_eq!((&events["oom_kill"], &events["oom_reserve_fail"]), (&Value::from(0), &Value::from(0)), "{events}");
         assert_eq!(incident["symbols"]["state"]["kind"], "before_verdict", "{}", incident["symbols"]["state"]);

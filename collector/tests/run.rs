@@ -263,10 +263,21 @@ fn full_and_forbidden_folders_are_told_before_the_start() {
         command.args(["run", "--out"]).arg(dir).args(["--", "touch", "/proc/self/never-made"]).output().unwrap()
     };
     let full = run(mount.path());
+    let fill = mount.path().join("fill");
+    assert!(fs::write(&fill, vec![1; 128 << 10]).is_err(), "it is not full");
+    let mut sleeper = Command::new("sleep").arg("100").spawn().unwrap();
+    let mut snapshot = Command::new(env!("CARGO_BIN_EXE_reprieve"));
+    let looked = snapshot.arg("snapshot").arg(sleeper.id().to_string()).arg("--out").arg(mount.path()).output();
+    sleeper.kill().and_then(|()| sleeper.wait()).unwrap();
+    fs::remove_file(&fill).unwrap();
     let left = fs::read_dir(mount.path()).unwrap().count();
     Command::new("umount").arg(mount.path()).status().unwrap();
-    assert_eq!(full.status.code(), Some(125), "{}", text(&full));
-    assert!(text(&full).contains("--out") && text(&full).contains("No space left"), "{}", text(&full));
+    for (output, code) in [(full, 125), (looked.unwrap(), 1)] {
+        let said = text(&output);
+        assert_eq!(output.status.code(), Some(code), "{said}");
+        assert!(said.contains("--out"), "no remedy: {said}");
+        assert_eq!(said.matches("No space left").count(), 1, "{said}");
+    }
     assert_eq!(left, 0, "something stayed in the full folder");
     let forbidden = run(std::path::Path::new("/proc/reprieve"));
     assert_eq!(forbidden.status.code(), Some(125), "{}", text(&forbidden));

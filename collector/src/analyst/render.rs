@@ -63,5 +63,5 @@ fn folded_name(view: &View, sample_type: usize) -> Option<String> {
 }
 
 fn into_store_error(dir: &Path, error: &RenderError) -> StoreError {
-    StoreError::File { path: dir.to_owned(), source: std::io::Error::other(error.to_string()) }
+    StoreError::File { path: dir.to_owned(), reason: std::io::Error::other(error.to_string()) }
 }

@@ -27,20 +27,20 @@ const RESERVE: &str = ".reserve-";
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The folder cannot be used.
-    #[error("incidents cannot be written to {path}: {source}; free space there or name another folder with --out")]
+    #[error("incidents cannot be written to {path}: {reason}; free space there or name another folder with --out")]
     Unusable {
         /// The folder.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        reason: io::Error,
     },
     /// A file could not be written or read.
-    #[error("failed on {path}: {source}")]
+    #[error("failed on {path}: {reason}")]
     File {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        reason: io::Error,
     },
     /// No such incident.
     #[error("no incident {wanted:?} in {path}; `reprieve list` shows what there is")]
@@ -120,7 +120,7 @@ impl Store {
     /// it is put in order.
     pub fn open(dir: Option<PathBuf>) -> Result<Self, StoreError> {
         let store = Self::at(dir);
-        let unusable = |source| StoreError::Unusable { path: store.dir.clone(), source };
+        let unusable = |reason| StoreError::Unusable { path: store.dir.clone(), reason };
         DirBuilder::new().recursive(true).mode(0o700).create(&store.dir).map_err(unusable)?;
         store.dir.canonicalize().map_err(unusable).map(|dir| Store { dir }).inspect(Store::salvage)
     }
@@ -134,7 +134,7 @@ impl Store {
     /// Keeps disk space in hand. Fails when there is none now.
     pub fn reserve(&self) -> Result<DiskReserve, StoreError> {
         let path = self.dir.join(format!("{RESERVE}{}", own_mark()));
-        let unusable = |source| StoreError::Unusable { path: self.dir.clone(), source };
+        let unusable = |reason| StoreError::Unusable { path: self.dir.clone(), reason };
         let file =
             OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path).map_err(unusable)?;
         let reserve = DiskReserve { path };
@@ -165,7 +165,7 @@ impl Store {
         DirBuilder::new()
             .mode(0o700)
             .create(&path)
-            .map_err(|source| StoreError::File { path: path.clone(), source })?;
+            .map_err(|reason| StoreError::Unusable { path: path.clone(), reason })?;
         Ok(Staging { path, id: id.to_owned(), published: false })
     }
 
@@ -174,7 +174,7 @@ impl Store {
         let entries = match fs::read_dir(&self.dir) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(source) => return Err(StoreError::File { path: self.dir.clone(), source }),
+            Err(reason) => return Err(StoreError::File { path: self.dir.clone(), reason }),
         };
         let mut ids: Vec<String> = entries
             .flatten()
@@ -253,7 +253,7 @@ impl Store {
     /// Removes an incident.
     pub fn remove(&self, id: &str) -> Result<(), StoreError> {
         let path = self.dir.join(id);
-        fs::remove_dir_all(&path).map_err(|source| StoreError::File { path, source })
+        fs::remove_dir_all(&path).map_err(|reason| StoreError::File { path, reason })
     }
 
     /// Makes room for `coming` more incidents.
@@ -309,7 +309,7 @@ fn is_own_name(name: &str) -> bool {
 
 /// Reads and checks an `incident.json`.
 pub fn read_incident(path: &Path) -> Result<Incident, StoreError> {
-    let text = fs::read(path).map_err(|source| StoreError::File { path: path.to_owned(), source })?;
+    let text = fs::read(path).map_err(|reason| StoreError::File { path: path.to_owned(), reason })?;
     let corrupt = |reason: String| StoreError::Corrupt { path: path.to_owned(), reason };
     let incident: Incident = serde_json::from_slice(&text).map_err(|e| corrupt(e.to_string()))?;
     if incident.schema == SCHEMA {
@@ -349,7 +349,7 @@ impl Staging {
     /// Makes it visible under its ID; returns the folder.
     pub fn publish(mut self) -> Result<PathBuf, StoreError> {
         let to = self.path.with_file_name(&self.id);
-        let fail = |source| StoreError::File { path: to.clone(), source };
+        let fail = |reason| StoreError::Unusable { path: to.clone(), reason };
         File::open(&self.path).and_then(|d| d.sync_all()).map_err(fail)?;
         fs::rename(&self.path, &to).map_err(fail)?;
         self.published = true;
@@ -378,9 +378,9 @@ pub fn write_atomically(dir: &Path, name: &str, content: &[u8]) -> Result<(), St
         file.sync_all()?;
         fs::rename(&temporary, &path)
     };
-    write().map_err(|source| {
+    write().map_err(|reason| {
         let _ = fs::remove_file(&temporary);
-        StoreError::File { path, source }
+        StoreError::Unusable { path, reason }
     })
 }
 

@@ -1,15 +1,15 @@
 //! From evidence to a published incident, without ever hindering the hold.
 
-use super::scribe::{Page, Reserve, Scribe, write_incident};
+use super::scribe::{Page, Scribe, Space, Staged, write_incident};
 use super::{Request, RunError};
 use crate::analyst::{Analyst, AnalystFailure, Kind, Phase, SYMBOLS};
 use crate::cgroup::Memcg;
 use crate::incident::model::{Host, Incident, MemcgState, SCHEMA, Symbols, Trigger};
-use crate::incident::store::{DRAFT, DiskReserve, Limits, Staging, Store, StoreError, write_atomically};
+use crate::incident::store::{DRAFT, DiskReserve, Limits, Store, StoreError, write_atomically};
 use crate::snapshot::Evidence;
 use crate::verdict::machine_memory;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Writes incidents, in the background once nobody is held.
@@ -19,7 +19,7 @@ pub struct Recorder {
     limits: Limits,
     subject: String,
     kind: Kind,
-    reserve: Reserve,
+    space: Arc<Space>,
     scribe: Scribe,
 }
 
@@ -49,10 +49,10 @@ impl Recorder {
         reserve: Option<DiskReserve>,
         subject: String,
     ) -> Result<Self, RunError> {
-        let reserve = Arc::new(Mutex::new(reserve));
-        let scribe = Scribe::start(store.clone(), limits, kind, Arc::clone(&reserve))
+        let space = Space::new(store.clone(), reserve);
+        let scribe = Scribe::start(store.clone(), limits, kind)
             .map_err(|e| RunError::System("the thread that writes incidents could not be started", e))?;
-        Ok(Recorder { store, limits, subject, kind, reserve, scribe })
+        Ok(Recorder { store, limits, subject, kind, space, scribe })
     }
 
     /// An incident from evidence, unsymbolized.
@@ -85,31 +85,30 @@ impl Recorder {
 
     /// Puts the draft where the analyst finds it. The disk reserve is given up
     /// for it.
-    pub fn stage(&self, incident: &Incident) -> Result<Staging, StoreError> {
-        *self.reserve.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        let staging = self.store.stage(&incident.id)?;
+    pub fn stage(&self, incident: &Incident) -> Result<Staged, StoreError> {
+        let staged = self.space.stage(&incident.id)?;
         let json = serde_json::to_vec(incident)
-            .map_err(|e| StoreError::Corrupt { path: staging.path().join(DRAFT), reason: e.to_string() })?;
-        write_atomically(staging.path(), DRAFT, &json)?;
-        Ok(staging)
+            .map_err(|e| StoreError::Corrupt { path: staged.path().join(DRAFT), reason: e.to_string() })?;
+        write_atomically(staged.path(), DRAFT, &json)?;
+        Ok(staged)
     }
 
     /// Symbols while the hold lasts.
-    pub fn symbolize(&self, staging: &Staging, at_most: Duration) -> Result<Symbols, AnalystFailure> {
-        Analyst::start(self.kind, Phase::Symbolize, staging.path(), &self.limits)?.wait(at_most)?;
-        let text = std::fs::read(staging.path().join(SYMBOLS)).map_err(|e| AnalystFailure::Died(e.to_string()))?;
+    pub fn symbolize(&self, staged: &Staged, at_most: Duration) -> Result<Symbols, AnalystFailure> {
+        Analyst::start(self.kind, Phase::Symbolize, staged.path(), &self.limits)?.wait(at_most)?;
+        let text = std::fs::read(staged.path().join(SYMBOLS)).map_err(|e| AnalystFailure::Died(e.to_string()))?;
         serde_json::from_slice(&text).map_err(|e| AnalystFailure::Died(e.to_string()))
     }
 
     /// Has the incident written, rendered and published; does not wait for it.
-    pub fn finish(&self, incident: Incident, staging: Staging) {
-        self.scribe.write(Page { incident: Some(incident), staging });
+    pub fn finish(&self, incident: Incident, staged: Staged) {
+        self.scribe.write(Page { incident: Some(incident), staged });
     }
 
     /// Writes the incident now; has it rendered and published.
-    pub fn finish_now(&self, incident: &Incident, staging: Staging) -> Result<(), StoreError> {
-        write_incident(incident, &staging)?;
-        self.scribe.write(Page { incident: None, staging });
+    pub fn finish_now(&self, incident: &Incident, staged: Staged) -> Result<(), StoreError> {
+        write_incident(incident, staged.path())?;
+        self.scribe.write(Page { incident: None, staged });
         Ok(())
     }
 

@@ -9,10 +9,10 @@ use crate::guardian;
 use crate::incident::model::Incident;
 use crate::incident::store::{DiskReserve, INCIDENT, Limits, Staging, Store, StoreError, write_atomically};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
@@ -25,11 +25,76 @@ pub struct Page {
     /// None where it is in the staging folder already.
     pub incident: Option<Incident>,
     /// Its folder.
-    pub staging: Staging,
+    pub staged: Staged,
 }
 
-/// Disk space in hand, if there is any at the moment.
-pub type Reserve = Arc<Mutex<Option<DiskReserve>>>;
+/// An incident's folder, from its draft until it is published.
+#[derive(Debug)]
+pub struct Staged {
+    // In this order: the folder of one that is lost is gone before the space is taken.
+    staging: Staging,
+    claim: Claim,
+}
+
+impl Staged {
+    /// The folder to write to.
+    pub fn path(&self) -> &Path {
+        self.staging.path()
+    }
+}
+
+/// Disk space kept in hand while no incident needs it.
+#[derive(Debug)]
+pub struct Space {
+    store: Store,
+    held: Mutex<Held>,
+}
+
+#[derive(Debug)]
+struct Held {
+    reserve: Option<DiskReserve>,
+    /// Incidents staged and not published yet.
+    claims: usize,
+}
+
+/// As long as one lives, the space is there to be written to.
+#[derive(Debug)]
+struct Claim(Arc<Space>);
+
+impl Space {
+    /// Space of `store`, of which `reserve` is in hand.
+    pub fn new(store: Store, reserve: Option<DiskReserve>) -> Arc<Self> {
+        Arc::new(Space { store, held: Mutex::new(Held { reserve, claims: 0 }) })
+    }
+
+    /// Begins to write an incident, into the space that was in hand.
+    pub fn stage(self: &Arc<Self>, id: &str) -> Result<Staged, StoreError> {
+        let claim = self.claim();
+        Ok(Staged { staging: self.store.stage(id)?, claim })
+    }
+
+    fn claim(self: &Arc<Self>) -> Claim {
+        let mut held = self.held();
+        held.claims += 1;
+        held.reserve = None;
+        Claim(Arc::clone(self))
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let mut held = self.0.held();
+        held.claims -= 1;
+        if held.claims == 0 {
+            // Best effort now: the start insisted on it.
+            held.reserve = self.0.store.reserve().ok();
+        }
+    }
+}
 
 /// The thread, seen from the guardian. It does one page after the other.
 #[derive(Debug)]
@@ -42,10 +107,10 @@ pub struct Scribe {
 
 impl Scribe {
     /// Starts it. Its priority is that of every thread, whatever its maker's is.
-    pub fn start(store: Store, limits: Limits, kind: Kind, reserve: Reserve) -> io::Result<Self> {
+    pub fn start(store: Store, limits: Limits, kind: Kind) -> io::Result<Self> {
         let (pages, receiver) = mpsc::channel();
         let waiting = Arc::new(AtomicUsize::new(0));
-        let desk = Desk { store, limits, kind, reserve, waiting: Arc::clone(&waiting) };
+        let desk = Desk { store, limits, kind, waiting: Arc::clone(&waiting) };
         let thread = Builder::new().name("reprieve-scribe".to_owned()).spawn(move || desk.work(&receiver))?;
         Ok(Scribe { pages, waiting, thread })
     }
@@ -77,7 +142,6 @@ struct Desk {
     store: Store,
     limits: Limits,
     kind: Kind,
-    reserve: Reserve,
     waiting: Arc<AtomicUsize>,
 }
 
@@ -92,39 +156,69 @@ impl Desk {
             if self.kind == Kind::Thread {
                 guardian::give_back();
             }
-            if self.waiting.fetch_sub(1, SeqCst) == 1 {
-                // Best effort now: the start insisted on it.
-                let space = self.store.reserve().ok();
-                *self.reserve.lock().unwrap_or_else(PoisonError::into_inner) = space;
-            }
+            self.waiting.fetch_sub(1, SeqCst);
         }
         // Where no analyst could do it.
         self.store.trim(&self.limits, 0);
         published
     }
 
-    fn publish(&self, Page { incident, staging }: Page) -> Result<PathBuf, StoreError> {
+    fn publish(&self, Page { incident, staged: Staged { staging, claim } }: Page) -> Result<PathBuf, StoreError> {
         if let Some(incident) = incident {
-            write_incident(&incident, &staging)?;
+            write_incident(&incident, staging.path())?;
         }
-        let rendered = self.render(&staging);
+        let rendered = self.render(staging.path());
         if let Err(failure) = &rendered {
             eprintln!("reprieve: {failure}: the incident has no report, only incident.json");
         }
         let dir = staging.publish()?;
+        drop(claim);
         let file = if rendered.is_ok() { "report.html" } else { INCIDENT };
         eprintln!("reprieve: report  {}", dir.join(file).display());
         Ok(dir)
     }
 
-    fn render(&self, staging: &Staging) -> Result<(), AnalystFailure> {
-        Analyst::start(self.kind, Phase::Render, staging.path(), &self.limits)?.wait(RENDER_TIME)
+    fn render(&self, staging: &Path) -> Result<(), AnalystFailure> {
+        Analyst::start(self.kind, Phase::Render, staging, &self.limits)?.wait(RENDER_TIME)
     }
 }
 
 /// Puts the incident into its staging folder.
-pub fn write_incident(incident: &Incident, staging: &Staging) -> Result<(), StoreError> {
+pub fn write_incident(incident: &Incident, staging: &Path) -> Result<(), StoreError> {
     let json = serde_json::to_vec(incident)
-        .map_err(|e| StoreError::Corrupt { path: staging.path().to_owned(), reason: e.to_string() })?;
-    write_atomically(staging.path(), INCIDENT, &json)
+        .map_err(|e| StoreError::Corrupt { path: staging.to_owned(), reason: e.to_string() })?;
+    write_atomically(staging, INCIDENT, &json)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::incident::store::RESERVE_BYTES;
+
+    fn bytes_in_hand(store: &Store) -> u64 {
+        std::fs::read_dir(store.dir())
+            .unwrap()
+            .map(|e| e.unwrap().metadata().unwrap())
+            .filter(|m| m.is_file())
+            .map(|m| m.len())
+            .sum()
+    }
+
+    #[test]
+    fn space_is_in_hand_only_while_nobody_writes() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(Some(dir.path().to_owned())).unwrap();
+        let reserve = store.reserve().unwrap();
+        let space = Space::new(store.clone(), Some(reserve));
+        assert_eq!(bytes_in_hand(&store), RESERVE_BYTES as u64);
+        let first = space.stage("first").unwrap();
+        let second = space.stage("second").unwrap();
+        assert_eq!(bytes_in_hand(&store), 0);
+        drop(first);
+        assert_eq!(bytes_in_hand(&store), 0, "taken from under the second");
+        // That of a stage that fails is given back.
+        assert!(space.stage("second").is_err());
+        drop(second);
+        assert_eq!(bytes_in_hand(&store), RESERVE_BYTES as u64);
+    }
 }
