@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// What the series may cost without a handler.
+/// What the series may cost without a handler, and with one that has nothing to do.
 const AIM: f64 = 1.005;
 /// How far the clock may be from the length of the loop: the calls around it.
 const CLOCK_TOLERANCE: f64 = 0.001;
@@ -56,16 +56,20 @@ pub fn run(root: &Path) -> Result<ExitCode> {
             costs.pipe_open / baseline.pipe_open
         );
     }
-    let ratios = [
-        ("page fault", unused.page_fault / baseline.page_fault),
-        ("pipe + open", unused.pipe_open / baseline.pipe_open),
-    ];
+    let mut all_met = true;
     println!();
-    for (name, ratio) in ratios {
-        let word = if ratio <= AIM { "met" } else { "MISSED" };
-        println!("{name}, series without handler / without the series: {ratio:.4}; aim {AIM}: {word}");
+    for (name, costs) in &rows[1..] {
+        let ratios = [
+            ("page fault", costs.page_fault / baseline.page_fault),
+            ("pipe + open", costs.pipe_open / baseline.pipe_open),
+        ];
+        for (operation, ratio) in ratios {
+            let word = if ratio <= AIM { "met" } else { "MISSED" };
+            println!("{operation}, {name} / {}: {ratio:.4}; aim {AIM}: {word}", rows[0].0);
+            all_met &= ratio <= AIM;
+        }
     }
-    Ok(if ratios.iter().all(|(_, ratio)| *ratio <= AIM) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if all_met { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// One guest.
