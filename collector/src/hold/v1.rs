@@ -25,14 +25,17 @@ use std::time::{Duration, Instant};
 /// covers architectures with 64 KiB pages.
 const WAKE_BYTES: u64 = 64 << 10;
 
-/// The cushion below the wall: what CPUs fault in during the millisecond that
-/// noticing and stopping take, and for each CPU what the kernel charges and
-/// counts in batches before the threshold is looked at (64 pages of stock, 128 of
-/// events: mm/memcontrol-v1.c).
-const CUSHION_BYTES: u64 = 4 << 20;
+/// The cushion below the wall: what CPUs fault in during the milliseconds that
+/// noticing and stopping take on a busy machine, and for each CPU what the kernel
+/// charges and counts in batches before the threshold is looked at (64 pages of
+/// stock, 128 of events: mm/memcontrol-v1.c).
+const CUSHION_BYTES: u64 = 16 << 20;
 const CUSHION_PER_CPU_BYTES: u64 = 768 << 10;
 /// It is at most this share of the limit.
-const CUSHION_SHARE: u64 = 8;
+const CUSHION_SHARE: u64 = 4;
+/// What is lent to a throttled program, for its code; at most this share of the limit.
+const RELIEF_BYTES: u64 = 4 << 20;
+const RELIEF_SHARE: u64 = 8;
 
 /// Loan for the moments until all have stopped, when somebody met the wall.
 const LOAN_BYTES: u64 = 1 << 20;
@@ -312,7 +315,7 @@ impl Brake for V1Brake {
     /// At the wall reclaim takes the clean pages of the program's own code, and then the
     /// thread that would free memory parks as well as the one that needs it.
     fn lend(&mut self) -> Result<(), CgroupError> {
-        self.lent = cushion(self.limit);
+        self.lent = RELIEF_BYTES.min(self.limit / RELIEF_SHARE / page_size() * page_size());
         self.set_wall(self.home().max(self.wall + WAKE_BYTES))
     }
 
