@@ -41,8 +41,16 @@ pub enum SymbolSource {
     SymbolTable,
     /// `.dynsym`: exported functions only.
     DynamicSymbolTable,
+    /// The symbol table in `.gnu_debugdata`, which `strip` leaves in place.
+    MiniDebugInfo,
+    /// A stub that jumps to a function of another file, named after that.
+    Plt,
     /// What Go's runtime prints stacks from, which `strip` leaves in place.
     GoPclntab,
+    /// A runtime's map of the code that it generated.
+    PerfMap,
+    /// A runtime's record of the code that it generated, with lines perhaps.
+    JitDump,
 }
 
 /// What an address stands for, innermost frame first.
@@ -89,6 +97,10 @@ pub enum Miss {
     FileUnavailable,
     /// A file is there, but it is another build.
     BuildIdMismatch,
+    /// It has no build ID, by which it could be known again.
+    NoBuildId,
+    /// It is generated code, and its runtime left no map of it.
+    NoMap,
     /// The file is not usable.
     NotElf,
     /// Neither debug information nor a symbol covers it.
@@ -101,6 +113,8 @@ impl fmt::Display for Miss {
             Miss::NoModule => "in no mapped file (generated code?)",
             Miss::FileUnavailable => "file could not be opened",
             Miss::BuildIdMismatch => "the file on disk is another build",
+            Miss::NoBuildId => "it has no build ID to find it by",
+            Miss::NoMap => "generated code that no perf map or jitdump names",
             Miss::NotElf => "file is not a valid ELF file",
             Miss::NoSymbol => "no symbol covers it (install debug symbols?)",
         })

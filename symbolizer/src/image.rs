@@ -22,6 +22,13 @@ impl BuildId {
         BuildId(bytes.iter().map(|b| format!("{b:02x}")).collect())
     }
 
+    /// From text; `None` where it is not hexadecimal, or too short to lead anywhere.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let is_id = text.len() > 2 && text.len().is_multiple_of(2) && text.bytes().all(|b| b.is_ascii_hexdigit());
+        is_id.then(|| BuildId(text.to_ascii_lowercase()))
+    }
+
     /// Hexadecimal text.
     #[must_use]
     pub fn as_str(&self) -> &str {

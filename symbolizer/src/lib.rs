@@ -11,6 +11,9 @@
 //!   memory depends on the number of addresses and not on the file. It runs in the
 //!   analyst.
 //!
+//! Where names come from and in which order, `docs/symbols.md` tells. [`perf_map`] and
+//! [`jitdump`] read what runtimes write about code that they generated.
+//!
 //! The caller opens files and reads memory; this crate knows ELF and DWARF and
 //! nothing of `/proc` or cgroups. A miss is data with a reason ([`Miss`],
 //! [`StackEnd`]), never an error of the whole run.
@@ -32,12 +35,16 @@
 //! ```
 
 mod address;
+mod compressed;
 mod debug_files;
 mod demangle;
 mod dwarf;
 mod frame;
 mod go;
 mod image;
+mod jit;
+mod mini;
+mod plt;
 mod resolve;
 mod settings;
 mod symbols;
@@ -45,11 +52,12 @@ mod symtab;
 mod unwind;
 
 pub use address::{Avma, Svma};
-pub use debug_files::{DebugDirs, Outcome, Tried};
+pub use debug_files::{DebugDirs, Debuginfod, Outcome, Source, Tried, UnusableUrl};
 pub use demangle::demangle;
 pub use frame::{Answer, Frame, FrameRef, Miss, Resolution, SymbolSource};
 pub use go::{GoFunction, GoImage, GoPlace, GoVersion};
 pub use image::{BuildId, Image, ImageError};
-pub use resolve::{Account, Sink, resolve, resolve_each};
+pub use jit::{MOST_MAP_BYTES, jitdump, perf_map};
+pub use resolve::{Account, Sink, find_binary, resolve, resolve_each};
 pub use settings::{Detail, Settings};
 pub use unwind::{FoundBy, RawFrame, RawStack, Registers, StackEnd, Unwinder};

@@ -1,7 +1,7 @@
 //! Function names from ELF symbol tables.
 
 use object::read::{Symbol, SymbolTable};
-use object::{Object, ObjectSymbol, ObjectSymbolTable, SymbolIndex, SymbolKind, SymbolSection};
+use object::{Object, ObjectSection, ObjectSymbol, ObjectSymbolTable, SymbolIndex, SymbolKind, SymbolSection};
 use std::cmp::Reverse;
 
 /// Which of a file's tables.
@@ -42,8 +42,12 @@ impl Covering {
             if *found != 0 {
                 last = *found;
             }
-            // A symbol without size reaches to the next one.
-            let covers = |s: &Symbol<'_, '_>| s.size() == 0 || address - s.address() < s.size();
+            // A symbol without size reaches to the next one, at most to the end of its
+            // section: `_init` is not what is in `.plt`.
+            let covers = |s: &Symbol<'_, '_>| match s.size() {
+                0 => address < section_end(file, s),
+                size => address - s.address() < size,
+            };
             *found = if at(&symbols, last).is_some_and(|s| covers(&s)) { last } else { 0 };
         }
         Covering { table, symbols: best }
@@ -65,6 +69,12 @@ fn open<'a, 'f>(file: &'f object::File<'a>, table: Table) -> Option<SymbolTable<
 
 fn at<'a, 'f>(symbols: &SymbolTable<'a, 'f>, index: u32) -> Option<Symbol<'a, 'f>> {
     (index != 0).then(|| symbols.symbol_by_index(SymbolIndex(index as usize)).ok())?
+}
+
+/// 0 where it has none, which covers nothing.
+fn section_end(file: &object::File<'_>, symbol: &Symbol<'_, '_>) -> u64 {
+    let section = symbol.section_index().and_then(|index| file.section_by_index(index).ok());
+    section.map_or(0, |section| section.address().saturating_add(section.size()))
 }
 
 fn is_function(symbol: &Symbol<'_, '_>) -> bool {

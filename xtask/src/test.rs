@@ -16,10 +16,14 @@ use std::time::{Duration, Instant};
 
 /// Programs that nobody here wrote, and what the tests compare with.
 const TEST_PACKAGES: &[Package] = &[
-    Package { name: "binutils", why: "strip, objcopy and addr2line, to compare symbols with" },
+    Package { name: "binutils", why: "strip, objcopy, dwp and addr2line, to compare symbols with" },
+    Package { name: "gcc", why: "programs with each kind of debug information" },
+    Package { name: "dwz", why: "debug information that several files share" },
+    Package { name: "xz-utils", why: "MiniDebugInfo, as distributions leave it in stripped programs" },
+    Package { name: "debuginfod", why: "a server to fetch debug information from, on loopback" },
     Package { name: "python3", why: "a real program to run out of memory" },
     Package { name: "python3-numpy", why: "a C extension whose arrays belong to lines of Python" },
-    Package { name: "nodejs", why: "a real program to run out of memory" },
+    Package { name: "nodejs", why: "a real program to run out of memory, and to generate code" },
     Package { name: "redis-server", why: "a real program to run out of memory" },
     Package { name: "redis-tools", why: "the client that fills redis" },
     Package { name: "libjemalloc2", why: "a malloc with a profile of its own" },

@@ -81,7 +81,7 @@ impl<'a> Sweep<'_, 'a> {
         if let Some(program) = &unit.line_program {
             (self.before)(program.header().raw_program_buf().slice());
         }
-        self.split.with_entries(self.dwarf, &unit, &mut |dwarf, full| {
+        self.split.with_entries(self.dwarf, &unit, positions.len(), &mut |dwarf, full| {
             for batch in positions.chunks(BATCH) {
                 self.batch(dwarf, full, &unit, detail, addresses, batch, sink);
             }
