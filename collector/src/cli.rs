@@ -1,9 +1,10 @@
 //! The command line: what was typed, and the exit code it comes to.
 
-use crate::analyst::{self, Phase};
+use crate::analyst::{self, Phase, Places};
 use crate::config::{self, Config, KEYS};
 use crate::heap_env::{HeapEnv, Place};
 use crate::hold::BrakeChoice;
+use crate::incident::model::Search;
 use crate::incident::show;
 use crate::incident::store::{INCIDENT, Limits, Store, StoreError, read_incident};
 use crate::incident::units;
@@ -13,6 +14,7 @@ use crate::verdict::policy::Policy;
 use crate::verdict::{Action, policy};
 use crate::{doctor, machine, snapshot};
 use clap::{Args, Parser, Subcommand};
+use reprieve_symbolizer::{DebugDirs, Debuginfod};
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -69,6 +71,9 @@ enum Command {
     List(ListArgs),
     /// Show an incident: what happened, who used the memory, the verdict.
     Show(ShowArgs),
+    /// Find more names for an incident: later, or on another machine.
+    #[command(after_help = SYMBOLIZE_EXAMPLES)]
+    Symbolize(SymbolizeArgs),
     /// Who owns the heap of services that reprieve does not start.
     Heap(HeapArgs),
     /// What a policy would have done about recorded incidents.
@@ -263,6 +268,47 @@ struct ShowArgs {
     sample_type: String,
 }
 
+const SYMBOLIZE_EXAMPLES: &str = "\
+Files are found by build ID: DIR/.build-id/xx/yyyy.debug, a copy of the other
+machine's file system, or binaries and debug files lying in DIR. What the
+incident has already is kept unless more is found; its folder is replaced in
+one step.
+
+Examples:
+  reprieve symbolize 20261125T074340 --debug-dir ~/symbols
+  reprieve symbolize ./incident --debuginfod http://localhost:8002";
+
+#[derive(Debug, Args)]
+struct SymbolizeArgs {
+    /// ID, or its beginning or end, or an incident's folder.
+    incident: String,
+    /// Look here before /usr/lib/debug; may be given again.
+    #[arg(long, value_name = "DIR")]
+    debug_dir: Vec<PathBuf>,
+    /// Ask this debuginfod server; may be given again. It learns which programs
+    /// ran. Without it none is asked.
+    #[arg(long, value_name = "URL")]
+    debuginfod: Vec<String>,
+    /// Longest that servers may take, all together.
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "90s")]
+    debuginfod_time: Duration,
+    /// Most that is downloaded.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "512M")]
+    debuginfod_size: u64,
+    /// Where downloads are kept [default: elfutils' cache, ~/.cache/debuginfod_client].
+    #[arg(long, value_name = "DIR")]
+    debuginfod_cache: Option<PathBuf>,
+    /// Most memory to take; what needs more is told with less detail.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "512M")]
+    memory: u64,
+    /// Folder of incidents.
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// As JSON.
+    #[arg(long)]
+    json: bool,
+}
+
 /// What was not freed, in bytes.
 const INUSE: &str = "inuse_space";
 
@@ -380,6 +426,7 @@ pub fn main() -> ExitCode {
         Command::Snapshot(args) => config().and_then(|config| take_snapshot(args, &config)),
         Command::List(args) => config().and_then(|config| list(args, &config)),
         Command::Show(args) => config().and_then(|config| show_incident(&args, &config)),
+        Command::Symbolize(args) => symbolize(args, config),
         Command::Replay(args) => replay(&args, config),
         Command::Vacuum(args) => config().and_then(|config| vacuum(args, &config)),
         Command::Config(ConfigArgs { command }) => config().map(|config| tell_config(&command, &config)),
@@ -527,6 +574,50 @@ fn show_incident(args: &ShowArgs, config: &Config) -> Result<ExitCode, Failure> 
         print(&show::page(&incident, &dir, layout));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn symbolize(args: SymbolizeArgs, config: impl Fn() -> Result<Config, Failure>) -> Result<ExitCode, Failure> {
+    let path = Path::new(&args.incident);
+    let dir = if path.join(INCIDENT).is_file() {
+        path.to_owned()
+    } else {
+        let store = args.out.map_or_else(|| config().map(|c| c.store_dir()), |dir| Ok(Some(dir)))?;
+        Store::at(store).load(Some(&args.incident))?.0
+    };
+    let mut dirs = DebugDirs::default();
+    dirs.dirs.splice(0..0, args.debug_dir);
+    let cache = args.debuginfod_cache.unwrap_or_else(debuginfod_cache);
+    let server = Debuginfod::new(&args.debuginfod, cache, args.debuginfod_time, args.debuginfod_size)
+        .map_err(|error| Failure { code: USAGE, error: error.into() })?;
+    let server = (!args.debuginfod.is_empty()).then_some(&server);
+    // A truncated file must not end us.
+    let _ = crate::guardian::sigbus::install();
+    analyst::limit_to(args.memory);
+    let places = Places { dirs: &dirs, debuginfod: server, later: true };
+    let (incident, completed) = analyst::complete(&dir, &places)?;
+    if args.json {
+        let report = NamesFound { id: &incident.id, names: completed, searches: &incident.symbols.searches };
+        print(&(serde_json::to_string(&report).unwrap_or_default() + "\n"));
+    } else {
+        print(&show::completed(&incident, &completed, width()));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What `symbolize --json` says.
+#[derive(serde::Serialize)]
+struct NamesFound<'a> {
+    id: &'a str,
+    names: show::Completed,
+    searches: &'a [Search],
+}
+
+/// Where elfutils' client keeps what it fetched (debuginfod_find_debuginfo(3)).
+fn debuginfod_cache() -> PathBuf {
+    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let home = || variable("HOME").unwrap_or_default().join(".cache");
+    variable("DEBUGINFOD_CACHE_PATH")
+        .unwrap_or_else(|| variable("XDG_CACHE_HOME").unwrap_or_else(home).join("debuginfod_client"))
 }
 
 fn replay(args: &ReplayArgs, config: impl Fn() -> Result<Config, Failure>) -> Result<ExitCode, Failure> {

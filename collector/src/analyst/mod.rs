@@ -5,13 +5,19 @@
 //! inside the memcg that is full it is a thread of the guardian, since the reserve is
 //! for its process alone.
 
+mod files;
+mod jit;
+mod later;
+mod memory;
 mod process;
 mod render;
 mod symbolize;
 
-pub use process::{Analyst, AnalystFailure, Kind, Phase, child_main};
+pub use later::complete;
+pub use memory::limit_to;
+pub use process::{Analyst, AnalystFailure, Kind, MEMORY_BYTES, Phase, child_main};
 pub use render::render;
-pub use symbolize::symbolize;
+pub use symbolize::{Names, Places, symbolize};
 
 /// The symbols that the analyst leaves there.
 pub const SYMBOLS: &str = "symbols.json";

@@ -1,6 +1,6 @@
 //! Running the analyst, as a child with limits or as a thread, and being it.
 
-use super::{SYMBOLS, render, symbolize};
+use super::{Places, SYMBOLS, render, symbolize};
 use crate::guardian::sigbus;
 use crate::hold::watchdog::{open_pidfd, wait_pidfd};
 use crate::incident::model::{Incident, SymbolState, Symbols};
@@ -172,8 +172,8 @@ pub fn child_main(phase: Phase, staging: &Path, limits: &str) -> anyhow::Result<
     match phase {
         Phase::Symbolize => {
             let incident = read_incident(&staging.join(DRAFT))?;
-            let addresses = symbolize(&incident, &DebugDirs::default());
-            let symbols = Symbols { state: SymbolState::BeforeVerdict, addresses };
+            let names = symbolize(&incident, &Places::now(&DebugDirs::default()));
+            let symbols = names.into_symbols(SymbolState::BeforeVerdict);
             write_atomically(staging, SYMBOLS, &serde_json::to_vec(&symbols)?)?;
         }
         Phase::Render => {
@@ -201,8 +201,8 @@ fn complete_symbols(incident: &mut Incident, staging: &Path) {
                 SymbolState::AfterVerdict(reason) | SymbolState::Failed(reason) => reason.clone(),
                 _ => "symbols were not asked for before".to_owned(),
             };
-            let addresses = symbolize(incident, &DebugDirs::default());
-            incident.symbols = Symbols { state: SymbolState::AfterVerdict(reason), addresses };
+            let names = symbolize(incident, &Places::now(&DebugDirs::default()));
+            incident.symbols = names.into_symbols(SymbolState::AfterVerdict(reason));
         }
     }
 }

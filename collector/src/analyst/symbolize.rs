@@ -1,15 +1,63 @@
 //! Names for the addresses of an incident, one module at a time.
 
-use crate::incident::model::{Incident, Module, ModuleAddress, ResolvedAddress};
-use reprieve_symbolizer::{DebugDirs, Image, Miss, Svma, resolve};
+use super::{files, jit, memory};
+use crate::incident::model::{
+    GeneratedAddress, Incident, Module, ModuleAddress, ResolvedAddress, Search, Subject, SymbolState, Symbols,
+};
+use reprieve_symbolizer::{
+    Account, DebugDirs, Debuginfod, Miss, Outcome, Resolution, Settings, Source, Svma, Tried, resolve_each,
+};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+
+/// Where names are looked for.
+#[derive(Debug, Clone, Copy)]
+pub struct Places<'p> {
+    /// Folders with debug files.
+    pub dirs: &'p DebugDirs,
+    /// Servers, where the user named any.
+    pub debuginfod: Option<&'p Debuginfod>,
+    /// Whether it is not the moment of the incident any more, nor its machine perhaps:
+    /// then a file is the one that was mapped only if its build ID says so.
+    pub later: bool,
+}
+
+impl<'p> Places<'p> {
+    /// At the OOM, or right after it.
+    #[must_use]
+    pub fn now(dirs: &'p DebugDirs) -> Self {
+        Places { dirs, debuginfod: None, later: false }
+    }
+
+    /// For one module; within the analyst's limit of memory.
+    pub(super) fn settings(&self) -> Settings<'p> {
+        Settings { debuginfod: self.debuginfod, headroom: &memory::headroom, ..Settings::new(self.dirs) }
+    }
+}
+
+/// What was found.
+#[derive(Debug, Default)]
+pub struct Names {
+    /// Of addresses in modules.
+    pub addresses: Vec<ResolvedAddress>,
+    /// Of others.
+    pub generated: Vec<GeneratedAddress>,
+    /// Where they were looked for.
+    pub searches: Vec<Search>,
+}
+
+impl Names {
+    /// As an incident has them.
+    #[must_use]
+    pub fn into_symbols(self, state: SymbolState) -> Symbols {
+        let Names { addresses, generated, searches } = self;
+        Symbols { state, completed_unix_us: None, addresses, generated, searches }
+    }
+}
 
 /// Resolves every distinct address in the incident's stacks.
 #[must_use]
-pub fn symbolize(incident: &Incident, dirs: &DebugDirs) -> Vec<ResolvedAddress> {
+pub fn symbolize(incident: &Incident, places: &Places<'_>) -> Names {
     let mut by_module: BTreeMap<u32, BTreeSet<u64>> = BTreeMap::new();
     let threads = incident.processes.iter().flat_map(|p| &p.threads);
     let heaps = incident.processes.iter().flat_map(|p| &p.heaps);
@@ -17,95 +65,65 @@ pub fn symbolize(incident: &Incident, dirs: &DebugDirs) -> Vec<ResolvedAddress> 
     for at in threads.flat_map(|t| t.frame_modules.iter().flatten()).chain(of_heaps) {
         by_module.entry(at.module).or_default().insert(at.svma);
     }
-    by_module
-        .into_iter()
-        .flat_map(|(module, addresses)| {
-            let addresses: Vec<u64> = addresses.into_iter().collect();
-            resolve_module(incident.modules.get(module as usize), module, &addresses, dirs)
-        })
-        .collect()
+    let mut names = Names::default();
+    for (index, addresses) in by_module {
+        let addresses: Vec<u64> = addresses.into_iter().collect();
+        let module = incident.modules.get(index as usize);
+        let (resolved, search) = resolve_module(incident, module, index, &addresses, places);
+        names.addresses.extend(resolved);
+        names.searches.extend(search);
+    }
+    jit::symbolize(incident, places, &mut names);
+    names
 }
 
-fn resolve_module(module: Option<&Module>, index: u32, addresses: &[u64], dirs: &DebugDirs) -> Vec<ResolvedAddress> {
-    let svmas: Vec<Svma> = addresses.iter().map(|&a| Svma(a)).collect();
-    let answers = match module.map(open) {
-        // Parsers must not panic; if one does, it costs this module's names.
-        Some(Ok((image, path))) => catch_unwind(AssertUnwindSafe(|| resolve(&image, Some(&path), dirs, &svmas)))
-            .unwrap_or_else(|_| vec![Err(Miss::NotElf); svmas.len()]),
-        Some(Err(miss)) => vec![Err(miss); svmas.len()],
-        None => vec![Err(Miss::NoModule); svmas.len()],
-    };
-    addresses
-        .iter()
-        .zip(answers)
-        .map(|(&svma, answer)| {
-            let at = ModuleAddress { module: index, svma };
-            match answer {
-                Ok(resolution) => ResolvedAddress { at, frames: resolution.frames, miss: None },
-                Err(miss) => ResolvedAddress { at, frames: Vec::new(), miss: Some(miss.to_string()) },
-            }
-        })
-        .collect()
-}
-
-/// The module's file: as the process has it mapped, as its path leads to
-/// through its own root, or as it leads to from here; the build ID must agree.
-fn open(module: &Module) -> Result<(Image, PathBuf), Miss> {
-    if module.path == "[vdso]" {
-        return own_vdso(module);
-    }
-    let mut best = Miss::FileUnavailable;
-    let path = PathBuf::from(&module.path);
-    let in_root = PathBuf::from(format!("/proc/{}/root{}", module.pid, module.path));
-    let mut candidates: Vec<PathBuf> = mapped_file(module).into_iter().collect();
-    // A new file may stand where the deleted one was: the build ID tells.
-    if !module.deleted || module.build_id.is_some() {
-        candidates.extend([in_root, path.clone()]);
-    }
-    for candidate in candidates {
-        let Ok(file) = File::open(&candidate) else { continue };
-        match Image::open(&file) {
-            Ok(image) if image.build_id().map(|id| id.as_str()) == module.build_id.as_deref() => {
-                return Ok((image, path));
-            }
-            Ok(_) => best = Miss::BuildIdMismatch,
-            Err(_) => best = Miss::NotElf,
+fn resolve_module(
+    incident: &Incident,
+    module: Option<&Module>,
+    index: u32,
+    addresses: &[u64],
+    places: &Places<'_>,
+) -> (Vec<ResolvedAddress>, Option<Search>) {
+    let mut tried = Vec::new();
+    let mut account = Account::default();
+    let mut answers: Vec<Result<Resolution, Miss>>;
+    match module.map(|module| files::open(incident, module, places, &mut tried)) {
+        Some(Ok((image, path))) => {
+            answers = vec![Err(Miss::NotElf); addresses.len()];
+            let svmas: Vec<Svma> = addresses.iter().map(|&a| Svma(a)).collect();
+            let settings = places.settings();
+            let work = || {
+                resolve_each(&image, Some(&path), &settings, &svmas, &mut |question, answer| {
+                    answers[question] = answer.map(|a| a.to_resolution());
+                })
+            };
+            // Parsers must not panic; if one does, it costs this module's names.
+            account = catch_unwind(AssertUnwindSafe(work)).unwrap_or_default();
         }
+        Some(Err(miss)) => answers = vec![Err(miss); addresses.len()],
+        None => answers = vec![Err(Miss::NoModule); addresses.len()],
     }
-    Err(best)
+    tried.append(&mut account.tried);
+    let search = Search {
+        subject: Subject::Module(index),
+        tried,
+        without_inlined: account.without_inlined as u64,
+        without_lines: account.without_lines as u64,
+    };
+    let resolved = addresses.iter().zip(answers).map(|(&svma, answer)| {
+        let at = ModuleAddress { module: index, svma };
+        match answer {
+            Ok(resolution) => {
+                ResolvedAddress { at, frames: resolution.frames, source: Some(resolution.source), miss: None }
+            }
+            Err(miss) => ResolvedAddress { at, frames: Vec::new(), source: None, miss: Some(miss.to_string()) },
+        }
+    });
+    (resolved.collect(), Some(search).filter(tells_something))
 }
 
-/// The entry of `map_files` for the module's first mapping, if the process
-/// still is who it was.
-fn mapped_file(module: &Module) -> Option<PathBuf> {
-    let maps = fs::read_to_string(format!("/proc/{}/maps", module.pid)).ok()?;
-    let range = maps.lines().find_map(|line| {
-        let (range, rest) = line.split_once(' ')?;
-        let starts = u64::from_str_radix(range.split_once('-')?.0, 16).ok()? == module.start;
-        (starts && rest.contains(module.path.as_str())).then_some(range)
-    })?;
-    let (start, end) = range.split_once('-')?;
-    let trim = |hex: &str| hex.trim_start_matches('0').to_owned();
-    Some(Path::new("/proc").join(format!("{}/map_files/{}-{}", module.pid, trim(start), trim(end))))
-}
-
-/// All processes of a kernel share the vDSO: ours is the same, if the build ID
-/// says so.
-fn own_vdso(module: &Module) -> Result<(Image, PathBuf), Miss> {
-    let maps = fs::read_to_string("/proc/self/maps").map_err(|_| Miss::FileUnavailable)?;
-    let range = maps
-        .lines()
-        .find(|l| l.ends_with("[vdso]"))
-        .and_then(|l| l.split_once(' ')?.0.split_once('-'))
-        .and_then(|(a, b)| Some((u64::from_str_radix(a, 16).ok()?, u64::from_str_radix(b, 16).ok()?)))
-        .ok_or(Miss::FileUnavailable)?;
-    let mut bytes = vec![0; (range.1 - range.0) as usize];
-    let memory = File::open("/proc/self/mem").map_err(|_| Miss::FileUnavailable)?;
-    std::os::unix::fs::FileExt::read_exact_at(&memory, &mut bytes, range.0).map_err(|_| Miss::FileUnavailable)?;
-    let image = Image::from_bytes(bytes).map_err(|_| Miss::NotElf)?;
-    if image.build_id().map(|id| id.as_str()) == module.build_id.as_deref() {
-        Ok((image, PathBuf::from("[vdso]")))
-    } else {
-        Err(Miss::BuildIdMismatch)
-    }
+/// A binary that was found where it should be, and had all itself, tells nothing.
+fn tells_something(search: &Search) -> bool {
+    let is_plain = |tried: &Tried| tried.source == Source::Binary && tried.outcome == Outcome::Used;
+    !search.tried.iter().all(is_plain) || search.without_inlined + search.without_lines > 0
 }

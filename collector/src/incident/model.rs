@@ -5,7 +5,7 @@
 //! (microseconds), `_unix_us` (microseconds since 1970). An absent value is
 //! `null`, never a sentinel.
 
-use reprieve_symbolizer::{Frame, RawStack};
+use reprieve_symbolizer::{Frame, RawStack, SymbolSource, Tried};
 use serde::{Deserialize, Serialize};
 
 /// Name and version of the format; a reader refuses a name it does not know.
@@ -532,8 +532,41 @@ pub enum StopOutcome {
 pub struct Symbols {
     /// When they were found, or why they are missing.
     pub state: SymbolState,
+    /// When `reprieve symbolize` last looked for more.
+    #[serde(default)]
+    pub completed_unix_us: Option<u64>,
     /// One entry per distinct module address.
     pub addresses: Vec<ResolvedAddress>,
+    /// One entry per address of a process that lies in no module.
+    #[serde(default)]
+    pub generated: Vec<GeneratedAddress>,
+    /// What was looked at for modules with addresses, where anything was.
+    #[serde(default)]
+    pub searches: Vec<Search>,
+}
+
+/// What was looked at for one module, or for a process's generated code.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Search {
+    /// Of what.
+    #[serde(flatten)]
+    pub subject: Subject,
+    /// Places in order, each with what came of it.
+    pub tried: Vec<Tried>,
+    /// Addresses that were resolved without inlined functions, for want of memory.
+    pub without_inlined: u64,
+    /// Addresses that were resolved without debug information, for want of memory.
+    pub without_lines: u64,
+}
+
+/// Whose names were looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Subject {
+    /// Index in `Incident::modules`.
+    Module(u32),
+    /// PID of a process with generated code.
+    Process(i32),
 }
 
 /// When symbols were found.
@@ -558,6 +591,24 @@ pub struct ResolvedAddress {
     pub at: ModuleAddress,
     /// Innermost first; empty when unresolved.
     pub frames: Vec<Frame>,
+    /// Where the names are from.
+    #[serde(default)]
+    pub source: Option<SymbolSource>,
+    /// Why there is no name.
+    pub miss: Option<String>,
+}
+
+/// What is known of an address in no module.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GeneratedAddress {
+    /// Whose.
+    pub pid: i32,
+    /// The address to look up; for a return address already one less.
+    pub address: u64,
+    /// Its function; `None` when unresolved.
+    pub frame: Option<Frame>,
+    /// Where the name is from.
+    pub source: Option<SymbolSource>,
     /// Why there is no name.
     pub miss: Option<String>,
 }

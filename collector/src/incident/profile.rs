@@ -115,7 +115,7 @@ pub fn threads(incident: &Incident) -> Profile {
             if thread.stack.end != StackEnd::Complete {
                 stack.push(profile.frame(Frame::label(&format!("[stack cut: {}]", cut(&thread.stack.end)))));
             }
-            for frame in thread_frames(incident, &symbols, thread) {
+            for frame in thread_frames(incident, &symbols, process, thread) {
                 stack.push(profile.frame(frame));
             }
             let labels = vec![
@@ -143,11 +143,7 @@ fn cut(end: &StackEnd) -> &'static str {
 }
 
 /// Frames of a thread, outermost first, inline frames expanded.
-fn thread_frames(
-    incident: &Incident,
-    symbols: &HashMap<ModuleAddress, &ResolvedAddress>,
-    thread: &Thread,
-) -> Vec<Frame> {
+fn thread_frames(incident: &Incident, symbols: &Known<'_>, process: &Process, thread: &Thread) -> Vec<Frame> {
     let mut frames = Vec::new();
     let script = |native: Option<u32>| thread.script.iter().filter(move |frame| frame.native == native);
     for (index, (raw, at)) in thread.stack.frames.iter().zip(&thread.frame_modules).enumerate() {
@@ -158,7 +154,8 @@ fn thread_frames(
             continue;
         }
         let kind = if raw.found == FoundBy::FramePointer { FrameKind::Guessed } else { FrameKind::Function };
-        frames.extend(named_frames(incident, symbols, raw.address.0, *at, kind));
+        let look_up = Looked { pid: process.pid, address: raw.address.0, look_up: raw.lookup_address().0, at: *at };
+        frames.extend(named_frames(incident, symbols, look_up, kind));
     }
     frames.extend(script(None).map(|script| known_frame(&script.frame)));
     frames.reverse();
@@ -177,25 +174,28 @@ fn known_frame(frame: &reprieve_symbolizer::Frame) -> Frame {
     }
 }
 
+/// An address that was looked up.
+#[derive(Clone, Copy)]
+struct Looked {
+    pid: i32,
+    address: u64,
+    /// One less for a return address.
+    look_up: u64,
+    at: Option<ModuleAddress>,
+}
+
 /// The frames of one address, innermost first: more than one where functions
 /// were inlined.
-fn named_frames(
-    incident: &Incident,
-    symbols: &HashMap<ModuleAddress, &ResolvedAddress>,
-    address: u64,
-    at: Option<ModuleAddress>,
-    kind: FrameKind,
-) -> Vec<Frame> {
-    let Some(at) = at else {
-        return vec![Frame {
-            name: "[no module]".to_owned(),
-            address: Some(address),
-            kind: FrameKind::Unknown,
-            ..Frame::default()
-        }];
+fn named_frames(incident: &Incident, symbols: &Known<'_>, looked: Looked, kind: FrameKind) -> Vec<Frame> {
+    let Some(at) = looked.at else {
+        let address = Some(looked.address);
+        let unknown =
+            || Frame { name: "[no module]".to_owned(), address, kind: FrameKind::Unknown, ..Frame::default() };
+        let generated = symbols.generated.get(&(looked.pid, looked.look_up));
+        return vec![generated.map_or_else(unknown, |frame| Frame { address, ..known_frame(frame) })];
     };
     let base = Frame { address: Some(at.svma), mapping: Some(at.module as usize), ..Frame::default() };
-    match symbols.get(&at).filter(|a| !a.frames.is_empty()) {
+    match symbols.addresses.get(&at).filter(|a| !a.frames.is_empty()) {
         Some(resolved) => resolved
             .frames
             .iter()
@@ -241,15 +241,13 @@ fn heap_comment(process: &Process, heap: &Heap) -> String {
 }
 
 /// The frames of one entry of a heap, innermost first.
-fn heap_frames(
-    incident: &Incident,
-    symbols: &HashMap<ModuleAddress, &ResolvedAddress>,
-    frame: &HeapFrame,
-) -> Vec<Frame> {
-    match &frame.named {
-        Some(named) => vec![known_frame(named)],
-        None => named_frames(incident, symbols, frame.address, frame.at, FrameKind::Function),
+fn heap_frames(incident: &Incident, symbols: &Known<'_>, process: &Process, frame: &HeapFrame) -> Vec<Frame> {
+    if let Some(named) = &frame.named {
+        return vec![known_frame(named)];
     }
+    let look_up = frame.address.wrapping_sub(1);
+    let looked = Looked { pid: process.pid, address: frame.address, look_up, at: frame.at };
+    named_frames(incident, symbols, looked, FrameKind::Function)
 }
 
 /// Heap by stack, of all processes that a witness saw; empty without any.
@@ -278,7 +276,7 @@ pub fn heap(incident: &Incident) -> Profile {
                 .frames
                 .iter()
                 .filter_map(|&index| heap.frames.get(index as usize))
-                .flat_map(|frame| heap_frames(incident, &symbols, frame))
+                .flat_map(|frame| heap_frames(incident, &symbols, process, frame))
                 .collect();
             if stack.cut {
                 frames.push(Frame::label("[stack cut]"));
@@ -306,8 +304,18 @@ pub fn heap(incident: &Incident) -> Profile {
     profile
 }
 
-fn symbols_of(incident: &Incident) -> HashMap<ModuleAddress, &ResolvedAddress> {
-    incident.symbols.addresses.iter().map(|a| (a.at, a)).collect()
+/// Names by what they are looked up by.
+struct Known<'i> {
+    addresses: HashMap<ModuleAddress, &'i ResolvedAddress>,
+    generated: HashMap<(i32, u64), &'i reprieve_symbolizer::Frame>,
+}
+
+fn symbols_of(incident: &Incident) -> Known<'_> {
+    let generated = incident.symbols.generated.iter();
+    Known {
+        addresses: incident.symbols.addresses.iter().map(|a| (a.at, a)).collect(),
+        generated: generated.filter_map(|a| Some(((a.pid, a.address), a.frame.as_ref()?))).collect(),
+    }
 }
 
 fn module_name(incident: &Incident, index: u32) -> &str {

@@ -1,11 +1,13 @@
 //! An incident as text for a terminal.
 
-use super::model::{Estimate, HoldReport, Incident, Process, SymbolState, Trigger};
+use super::model::{Estimate, HoldReport, Incident, Process, Subject, SymbolState, Trigger};
 use super::profile;
 use super::units::{bytes, count, grouped, micros, time};
 use super::{heaps, mallocs};
 use reprieve_flamegraph::top::{self, TopStack};
 use reprieve_flamegraph::{Profile, SampleType};
+use serde::Serialize;
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::Path;
 
@@ -124,24 +126,33 @@ pub fn value(stack: &TopStack, sample_type: &SampleType) -> String {
 /// How many frames have no name, and why; empty when all have.
 #[must_use]
 pub fn misses(incident: &Incident) -> Vec<String> {
-    let mut reasons: std::collections::BTreeMap<&str, u64> = std::collections::BTreeMap::new();
+    let mut reasons: BTreeMap<&str, u64> = BTreeMap::new();
     for address in &incident.symbols.addresses {
         if let Some(miss) = &address.miss {
             *reasons.entry(miss).or_default() += 1;
         }
     }
-    let unmapped = incident
-        .processes
+    // An address may be in many frames; those count whose function is not known.
+    let unnamed: BTreeMap<(i32, u64), Option<&str>> = incident
+        .symbols
+        .generated
         .iter()
-        .flat_map(|p| &p.threads)
-        .flat_map(|t| &t.frame_modules)
-        .filter(|m| m.is_none())
-        .count() as u64;
+        .map(|a| ((a.pid, a.address), a.miss.as_deref().filter(|_| a.frame.is_none())))
+        .collect();
+    let mut unmapped: BTreeMap<&str, u64> = BTreeMap::new();
+    for process in &incident.processes {
+        let frames = process.threads.iter().flat_map(|t| t.stack.frames.iter().zip(&t.frame_modules));
+        for (frame, _) in frames.filter(|(_, module)| module.is_none()) {
+            let no_module = "in no mapped file (generated code, or a wrong stack)";
+            let known = unnamed.get(&(process.pid, frame.lookup_address().0));
+            if let Some(why) = known.map_or(Some(no_module), |why| *why) {
+                *unmapped.entry(why).or_default() += 1;
+            }
+        }
+    }
     let mut lines: Vec<String> =
         reasons.into_iter().map(|(why, n)| format!("no name for {}: {why}", count(n, "address"))).collect();
-    if unmapped > 0 {
-        lines.push(format!("{} in no mapped file (generated code, or a wrong stack)", count(unmapped, "frame")));
-    }
+    lines.extend(unmapped.into_iter().map(|(why, n)| format!("{}: {why}", count(n, "frame"))));
     match &incident.symbols.state {
         // Without a verdict there was nothing to be late for.
         SymbolState::AfterVerdict(_) if incident.verdict.is_none() => {}
@@ -150,6 +161,61 @@ pub fn misses(incident: &Incident) -> Vec<String> {
         SymbolState::Pending | SymbolState::BeforeVerdict => {}
     }
     lines
+}
+
+/// What a search for more names came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Completed {
+    /// Addresses of the stacks.
+    pub addresses: usize,
+    /// How many had a name before.
+    pub named_before: usize,
+    /// How many have one now.
+    pub named: usize,
+    /// How many are told in more detail than before.
+    pub improved: usize,
+}
+
+/// A search for more names: how many there are, and for those that are
+/// missing where they were looked for.
+#[must_use]
+pub fn completed(incident: &Incident, completed: &Completed, width: usize) -> String {
+    let Completed { addresses, named_before, named, improved } = *completed;
+    let mut page = Page { text: String::new(), width };
+    page.row(&format!(
+        "{} of {} named, {} before; {} told in more detail",
+        grouped(named as u64),
+        count(addresses as u64, "address"),
+        grouped(named_before as u64),
+        grouped(improved as u64),
+    ));
+    let mut unnamed: BTreeMap<Subject, (u64, &str)> = BTreeMap::new();
+    for address in &incident.symbols.addresses {
+        if let Some(miss) = &address.miss {
+            unnamed.entry(Subject::Module(address.at.module)).or_insert((0, miss)).0 += 1;
+        }
+    }
+    for address in &incident.symbols.generated {
+        if let Some(miss) = &address.miss {
+            unnamed.entry(Subject::Process(address.pid)).or_insert((0, miss)).0 += 1;
+        }
+    }
+    for search in &incident.symbols.searches {
+        let missing = unnamed.remove(&search.subject);
+        let less = search.without_inlined + search.without_lines;
+        if missing.is_some() || less > 0 {
+            page.search(incident, search.subject, missing);
+            if less > 0 {
+                page.prose(
+                    "  ",
+                    &format!("{} with less detail, for want of memory (--memory)", count(less, "address")),
+                );
+            }
+            search.tried.iter().for_each(|tried| page.prose("    ", &tried.to_string()));
+        }
+    }
+    unnamed.into_iter().for_each(|(subject, missing)| page.search(incident, subject, Some(missing)));
+    page.text
 }
 
 /// The whole page, no line wider than the layout's width but for the report's path.
@@ -241,6 +307,21 @@ impl Page {
             return self.row(row);
         }
         let _ = writeln!(self.text, "{}", fit(row, self.width));
+    }
+
+    /// Whose names are missing, how many, and why.
+    fn search(&mut self, incident: &Incident, subject: Subject, missing: Option<(u64, &str)>) {
+        let whose = match subject {
+            Subject::Module(index) => {
+                incident.modules.get(index as usize).map_or("[unknown]", |m| m.path.as_str()).to_owned()
+            }
+            Subject::Process(pid) => {
+                let comm = incident.processes.iter().find(|p| p.pid == pid).map_or("", |p| p.comm.as_str());
+                format!("generated code of {comm} [{pid}]")
+            }
+        };
+        let why = missing.map(|(number, why)| format!(": {} without a name: {why}", count(number, "address")));
+        self.prose("", &(whose + &why.unwrap_or_default()));
     }
 
     fn processes(&mut self, incident: &Incident) {

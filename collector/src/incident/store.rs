@@ -6,6 +6,8 @@
 
 use super::model::{Incident, SCHEMA};
 use crate::snapshot::process::start_ticks;
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
@@ -283,7 +285,9 @@ impl Store {
                 // A draft is all evidence without verdict: its writer died in
                 // the hold.
                 let _ = fs::hard_link(entry.path().join(DRAFT), &whole);
-                let result = if whole.is_file() {
+                // One that was to replace an older one, or that was replaced.
+                let is_published = self.dir.join(id).join(INCIDENT).is_file();
+                let result = if whole.is_file() && !is_published {
                     fs::rename(entry.path(), self.dir.join(id))
                 } else {
                     fs::remove_dir_all(entry.path())
@@ -346,6 +350,25 @@ impl Staging {
         &self.path
     }
 
+    /// Takes the place of the incident with its ID, which is removed: at every moment
+    /// there is one or the other.
+    pub fn exchange(self) -> Result<(), StoreError> {
+        let to = self.path.with_file_name(&self.id);
+        let fail = |reason| StoreError::Unusable { path: to.clone(), reason };
+        File::open(&self.path).and_then(|d| d.sync_all()).map_err(fail)?;
+        match renameat2(AT_FDCWD, &self.path, AT_FDCWD, &to, RenameFlags::RENAME_EXCHANGE) {
+            Ok(()) => {}
+            // A file system that cannot: file by file, each whole, the incident last.
+            Err(Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP) => move_files(&self.path, &to).map_err(fail)?,
+            Err(errno) => return Err(fail(errno.into())),
+        }
+        if let Some(parent) = to.parent() {
+            File::open(parent).and_then(|d| d.sync_all()).map_err(fail)?;
+        }
+        // Dropped with what is under our name now.
+        Ok(())
+    }
+
     /// Makes it visible under its ID; returns the folder.
     pub fn publish(mut self) -> Result<PathBuf, StoreError> {
         let to = self.path.with_file_name(&self.id);
@@ -366,6 +389,16 @@ impl Drop for Staging {
             let _ = fs::remove_dir_all(&self.path);
         }
     }
+}
+
+fn move_files(from: &Path, to: &Path) -> io::Result<()> {
+    let mut files: Vec<PathBuf> =
+        fs::read_dir(from)?.map(|entry| entry.map(|e| e.path())).collect::<io::Result<_>>()?;
+    files.sort_by_key(|path| path.file_name().is_some_and(|name| name == INCIDENT));
+    for file in files.iter().filter(|path| path.is_file()) {
+        fs::rename(file, to.join(file.file_name().unwrap_or_default()))?;
+    }
+    File::open(to)?.sync_all()
 }
 
 /// Writes a file whole or not at all.
@@ -478,11 +511,42 @@ mod tests {
         let reserve = dir.path().join(format!("{RESERVE}{dead}"));
         fs::write(&reserve, "").unwrap();
         let mine = store.stage("mine").unwrap();
+        // One whose writer died just before or after it took the other's place.
+        let first = publish(&store, 1, 1000);
+        fs::create_dir(staged(&first)).unwrap();
+        fs::write(staged(&first).join(INCIDENT), "the other").unwrap();
         store.salvage();
-        assert_eq!(store.ids().unwrap(), ["in-the-hold", "whole"]);
+        assert_eq!(store.ids().unwrap(), [first.as_str(), "in-the-hold", "whole"]);
+        assert!(!staged(&first).exists());
+        assert_eq!(fs::read(dir.path().join(first).join(INCIDENT)).unwrap(), [b' '; 1000]);
         assert_eq!(fs::read(dir.path().join("in-the-hold").join(INCIDENT)).unwrap(), b"in-the-hold");
         assert!(!staged("empty").exists() && !reserve.exists());
         assert!(mine.path().exists(), "its writer lives");
+    }
+
+    #[test]
+    fn one_takes_the_place_of_another() {
+        let (dir, store) = store();
+        let id = publish(&store, 1, 10);
+        let read = || fs::read_to_string(dir.path().join(&id).join(INCIDENT)).unwrap();
+        let staging = store.stage(&id).unwrap();
+        write_atomically(staging.path(), INCIDENT, b"new").unwrap();
+        let staged = staging.path().to_owned();
+        staging.exchange().unwrap();
+        assert_eq!(read(), "new");
+        assert!(!staged.exists());
+        // The way for file systems that cannot exchange.
+        fs::write(dir.path().join(&id).join("notes"), "mine").unwrap();
+        let staging = store.stage(&id).unwrap();
+        write_atomically(staging.path(), INCIDENT, b"newer").unwrap();
+        move_files(staging.path(), &dir.path().join(&id)).unwrap();
+        drop(staging);
+        assert_eq!(read(), "newer");
+        assert!(dir.path().join(&id).join("notes").exists());
+        // Nothing is left of one whose place nobody has.
+        let staging = store.stage("nobody").unwrap();
+        assert!(staging.exchange().is_err());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]

@@ -246,7 +246,7 @@ impl Watch<'_> {
             guardian_hold_heap_bytes: heap::peak_since(heap_before) as u64,
         });
         let why = "symbols take memory that the machine does not have".to_owned();
-        incident.symbols = Symbols { state: SymbolState::AfterVerdict(why), addresses: Vec::new() };
+        incident.symbols = Symbols { state: SymbolState::AfterVerdict(why), ..Symbols::default() };
         incident.verdict = Some(verdict);
         match staging {
             Ok(staging) => self.recorder.finish(incident, staging),

@@ -206,7 +206,7 @@ impl<'a> Session<'a> {
                 }
                 Err(failure) => {
                     incident.symbols =
-                        Symbols { state: SymbolState::AfterVerdict(failure.to_string()), addresses: Vec::new() };
+                        Symbols { state: SymbolState::AfterVerdict(failure.to_string()), ..Symbols::default() };
                 }
             }
         }

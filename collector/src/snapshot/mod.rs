@@ -8,7 +8,7 @@ mod memory;
 mod modules;
 mod pagemap;
 pub mod process;
-mod smaps;
+pub mod smaps;
 mod sums;
 mod threads;
 

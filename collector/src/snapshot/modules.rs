@@ -28,7 +28,7 @@ pub struct ModuleTable {
 pub struct LoadedModule {
     /// Index in [`ModuleTable::modules`].
     pub index: u32,
-    /// From the first to the last mapping of the file.
+    /// From the first to the last mapping of the file with this bias.
     pub range: Range<u64>,
     /// Run-time address minus ELF address in this process.
     pub bias: u64,
@@ -52,17 +52,13 @@ impl ModuleTable {
             if loaded.iter().any(|m| m.range.contains(&code.start)) {
                 continue;
             }
-            let same_file: Vec<&MapLine> = maps
-                .iter()
-                .filter(|m| m.inode == code.inode && m.device == code.device && m.name == code.name)
-                .collect();
             let image = if code.name == "[vdso]" {
                 vdso(code, read_memory)
-            } else if code.inode != 0 {
+            } else if code.inode != 0 && !is_jitdump(code) {
                 let key = (code.device.clone(), code.inode);
                 self.images.entry(key).or_insert_with(|| open(pid, code, gaps)).clone()
             } else {
-                // Code without a file: a JIT.
+                // Code without a file, or the mark of one that tells of it: a JIT.
                 None
             };
             let Some(image) = image else { continue };
@@ -71,6 +67,13 @@ impl ModuleTable {
                 // has: mapped as data by hand.
                 continue;
             };
+            // V8 maps code of the executable once more, far away and with its own generated
+            // code between: what has another bias is another module.
+            let is_part = |m: &&MapLine| {
+                (m.inode, &m.device, &m.name) == (code.inode, &code.device, &code.name)
+                    && image.bias(m.start, m.offset) == Some(bias)
+            };
+            let same_file: Vec<&MapLine> = maps.iter().filter(is_part).collect();
             let module = describe(pid, code, &same_file, bias, &image);
             let range = module.start..module.end;
             let index = self.index_of(module);
@@ -123,6 +126,13 @@ fn open(pid: i32, map: &MapLine, gaps: &mut Vec<String>) -> Option<Image> {
             None
         }
     }
+}
+
+/// Whether it is the page that a runtime maps so that its `jit-PID.dump` can be found.
+fn is_jitdump(map: &MapLine) -> bool {
+    let name = map.path().0.rsplit('/').next().unwrap_or_default();
+    let pid = name.strip_prefix("jit-").and_then(|rest| rest.strip_suffix(".dump"));
+    pid.is_some_and(|pid| !pid.is_empty() && pid.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 fn vdso(map: &MapLine, read_memory: &mut dyn FnMut(u64, &mut [u8]) -> bool) -> Option<Image> {
