@@ -2,8 +2,9 @@
 
 mod common;
 
-use common::{Lab, text};
-use std::io::Write;
+use common::{Doomed, Lab, assert_marked, fixture, text};
+use serde_json::Value;
+use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 
 #[test]
@@ -50,4 +51,25 @@ fn unknown_targets_are_told() {
     }
     ended.wait().unwrap();
     assert!(lab.incidents().is_empty());
+}
+
+#[test]
+fn all_registers_are_recorded_and_come_back() {
+    let mut program = Command::new(fixture("parked/registers"));
+    let mut program = Doomed(program.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap());
+    let mut truth = String::new();
+    BufReader::new(program.0.stdout.take().unwrap()).read_line(&mut truth).unwrap();
+    let truth: Value = serde_json::from_str(&truth).unwrap();
+    // The thread tells its marks just before it has them.
+    let tid = &truth["marked"]["tid"];
+    common::wait_for("its wait", || {
+        std::fs::read_to_string(format!("/proc/{tid}/wchan")).is_ok_and(|wchan| wchan.contains("pipe"))
+    });
+    let lab = Lab::new();
+    let output = lab.reprieve("snapshot").arg(program.pid().to_string()).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+    assert_marked(&lab.incident(), &truth);
+    // It fails if any of them has changed.
+    program.0.stdin.take().unwrap().write_all(b"\n").unwrap();
+    assert!(program.0.wait().unwrap().success());
 }

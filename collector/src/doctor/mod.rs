@@ -243,7 +243,7 @@ fn ptrace_check() -> Check {
         let why = format!("{:?}", threads.threads().get(&pid).map(|t| &t.outcome));
         drop(threads.resume());
         match registers {
-            Some(r) if all && r.ip != 0 => Ok("a child was stopped and its registers read".to_owned()),
+            Some(r) if all && r.to_unwind().ip != 0 => Ok("a child was stopped and its registers read".to_owned()),
             _ => Err(why),
         }
     });

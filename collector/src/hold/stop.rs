@@ -5,14 +5,17 @@
 //! touches another page. If we die, the kernel detaches and every thread runs
 //! on. All calls must come from the one thread that seized.
 
-use crate::incident::model::StopOutcome;
+#[cfg(target_arch = "aarch64")]
+use crate::incident::model::ArmRegisters;
+#[cfg(target_arch = "x86_64")]
+use crate::incident::model::X86Registers;
+use crate::incident::model::{RegisterSet, StopOutcome};
 use crate::snapshot::process::Stat;
 use nix::errno::Errno;
 use nix::sys::ptrace;
 use nix::sys::signal::Signal;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
-use reprieve_symbolizer::Registers;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -30,7 +33,7 @@ pub struct HeldThread {
     /// State letter before we touched it.
     pub state_before: char,
     /// Its registers when stopped.
-    pub registers: Option<Registers>,
+    pub registers: Option<RegisterSet>,
     /// Signal it was about to take when it stopped; given back on release.
     signal: Option<Signal>,
     attached: bool,
@@ -80,7 +83,7 @@ impl StoppedThreads {
     /// Arms and waits until every thread that `tids` lists has stopped or
     /// `deadline` passes. Threads born before their maker stopped are found by
     /// listing again; stopped threads make no new ones.
-    pub fn stop_all<E>(&mut self, deadline: Instant, tids: impl Fn() -> Result<Vec<i32>, E>) -> Result<(), E> {
+    pub fn stop_all<E>(&mut self, deadline: Instant, mut tids: impl FnMut() -> Result<Vec<i32>, E>) -> Result<(), E> {
         self.arm(&tids()?);
         while self.wait(deadline) && self.arm(&tids()?) > 0 {}
         Ok(())
@@ -266,13 +269,47 @@ fn seize(tid: i32) -> HeldThread {
     HeldThread { outcome, state_before, registers: None, signal: None, attached }
 }
 
-fn registers(tid: i32) -> Result<Registers, Errno> {
+fn registers(tid: i32) -> Result<RegisterSet, Errno> {
     let regs = ptrace::getregset::<ptrace::regset::NT_PRSTATUS>(Pid::from_raw(tid))?;
-    #[cfg(target_arch = "x86_64")]
-    let registers = Registers { ip: regs.rip, sp: regs.rsp, fp: regs.rbp, lr: 0 };
-    #[cfg(target_arch = "aarch64")]
-    let registers = Registers { ip: regs.pc, sp: regs.sp, fp: regs.regs[29], lr: regs.regs[30] };
-    Ok(registers)
+    Ok(register_set(&regs))
+}
+
+#[cfg(target_arch = "x86_64")]
+fn register_set(regs: &libc::user_regs_struct) -> RegisterSet {
+    RegisterSet::X86_64(X86Registers {
+        r15: regs.r15,
+        r14: regs.r14,
+        r13: regs.r13,
+        r12: regs.r12,
+        rbp: regs.rbp,
+        rbx: regs.rbx,
+        r11: regs.r11,
+        r10: regs.r10,
+        r9: regs.r9,
+        r8: regs.r8,
+        rax: regs.rax,
+        rcx: regs.rcx,
+        rdx: regs.rdx,
+        rsi: regs.rsi,
+        rdi: regs.rdi,
+        orig_rax: regs.orig_rax,
+        rip: regs.rip,
+        cs: regs.cs,
+        eflags: regs.eflags,
+        rsp: regs.rsp,
+        ss: regs.ss,
+        fs_base: regs.fs_base,
+        gs_base: regs.gs_base,
+        ds: regs.ds,
+        es: regs.es,
+        fs: regs.fs,
+        gs: regs.gs,
+    })
+}
+
+#[cfg(target_arch = "aarch64")]
+fn register_set(regs: &libc::user_regs_struct) -> RegisterSet {
+    RegisterSet::Aarch64(ArmRegisters { x: regs.regs, sp: regs.sp, pc: regs.pc, pstate: regs.pstate })
 }
 
 /// Sleeps between looks, longer and longer. Nothing tells of a stop: the signal

@@ -5,7 +5,7 @@
 //! (microseconds), `_unix_us` (microseconds since 1970). An absent value is
 //! `null`, never a sentinel.
 
-use reprieve_symbolizer::{Frame, RawStack, SymbolSource, Tried};
+use reprieve_symbolizer::{Frame, RawStack, Registers, SymbolSource, Tried};
 use serde::{Deserialize, Serialize};
 
 /// Name and version of the format; a reader refuses a name it does not know.
@@ -483,6 +483,9 @@ pub struct Thread {
     pub state: char,
     /// Whether, and if not why not, it was stopped.
     pub stop: StopOutcome,
+    /// Its general registers in user mode; `None` unless it was stopped.
+    #[serde(default)]
+    pub registers: Option<RegisterSet>,
     /// Where it waits in the kernel (`/proc/…/wchan`), when it does.
     pub wchan: Option<String>,
     /// Its user stack, innermost frame first; module of each address in
@@ -494,6 +497,75 @@ pub struct Thread {
     /// Its frames in an interpreter, innermost first; empty where it runs none.
     #[serde(default)]
     pub script: Vec<ScriptFrame>,
+}
+
+/// All general registers of a stopped thread, as ptrace gives them
+/// (`NT_PRSTATUS`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "architecture")]
+pub enum RegisterSet {
+    /// x86-64.
+    #[serde(rename = "x86_64")]
+    X86_64(X86Registers),
+    /// 64-bit ARM.
+    #[serde(rename = "aarch64")]
+    Aarch64(ArmRegisters),
+}
+
+/// `struct user_regs_struct` (arch/x86/include/asm/user_64.h), in its order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the processor's manual has these")]
+pub struct X86Registers {
+    pub r15: u64,
+    pub r14: u64,
+    pub r13: u64,
+    pub r12: u64,
+    pub rbp: u64,
+    pub rbx: u64,
+    pub r11: u64,
+    pub r10: u64,
+    pub r9: u64,
+    pub r8: u64,
+    pub rax: u64,
+    pub rcx: u64,
+    pub rdx: u64,
+    pub rsi: u64,
+    pub rdi: u64,
+    /// Number of the system call it is in; else as the kernel leaves it, mostly -1.
+    pub orig_rax: u64,
+    pub rip: u64,
+    pub cs: u64,
+    pub eflags: u64,
+    pub rsp: u64,
+    pub ss: u64,
+    pub fs_base: u64,
+    pub gs_base: u64,
+    pub ds: u64,
+    pub es: u64,
+    pub fs: u64,
+    pub gs: u64,
+}
+
+/// `struct user_pt_regs` (arch/arm64/include/uapi/asm/ptrace.h).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the processor's manual has these")]
+pub struct ArmRegisters {
+    /// x0 to x30.
+    pub x: [u64; 31],
+    pub sp: u64,
+    pub pc: u64,
+    pub pstate: u64,
+}
+
+impl RegisterSet {
+    /// Those that unwinding starts from.
+    #[must_use]
+    pub fn to_unwind(&self) -> Registers {
+        match self {
+            RegisterSet::X86_64(regs) => Registers { ip: regs.rip, sp: regs.rsp, fp: regs.rbp, lr: 0 },
+            RegisterSet::Aarch64(regs) => Registers { ip: regs.pc, sp: regs.sp, fp: regs.x[29], lr: regs.x[30] },
+        }
+    }
 }
 
 /// A frame of an interpreter.
@@ -626,7 +698,8 @@ pub struct Verdict {
     /// Rules that failed and were passed over, each a sentence.
     #[serde(default)]
     pub problems: Vec<String>,
-    /// Every step of the ladder that was tried, in order.
+    /// Every step of the ladder that was tried, in order; none where the memcg was
+    /// well again before the first.
     pub steps: Vec<Step>,
 }
 

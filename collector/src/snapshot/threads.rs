@@ -21,8 +21,8 @@ pub fn read_thread(
     memory: &mut TargetMemory,
 ) -> Thread {
     let proc = |file: &str| fs::read_to_string(format!("/proc/{pid}/task/{tid}/{file}")).unwrap_or_default();
-    let registers = held.and_then(|h| h.registers).or_else(|| registers_of_waiting(&proc("syscall")));
-    let stack = match registers {
+    let registers = held.and_then(|h| h.registers);
+    let stack = match registers.map(|all| all.to_unwind()).or_else(|| registers_of_waiting(&proc("syscall"))) {
         Some(registers) => unwinder.unwind(&registers, &mut |address| memory.u64(address), MAX_FRAMES),
         None => RawStack::without_registers(),
     };
@@ -33,6 +33,7 @@ pub fn read_thread(
         comm: proc("comm").trim_end_matches('\n').to_owned(),
         state: held.map_or('?', |h| h.state_before),
         stop: held.map_or(StopOutcome::NotStopped("appeared after the stop".to_owned()), |h| h.outcome.clone()),
+        registers,
         wchan,
         stack,
         frame_modules,

@@ -301,6 +301,40 @@ pub fn threads(incident: &Value) -> Vec<&Value> {
     processes.iter().flat_map(|p| p["threads"].as_array().unwrap()).collect()
 }
 
+/// A general register of a recorded thread, by its name.
+pub fn register(thread: &Value, name: &str) -> u64 {
+    let all = &thread["registers"];
+    // Those of 64-bit ARM are a list.
+    let value = match (all["architecture"].as_str(), name.strip_prefix('x')) {
+        (Some("aarch64"), Some(number)) => &all["x"][number.parse::<usize>().unwrap()],
+        _ => &all[name],
+    };
+    value.as_u64().unwrap_or_else(|| panic!("no {name} in {thread}"))
+}
+
+/// Asserts that a stopped thread was recorded with its registers: those that its stack
+/// begins with, too.
+pub fn assert_registers(thread: &Value) {
+    let (ip, sp) = if cfg!(target_arch = "x86_64") { ("rip", "rsp") } else { ("pc", "sp") };
+    assert_eq!(thread["stop"]["kind"], "stopped", "{thread}");
+    assert_eq!(Some(register(thread, ip)), thread["stack"]["frames"][0]["address"].as_u64(), "{thread}");
+    assert_ne!(register(thread, sp), 0, "{thread}");
+}
+
+/// Asserts that the thread of fixtures/c/marked.h was recorded with the registers that
+/// it tells in a fixture's truth.
+pub fn assert_marked(incident: &Value, truth: &Value) {
+    let marked = &truth["marked"];
+    let is_marked = |thread: &&Value| thread["tid"] == marked["tid"];
+    let thread = threads(incident).into_iter().find(is_marked).unwrap_or_else(|| panic!("{marked} of {incident}"));
+    assert_registers(thread);
+    let registers = marked["registers"].as_object().unwrap();
+    assert_eq!(registers.len(), 7, "{marked}");
+    for (name, value) in registers {
+        assert_eq!(Some(register(thread, name)), value.as_u64(), "{name} of {thread}");
+    }
+}
+
 /// Whether the hold kept to its rules.
 pub fn assert_held_well(incident: &Value) {
     assert_eq!(incident["trigger"], "oom", "{incident}");
@@ -309,6 +343,17 @@ pub fn assert_held_well(incident: &Value) {
     assert!(hold["snapshot_us"].as_u64().unwrap() <= hold["deadline_us"].as_u64().unwrap(), "{hold}");
     assert!(hold["guardian_locked_bytes"].as_u64().unwrap() <= 16 << 20, "{hold}");
     assert!(!threads(incident).is_empty());
+    let gone = |thread: &&&Value| thread["stop"]["kind"] != "gone";
+    threads(incident).iter().filter(gone).for_each(|thread| assert_registers(thread));
+}
+
+/// Asserts that the reserve of a hold by the kernel was enough for all threads that the
+/// hold found, each of which may be charged 128 KiB of it, and for one large system call.
+pub fn assert_reserve_fits(incident: &Value) {
+    let hold = &incident["hold"];
+    let threads = hold["threads_stopped"].as_u64().unwrap() + hold["threads_not_stopped"].as_u64().unwrap();
+    let reserve = hold["kernel"]["reserve_bytes"].as_u64().unwrap_or_else(|| panic!("{hold}"));
+    assert!(reserve >= (8 << 20) + threads * (128 << 10), "{threads} threads: {hold}");
 }
 
 /// What could not be had of a process, but for the heap by stack of one that was
