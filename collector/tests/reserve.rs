@@ -3,8 +3,12 @@
 
 mod common;
 
-use common::{Lab, assert_held_well, assert_unharmed, fixture, text};
+use common::{Lab, assert_held_well, assert_reserve_fits, assert_unharmed, fixture, groups, text, wait_for};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
+use std::fs;
+use std::path::Path;
 use std::process::Output;
 
 /// Runs a command with a grant for each of its OOMs.
@@ -21,6 +25,7 @@ fn told(incident: &Value) -> &Value {
     assert_eq!(events["oom_kill"], 0, "{events}");
     assert_ne!(events["oom_hold"], 0, "{events}");
     assert!(hold["kernel"].is_object(), "{hold}");
+    assert_reserve_fits(incident);
     &hold["kernel"]
 }
 
@@ -36,6 +41,56 @@ fn two_hundred_threads_park_and_run_on() {
     let pid = &incident["processes"][0]["pid"];
     assert_eq!((&kernel["pid"], &kernel["user_fault"]), (pid, &Value::from(true)), "{kernel}");
     assert!(incident["hold"]["threads_stopped"].as_u64().unwrap() >= 200, "{}", incident["hold"]);
+}
+
+/// Between two looks at who is there, which are a second apart.
+#[test]
+#[ignore = "needs a kernel with the series: the reserve stage runs it"]
+fn the_reserve_fits_threads_that_were_made_just_now() {
+    for _ in 0..3 {
+        let lab = Lab::new();
+        let command = [&fixture("many_threads"), "--threads", "400", "--mib", "96"];
+        let output = granted(&lab, "48M", "grant=128M", &command);
+        assert_unharmed(&output);
+        let incident = &lab.incidents()[0];
+        told(incident);
+        assert_eq!(incident["memcg"]["events"]["oom_hold_broken"], 0, "{}", incident["memcg"]["events"]);
+    }
+}
+
+/// What was freed between the hold and the verdict is enough: nobody is killed for it.
+#[test]
+#[ignore = "needs a kernel with the series: the reserve stage runs it"]
+fn memory_that_comes_back_before_the_verdict_is_the_verdict() {
+    let file = Path::new("/dev/shm/reprieve-comes-back");
+    let lab = Lab::new();
+    let script = "head -c 24M /dev/zero >\"$0\" && exec \"$@\"";
+    let leak = fixture("steady_leak");
+    let command = ["sh", "-c", script, file.to_str().unwrap(), &leak, "--mib", "52"];
+    let guardian = lab.start(&["--brake", "reserve", "--memory", "64M", "--on-oom", "kill"], &command);
+    let pid = Pid::from_raw(guardian.id() as i32);
+    wait_for("the hold", || {
+        let state = groups().first().map(|group| fs::read_to_string(group.join("memory.oom.state")));
+        state.is_some_and(|state| state.is_ok_and(|state| state.contains("held 1")))
+    });
+    // Its deadline is far: it does not miss the moment.
+    kill(pid, Signal::SIGSTOP).unwrap();
+    fs::remove_file(file).unwrap();
+    wait_for("the end of the hold", || {
+        fs::read_to_string(groups()[0].join("memory.oom.state")).unwrap().contains("last_end margin")
+    });
+    kill(pid, Signal::SIGCONT).unwrap();
+    let output = guardian.wait_with_output().unwrap();
+    assert_unharmed(&output);
+    let incident = lab.incident();
+    told(&incident);
+    let verdict = &incident["verdict"];
+    assert_eq!(
+        (&verdict["relieved"], &verdict["steps"]),
+        (&Value::Bool(true), &Value::Array(Vec::new())),
+        "{verdict:#}"
+    );
+    assert!(verdict["summary"].as_str().unwrap().contains("free again before anything was done"), "{verdict:#}");
 }
 
 #[test]

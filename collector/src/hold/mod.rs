@@ -156,6 +156,12 @@ pub trait Brake: fmt::Debug {
     /// Whether the memcg needs no hold any more.
     fn is_well(&self) -> Result<bool, CgroupError>;
 
+    /// Whether the hold is over though nothing was done about it: memory was freed, or
+    /// somebody raised the limit. Brakes that hold until we let go never say so.
+    fn ended_by_itself(&mut self) -> bool {
+        false
+    }
+
     /// Room to move in for a memcg that is let go to get well by itself, until
     /// [`Brake::take_back`]. Brakes that hold below the kernel's limit leave some
     /// anyway.

@@ -11,7 +11,7 @@ use crate::cgroup::{CgroupError, Memcg};
 use crate::incident::model::KernelHold;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags};
-use reprieve_oom_uapi::{ATTACH, Attach, DEVICE, Event, Kind, STATE, VERDICT, Verdict};
+use reprieve_oom_uapi::{ATTACH, Attach, DEVICE, Event, Kind, Reason, STATE, VERDICT, Verdict};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd};
@@ -71,8 +71,10 @@ pub struct ReserveBrake {
     /// What `memory.max` is above it.
     lent: u64,
     reserve: u64,
-    /// Number of the hold that lasts.
-    held: Option<u64>,
+    /// The hold that lasts, as its record told.
+    held: Option<Event>,
+    /// Why the last one ended, until the next begins.
+    ended: Option<Reason>,
     /// The hold that was stopped last.
     told: Option<KernelHold>,
     late: StoppedThreads,
@@ -112,6 +114,7 @@ impl ReserveBrake {
             lent: 0,
             reserve: 0,
             held: None,
+            ended: None,
             told: None,
             late: StoppedThreads::default(),
             kernel_kills,
@@ -148,14 +151,16 @@ impl ReserveBrake {
             lent: 0,
             reserve: before.reserve,
             held: None,
+            ended: None,
             told: None,
             late: StoppedThreads::default(),
             kernel_kills,
             given_up: false,
             before: Some(before),
         };
-        let needed = brake.needed_reserve()?;
-        if brake.adapt_reserve().is_err() {
+        let threads = brake.adapt_reserve()?.len();
+        let needed = brake.needed_reserve(threads);
+        if brake.reserve < needed {
             eprintln!(
                 "reprieve: warning: {}/memory.oom.reserve is {} bytes and may not be written; with less than {needed} a hold can break off",
                 brake.memcg.path(),
@@ -170,11 +175,10 @@ impl ReserveBrake {
         if self.before.is_some() { ROOM_INSIDE_BYTES } else { ROOM_BYTES }
     }
 
-    /// Bytes for the threads there are, and for us where we are inside.
-    fn needed_reserve(&self) -> Result<u64, CgroupError> {
-        let threads = self.memcg.tids()?.len() as u64;
+    /// Bytes for so many threads, and for us where we are inside.
+    fn needed_reserve(&self, threads: usize) -> u64 {
         let ours = if self.before.is_some() { RESERVE_INSIDE_BYTES } else { 0 };
-        Ok(RESERVE_BYTES + ours + threads * RESERVE_PER_THREAD_BYTES)
+        RESERVE_BYTES + ours + threads as u64 * RESERVE_PER_THREAD_BYTES
     }
 
     /// Tells the kernel; a higher limit ends the hold. One that is still below the
@@ -187,22 +191,30 @@ impl ReserveBrake {
         Ok(())
     }
 
-    /// Raises the reserve as threads appear.
-    fn adapt_reserve(&mut self) -> Result<(), CgroupError> {
-        let reserve = self.needed_reserve()?;
+    /// Raises the reserve as threads appear; also that of a hold that lasts. Returns
+    /// the threads.
+    fn adapt_reserve(&mut self) -> Result<Vec<i32>, CgroupError> {
+        let tids = self.memcg.tids()?;
+        let reserve = self.needed_reserve(tids.len());
         if reserve > self.reserve {
-            self.memcg.write("memory.oom.reserve", &reserve.to_string())?;
-            self.reserve = reserve;
+            match self.memcg.write("memory.oom.reserve", &reserve.to_string()) {
+                Ok(()) => self.reserve = reserve,
+                // Another's to write: it was told at the start.
+                Err(_) if self.before.is_some() => {}
+                Err(error) => return Err(error),
+            }
         }
-        Ok(())
+        Ok(tids)
     }
 
     /// Takes what the kernel has to tell.
     fn take_records(&mut self) {
         while let Some(event) = self.device.record() {
             match event.kind() {
-                Some(Kind::Held) => self.held = Some(event.seq),
-                Some(Kind::Ended) if self.held == Some(event.seq) => self.held = None,
+                Some(Kind::Held) => (self.held, self.ended) = (Some(event), None),
+                Some(Kind::Ended) if self.held.is_some_and(|held| held.seq == event.seq) => {
+                    (self.held, self.ended) = (None, event.reason());
+                }
                 _ => {}
             }
         }
@@ -210,9 +222,9 @@ impl ReserveBrake {
 
     /// Ends the hold in favour of the kernel's OOM killer, if it lasts.
     fn leave_to_kernel(&mut self) {
-        if let Some(seq) = self.held.take() {
+        if let Some(held) = self.held.take() {
             // ESTALE: it ended meanwhile.
-            let _ = self.device.decide(&Verdict::give_up(seq));
+            let _ = self.device.decide(&Verdict::give_up(held.seq));
         }
     }
 }
@@ -340,11 +352,7 @@ impl Brake for ReserveBrake {
             return Ok(Look::OutOfMemory);
         }
         self.take_back()?;
-        match self.adapt_reserve() {
-            // Another's to write: it was told at the start.
-            Err(_) if self.before.is_some() => {}
-            result => result?,
-        }
+        self.adapt_reserve()?;
         Ok(Look::Well)
     }
 
@@ -367,9 +375,11 @@ impl Brake for ReserveBrake {
     fn stop(&mut self, deadline: Instant) -> Result<StoppedThreads, CgroupError> {
         let mut threads = std::mem::take(&mut self.late);
         // Who is stopped does not count as parked any more; what system calls
-        // under way have charged is known only then.
-        let before = self.device.state().ok().flatten();
-        threads.stop_all(deadline, || self.memcg.tids())?;
+        // under way have charged is known only then. It may have ended just now.
+        let before = self.device.state().ok().flatten().or(self.held);
+        // The last look may be a second old, and as many threads as like were made
+        // since: what they charge to get out of their system calls is due now.
+        threads.stop_all(deadline, || self.adapt_reserve())?;
         let after = self.device.state().ok().flatten().or(before);
         self.told = after.map(|event| told_by(Event { parked: before.map_or(0, |b| b.parked), ..event }));
         Ok(threads)
@@ -384,6 +394,12 @@ impl Brake for ReserveBrake {
     fn is_well(&self) -> Result<bool, CgroupError> {
         let state = self.device.state().map_err(|source| CgroupError::Read { path: DEVICE.into(), source })?;
         Ok(state.is_none())
+    }
+
+    fn ended_by_itself(&mut self) -> bool {
+        self.take_records();
+        // Another one, of a limit below, may last.
+        self.held.is_none() && self.ended == Some(Reason::Margin) && self.is_well().unwrap_or(false)
     }
 
     fn lend(&mut self) -> Result<(), CgroupError> {

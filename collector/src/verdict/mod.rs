@@ -71,17 +71,26 @@ impl Effect {
     }
 }
 
-/// Tries the actions in order until the memcg is well. When none helps the
-/// kernel decides. In the end every thread has been let go.
+/// Tries the actions in order until the memcg is well; none of them where it is
+/// well already, since its memory was freed meanwhile. When none helps the kernel
+/// decides. In the end every thread has been let go.
 pub fn decide(scene: &mut Scene<'_>, ladder: &[Action]) -> Verdict {
     let mut steps = Vec::new();
     let mut relieved = false;
-    for action in ladder {
+    // Whether a hold that is over by now is so without us.
+    let mut untouched = true;
+    let mut free_again = false;
+    // Before the first, between two, and before it is left to the kernel.
+    for action in ladder.iter().map(Some).chain([None]) {
         if scene.signals.ending().is_some() {
             break;
         }
+        free_again = untouched && scene.threads.is_some() && scene.brake.ended_by_itself();
+        relieved = free_again;
+        let Some(action) = action.filter(|_| !free_again) else { break };
         let step = scene.try_action(action);
         relieved = step.outcome == StepOutcome::Relieved;
+        untouched &= step.outcome == StepOutcome::Failed || matches!(action, Action::Freeze(_));
         steps.push(step);
         if relieved {
             break;
@@ -90,6 +99,12 @@ pub fn decide(scene: &mut Scene<'_>, ladder: &[Action]) -> Verdict {
     let mut verdict = Verdict { summary: String::new(), relieved, rule: None, problems: Vec::new(), steps };
     if let Some(ending) = scene.signals.ending() {
         verdict.summary = format!("{} was received: the hold is released and the command ended", ending.signal);
+    } else if free_again {
+        let room = scene.room().map_or(0, |(room, _)| room);
+        verdict.summary = format!(
+            "the memory was free again before anything was done about it ({} below the limit)",
+            units::bytes(room)
+        );
     } else if let Some(step) = verdict.steps.last().filter(|_| relieved) {
         verdict.summary = format!("{}: {}", step.action, step.effect);
     } else {
@@ -412,4 +427,125 @@ pub fn machine_memory() -> (u64, u64) {
             * 1024
     };
     (of("MemTotal"), of("MemAvailable"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cgroup::Hierarchy;
+    use crate::hold::{HandBack, Look};
+    use std::fs::File;
+    use std::os::fd::AsFd;
+
+    /// A brake whose hold may have ended, and which tells what it was asked for.
+    #[derive(Debug)]
+    struct Told {
+        bell: File,
+        is_over: bool,
+        grants: u32,
+        given_up: bool,
+        resumed: bool,
+    }
+
+    impl Brake for Told {
+        fn name(&self) -> &'static str {
+            "told"
+        }
+        fn bell(&self) -> PollFd<'_> {
+            PollFd::new(self.bell.as_fd(), PollFlags::POLLIN)
+        }
+        fn look_again(&self) -> Duration {
+            Duration::ZERO
+        }
+        fn look(&mut self) -> Result<Look, CgroupError> {
+            Ok(Look::Well)
+        }
+        fn exposed(&self) -> Duration {
+            Duration::ZERO
+        }
+        fn stop(&mut self, _: Instant) -> Result<StoppedThreads, CgroupError> {
+            Ok(StoppedThreads::default())
+        }
+        fn resume(&mut self, _: StoppedThreads) -> Result<(), CgroupError> {
+            self.resumed = true;
+            Ok(())
+        }
+        fn is_well(&self) -> Result<bool, CgroupError> {
+            Ok(self.is_over)
+        }
+        fn ended_by_itself(&mut self) -> bool {
+            self.is_over
+        }
+        fn grant(&mut self, _: u64) -> Result<(), CgroupError> {
+            self.grants += 1;
+            Ok(())
+        }
+        fn give_up(&mut self) -> Result<(), CgroupError> {
+            self.given_up = true;
+            Ok(())
+        }
+        fn rearm(&mut self) -> Result<(), CgroupError> {
+            Ok(())
+        }
+        fn hand_back(&self) -> HandBack {
+            HandBack::default()
+        }
+        fn limit(&self) -> u64 {
+            64 << 20
+        }
+        fn level(&self) -> u64 {
+            64 << 20
+        }
+    }
+
+    /// The verdict on a hold of nobody, in a memcg that is full.
+    fn decided(is_over: bool, ladder: &[Action]) -> (Verdict, Told) {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("memory.current"), (60 << 20).to_string()).unwrap();
+        std::fs::write(dir.path().join("memory.max"), (64 << 20).to_string()).unwrap();
+        std::fs::write(dir.path().join("memory.events"), "oom_kill 0\n").unwrap();
+        let hierarchy = Hierarchy { version: Version::V2, mount: dir.path().into(), own: "/".to_owned() };
+        let memcg = Memcg::at(&hierarchy, "/");
+        let mut brake =
+            Told { bell: File::open("/dev/null").unwrap(), is_over, grants: 0, given_up: false, resumed: false };
+        let mut scene = Scene {
+            brake: &mut brake,
+            memcg: &memcg,
+            cpu: None,
+            processes: &[],
+            threads: Some(StoppedThreads::default()),
+            watchdog: None,
+            signals: &mut Signals::block().unwrap(),
+            summary: "",
+            released: None,
+        };
+        let verdict = decide(&mut scene, ladder);
+        assert!(scene.released.is_some(), "nobody was let go");
+        (verdict, brake)
+    }
+
+    #[test]
+    fn nothing_is_done_where_memory_is_free_already() {
+        let (verdict, brake) = decided(true, &[Action::Kill, Action::Grant(1 << 20)]);
+        assert!(verdict.relieved && verdict.steps.is_empty(), "{verdict:?}");
+        assert!(verdict.summary.contains("free again") && verdict.summary.contains("4.0 MiB"), "{}", verdict.summary);
+        assert_eq!((brake.grants, brake.given_up, brake.resumed), (0, false, true));
+    }
+
+    #[test]
+    fn a_hold_that_lasts_is_acted_on() {
+        let (verdict, brake) = decided(false, &[Action::Grant(1 << 20)]);
+        assert!(verdict.relieved, "{verdict:?}");
+        assert_eq!(verdict.steps.iter().map(|step| &*step.action).collect::<Vec<_>>(), ["grant=1M"]);
+        assert_eq!((brake.grants, brake.given_up, brake.resumed), (1, false, true));
+    }
+
+    #[test]
+    fn without_any_action_the_kernel_decides() {
+        let (verdict, brake) = decided(true, &[]);
+        assert!(verdict.relieved && !brake.given_up, "{verdict:?}");
+        let (verdict, brake) = decided(false, &[]);
+        assert!(!verdict.relieved, "{verdict:?}");
+        assert!(brake.given_up && brake.resumed);
+    }
 }
