@@ -3,19 +3,28 @@
 
 mod common;
 
-use common::{Group, Lab, assert_held_well, assert_unharmed, fixture, rounds, text, wait_for};
+use common::{
+    Group, Lab, assert_held_well, assert_marked, assert_reserve_fits, assert_unharmed, fixture, rounds, text, truth,
+    wait_for,
+};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 /// Rounds of the whole way; REPRIEVE_ROUNDS_PERCENT of it, which is 20 in the guest's
-/// stage and 200 for REPRIEVE_ROUNDS_PERCENT=200.
+/// stage, and what `cargo xtask kernel soak --whole-way` is told.
 const ROUNDS: u64 = 100;
 const LIMIT: &str = "64M";
+/// Room for the first hold's guardian beside what the kernel lets held tasks charge.
+const RESERVE_INSIDE_BYTES: u64 = 32 << 20;
+
+/// Counters of memory.events that stay at 0 where all goes well.
+const NEVER: [&str; 4] = ["oom_kill", "oom_reserve_fail", "oom_hold_broken", "oom_hold_timeout"];
 
 /// A memcg with a limit that nobody of reprieve made.
 fn limited(name: &str) -> Group {
@@ -33,22 +42,31 @@ fn here(lab: &Lab, cgroup: &Path, options: &[&str], command: &[&str]) -> Command
     shell
 }
 
-/// What the whole way comes to when the guardian is in the full memcg.
-fn assert_the_whole_way(lab: &Lab, output: &Output) {
+/// What the whole way comes to when the guardian is in the full memcg and `victim` is
+/// what it runs. Returns the incidents.
+fn assert_the_whole_way(lab: &Lab, output: &Output, victim: &str) -> Vec<Value> {
     let incidents = lab.incidents();
     if !output.status.success() {
         incidents.iter().for_each(|incident| println!("{}: {}", incident["trigger"], incident["memcg"]["events"]));
     }
     assert_unharmed(output);
-    // A later hold may find room that the drawing of the one before gave back.
-    let first = &incidents.first().unwrap_or_else(|| panic!("{}", text(output)))["hold"]["kernel"];
-    assert_ne!(first["reserve_used_bytes"], 0, "{first}");
+    // A later hold may find room that the drawing of the one before gave back, and one
+    // that ended by itself has found some.
+    let first = incidents.first().unwrap_or_else(|| panic!("{}", text(output)));
+    if first["verdict"]["steps"] != Value::Array(Vec::new()) {
+        let kernel = &first["hold"]["kernel"];
+        assert_ne!(kernel["reserve_used_bytes"], 0, "{kernel}");
+    }
     for incident in &incidents {
         assert_held_well(incident);
+        assert_reserve_fits(incident);
         let kernel = &incident["hold"]["kernel"];
         assert_eq!(kernel["guardian_inside"], true, "{}", incident["hold"]);
+        assert!(kernel["reserve_bytes"].as_u64().unwrap() > RESERVE_INSIDE_BYTES, "{kernel}");
         let events = &incident["memcg"]["events"];
-        assert_eq!((&events["oom_kill"], &events["oom_reserve_fail"]), (&Value::from(0), &Value::from(0)), "{events}");
+        for never in NEVER {
+            assert_eq!(events[never], 0, "{never} of {events}");
+        }
         assert_eq!(incident["symbols"]["state"]["kind"], "before_verdict", "{}", incident["symbols"]["state"]);
         assert_eq!(incident["verdict"]["relieved"], true, "{:#}", incident["verdict"]);
         for process in incident["processes"].as_array().unwrap() {
@@ -57,8 +75,45 @@ fn assert_the_whole_way(lab: &Lab, output: &Output) {
         }
         let dir = lab.out().join(incident["id"].as_str().unwrap());
         let folded = fs::read_to_string(dir.join("stacks.folded")).unwrap();
-        assert!(folded.contains("(steady_leak.c:"), "no file and line: {folded}");
+        assert!(folded.contains(&format!("({victim}.c:")), "no file and line: {folded}");
         assert!(fs::read_to_string(dir.join("flamegraph.svg")).unwrap().contains("</svg>"));
+    }
+    incidents
+}
+
+/// What holds of the whole way came to, for the soak's summary.
+#[derive(Default)]
+struct Tally {
+    holds: usize,
+    actions: BTreeMap<String, usize>,
+    longest_us: u64,
+    most_reserve: u64,
+}
+
+impl Tally {
+    fn add(&mut self, incident: &Value) {
+        self.holds += 1;
+        let steps = incident["verdict"]["steps"].as_array().unwrap();
+        // That of the step which helped.
+        let action = steps.last().map_or("free again", |step| step["action"].as_str().unwrap());
+        *self.actions.entry(action.to_owned()).or_default() += 1;
+        self.longest_us = self.longest_us.max(incident["hold"]["held_us"].as_u64().unwrap());
+        let used = incident["hold"]["kernel"]["reserve_used_bytes"].as_u64().unwrap();
+        self.most_reserve = self.most_reserve.max(used);
+    }
+}
+
+impl std::fmt::Display for Tally {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let actions: Vec<_> = self.actions.iter().map(|(action, count)| format!("{action} {count}")).collect();
+        write!(
+            f,
+            "{} holds ({}), held {} ms, {} MiB of the reserve used at most",
+            self.holds,
+            actions.join(", "),
+            self.longest_us / 1000,
+            self.most_reserve >> 20
+        )
     }
 }
 
@@ -66,17 +121,35 @@ fn assert_the_whole_way(lab: &Lab, output: &Output) {
 #[ignore = "needs a kernel with the series: the reserve stage runs it"]
 fn the_whole_way_from_inside() {
     let ladders = ["grant=64M", "throttle=200ms,grant=64M"];
-    for round in 0..rounds(ROUNDS) {
+    let victims = ["service", "steady_leak"];
+    let rounds = rounds(ROUNDS);
+    let mut all = Tally::default();
+    for round in 0..rounds {
         let lab = Lab::new();
         let group = limited("inside");
-        let ladder = ladders[round as usize % ladders.len()];
-        let output =
-            here(&lab, &group.0, &["--on-oom", ladder], &[&fixture("steady_leak"), "--mib", "80"]).output().unwrap();
-        assert_the_whole_way(&lab, &output);
+        let victim = victims[round as usize % victims.len()];
+        let ladder = ladders[round as usize / victims.len() % ladders.len()];
+        let options = ["--on-oom", ladder];
+        let output = here(&lab, &group.0, &options, &[&fixture(victim), "--mib", "80"]).output().unwrap();
+        let incidents = assert_the_whole_way(&lab, &output, victim);
+        // Also those of the time since the last hold began.
+        let events = fs::read_to_string(group.0.join("memory.events")).unwrap();
+        assert!(NEVER.iter().all(|never| events.contains(&format!("{never} 0\n"))), "{events}");
         let max = fs::read_to_string(group.0.join("memory.max")).unwrap();
         assert_eq!(max.trim(), "67108864", "the memcg is left as it was");
         assert_eq!(fs::read_to_string(group.0.join("memory.oom.reserve")).unwrap().trim(), "0");
+        let mut tally = Tally::default();
+        for incident in &incidents {
+            if victim == "service" {
+                assert_marked(incident, &truth(&output));
+            }
+            tally.add(incident);
+            all.add(incident);
+        }
+        // The soak counts these lines.
+        println!("whole way {} of {rounds}: {victim}, {ladder}: {tally}", round + 1);
     }
+    println!("whole way: {rounds} of {rounds} in a row: {all}");
 }
 
 /// A pod: the limit is on the parent, guardian and program are in one of its children.
@@ -90,8 +163,7 @@ fn the_limit_may_be_an_ancestors() {
         let child = Child::of(&pod.0);
         let command = [&*fixture("steady_leak"), "--mib", "80"];
         let output = here(&lab, &child.0, &["--on-oom", "grant=64M"], &command).output().unwrap();
-        assert_the_whole_way(&lab, &output);
-        let state = lab.incidents().remove(0);
+        let state = assert_the_whole_way(&lab, &output, "steady_leak").remove(0);
         assert!(state["memcg"]["path"].as_str().unwrap().starts_with("/pod-"), "{}", state["memcg"]["path"]);
     }
 }

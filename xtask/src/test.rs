@@ -4,6 +4,7 @@ use crate::demo::{BUILD_PACKAGES, build_release, target};
 use crate::deps::{self, Package};
 use crate::failures::Failures;
 use crate::labelled::Labelled;
+use crate::programs::test_program;
 use crate::{fixtures, fuzz, vm};
 use anyhow::{Context, Result, bail};
 use std::io::{self, Write};
@@ -272,21 +273,6 @@ fn in_guest(root: &Path, kernel: vm::Flavor, tests: &[&str], memory_mib: u32, ou
         0 => Ok(()),
         status => bail!("the tests in the guest ended with status {status}\n{}", failures.into_text()),
     }
-}
-
-/// The compiled test program of the collector with this name.
-fn test_program(root: &Path, name: &str) -> Result<String> {
-    let arguments = ["test", "--release", "-p", "reprieve", "--test", name, "--no-run", "--message-format=json"];
-    let output = Command::new("cargo").args(arguments).current_dir(root).output()?;
-    if !output.status.success() {
-        bail!("test {name} did not compile: {}", String::from_utf8_lossy(&output.stderr));
-    }
-    String::from_utf8_lossy(&output.stdout)
-        .lines()
-        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-        .filter(|message| message["target"]["name"] == name && message["profile"]["test"] == true)
-        .find_map(|message| message["executable"].as_str().map(str::to_owned))
-        .with_context(|| format!("cargo named no program for test {name}"))
 }
 
 fn cargo(root: &Path, args: &[&str], env: &[(&str, &Path)], out: Out<'_>) -> Result<()> {

@@ -1,5 +1,7 @@
-//! `cargo xtask kernel soak`: mixed stress on kernels that look for bugs.
+//! `cargo xtask kernel soak`: mixed stress on kernels that look for bugs, or the whole
+//! way from a leak to a verdict again and again.
 
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -8,6 +10,7 @@ use anyhow::{Context, Result};
 
 use super::{Cgroup, DIED, Extras, Flavor, GuestSpec, TIMED_OUT, cache, run_with, splat};
 use crate::fixtures;
+use crate::programs::test_program;
 
 /// What a soak takes.
 #[derive(Debug, clap::Args)]
@@ -24,6 +27,11 @@ pub(crate) struct Soak {
     /// Another order of what happens
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Instead of all that, so many rounds of the whole way: a program leaks in a memcg,
+    /// the guardian, in the same one, holds, records, symbolizes, draws, and throttles
+    /// or grants, and the program finds its memory as it was. Stops at the first that fails
+    #[arg(long, value_name = "ROUNDS", conflicts_with_all = ["minutes", "debug", "seed"], value_parser = clap::value_parser!(u64).range(1..))]
+    whole_way: Option<u64>,
 }
 
 /// A kernel that looks for bugs, in one way or in none.
@@ -60,6 +68,15 @@ impl Debug {
 const MEMORY_MIB: u32 = 640;
 /// Time for a guest to boot and to end its last round.
 const MARGIN: Duration = Duration::from_secs(300);
+/// The collector's test of the whole way, and the program that it is in.
+const WHOLE_WAY: &str = "the_whole_way_from_inside";
+const WHOLE_WAY_PROGRAM: &str = "inside";
+/// What it begins a line with for each round that went well, before its number.
+const WHOLE_WAY_LINE: &str = "whole way ";
+/// Memory of its guest, that of the tests.
+const WHOLE_WAY_MEMORY_MIB: u32 = 1024;
+/// One round under emulation, at most.
+const ROUND_TIME: Duration = Duration::from_secs(60);
 
 /// Stresses each kernel and looks at its console.
 ///
@@ -67,6 +84,10 @@ const MARGIN: Duration = Duration::from_secs(300);
 ///
 /// When a kernel cannot be built or booted. What it finds is a status.
 pub(super) fn run(root: &Path, soak: &Soak) -> Result<ExitCode> {
+    if let Some(rounds) = soak.whole_way {
+        let good = whole_way(root, rounds, soak.cpus.unwrap_or(1))?;
+        return Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    }
     let program = fixtures::build(root)?.join("kernel_stress");
     let mut good = true;
     for debug in Debug::ALL.into_iter().filter(|debug| soak.debug.is_none_or(|only| only == *debug)) {
@@ -92,10 +113,15 @@ fn one(root: &Path, program: &Path, debug: Debug, soak: &Soak) -> Result<bool> {
     };
     let extras = Extras { parameters: parameters.to_owned(), may_die: true, ..Extras::default() };
     println!("== {debug:?}: {} minutes on {} processors, seed {}", soak.minutes, spec.cpus, soak.seed);
-    let (status, log) = run_with(root, &spec, &extras, &mut std::io::stdout())?;
-    let splats = splat::find(&log);
-    let kept = cache::directory()?.join(format!("soak-{debug:?}.log").to_lowercase());
-    std::fs::write(&kept, &log).with_context(|| format!("{}: cannot be written", kept.display()))?;
+    let (status, log) = run_with(root, &spec, &extras, &mut io::stdout())?;
+    look(&format!("{debug:?}"), status, &log)
+}
+
+/// Tells how a guest ended and what its kernel had to say; whether nothing was found.
+fn look(name: &str, status: i32, log: &str) -> Result<bool> {
+    let splats = splat::find(log);
+    let kept = cache::directory()?.join(format!("soak-{name}.log").to_lowercase().replace(' ', "-"));
+    std::fs::write(&kept, log).with_context(|| format!("{}: cannot be written", kept.display()))?;
 
     for report in &splats.reports {
         println!("{report}\n");
@@ -104,11 +130,86 @@ fn one(root: &Path, program: &Path, debug: Debug, soak: &Soak) -> Result<bool> {
         println!("not of the series: {count} x {race}");
     }
     let ending = match status {
-        0 => "the stress ended well".to_owned(),
+        0 => "it ended well".to_owned(),
         TIMED_OUT => "the guest HUNG".to_owned(),
         DIED => "the guest DIED".to_owned(),
-        status => format!("the stress FAILED with status {status}"),
+        status => format!("it FAILED with status {status}"),
     };
-    println!("== {debug:?}: {ending}, {} splats; console: {}", splats.reports.len(), kept.display());
+    println!("== {name}: {ending}, {} splats; console: {}", splats.reports.len(), kept.display());
     Ok(status == 0 && splats.reports.is_empty())
+}
+
+/// Rounds of the whole way in one guest; whether all of them went well.
+fn whole_way(root: &Path, rounds: u64, cpus: u32) -> Result<bool> {
+    let fixtures = fixtures::build(root)?;
+    let program = test_program(root, WHOLE_WAY_PROGRAM)?;
+    let arguments = [WHOLE_WAY, "--exact", "--include-ignored", "--nocapture"].map(str::to_owned);
+    let spec = GuestSpec {
+        command: [program].into_iter().chain(arguments).collect(),
+        env: vec![
+            ("REPRIEVE_FIXTURES".to_owned(), fixtures.display().to_string()),
+            // Its usual number is 100.
+            ("REPRIEVE_ROUNDS_PERCENT".to_owned(), rounds.to_string()),
+        ],
+        cwd: root.join("collector"),
+        memory_mib: WHOLE_WAY_MEMORY_MIB,
+        cpus,
+        timeout: MARGIN + ROUND_TIME * u32::try_from(rounds).context("too many rounds")?,
+        cgroup: Cgroup::V2,
+        kernel: Flavor::Reserve,
+        terminal: false,
+    };
+    println!("== whole way: {rounds} rounds on {cpus} processors");
+    let mut said = Kept { out: io::stdout(), text: Vec::new() };
+    let (status, log) = run_with(root, &spec, &Extras { may_die: true, ..Extras::default() }, &mut said)?;
+    let good = well(&String::from_utf8_lossy(&said.text));
+    println!("== whole way: {good} of {rounds} rounds in a row went well");
+    Ok(look("whole way", status, &log)? && good == rounds)
+}
+
+/// How many rounds of the whole way went well. libtest writes before the first.
+fn well(said: &str) -> u64 {
+    let is_round = |line: &&str| {
+        line.split_once(WHOLE_WAY_LINE).is_some_and(|(_, rest)| rest.starts_with(|first: char| first.is_ascii_digit()))
+    };
+    said.lines().filter(is_round).count() as u64
+}
+
+/// Passes on what is written, and keeps it.
+struct Kept<W> {
+    out: W,
+    text: Vec<u8>,
+}
+
+impl<W: Write> Write for Kept<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.out.write(bytes)?;
+        self.text.extend_from_slice(&bytes[..written]);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounds_are_counted_and_nothing_else() {
+        let said = "\nrunning 1 test\ntest the_whole_way_from_inside ... whole way 1 of 3: a\nreprieve: out of memory\n\
+                    whole way 2 of 3: b\n";
+        assert_eq!(well(said), 2);
+        assert_eq!(well(&format!("{said}whole way 3 of 3: a\nwhole way: 3 of 3 in a row: 7 holds\nok\n")), 3);
+        assert_eq!(well("running 1 test\ntest the_whole_way_from_inside ... FAILED\n"), 0);
+    }
+
+    #[test]
+    fn what_is_kept_is_passed_on() {
+        let mut kept = Kept { out: Vec::new(), text: Vec::new() };
+        kept.write_all(b"a\n").unwrap();
+        assert_eq!((&*kept.out, &*kept.text), (&b"a\n"[..], &b"a\n"[..]));
+    }
 }
