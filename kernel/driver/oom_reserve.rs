@@ -20,7 +20,8 @@ use kernel::{
     c_str,
     fs::{File, FileOwner},
     ioctl::{_IOC_SIZE, _IOR, _IOW},
-    miscdevice::{FileOperations, MiscDevice, Registration},
+    misc_file_operations,
+    miscdevice::{MiscDevice, Registration},
     oom::Handler,
     poll::{Events, PollTable},
     prelude::*,
@@ -39,7 +40,9 @@ module! {
     imports_ns: ["OOM_HOLD"],
 }
 
-static FOPS: FileOperations<Session> = FileOperations::new(&THIS_MODULE);
+misc_file_operations! {
+    static FOPS: Session;
+}
 
 struct OomReserve {
     _device: Pin<KBox<Registration>>,
@@ -112,12 +115,15 @@ impl MiscDevice for Session {
         };
         buffer.write(&first)?;
 
-        // That the session has ended meanwhile is for the next call to tell.
+        // What goes wrong from here on must not hide the first. That the session has ended
+        // meanwhile is for the next call to tell.
         while buffer.len() >= size_of::<oom_reserve_event>() {
             let Ok(Some(record)) = handler.next_record() else {
                 break;
             };
-            buffer.write(&record)?;
+            if buffer.write(&record).is_err() {
+                break;
+            }
         }
         Ok(())
     }
@@ -142,6 +148,9 @@ impl MiscDevice for Session {
             ATTACH => session.attach(file, &parse(user)?)?,
             VERDICT => session.handler()?.verdict(&parse(user)?)?,
             STATE => {
+                if _IOC_SIZE(command) < size_of::<oom_reserve_event>() {
+                    return Err(EINVAL);
+                }
                 let state = session.handler()?.state()?;
                 user.writer().write(&state)?;
             }

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use super::cache::{self, Key, Lock, Scratch};
-use super::{Cgroup, Flavor, GuestSpec, kernel, make, run};
+use super::{Cgroup, Extras, Flavor, GuestSpec, kernel, make, run_with};
 
 /// The kernel's own.
 const KERNELS: &[&str] = &["test_core", "test_freezer", "test_kill", "test_memcontrol"];
@@ -28,6 +28,9 @@ const FOLDER: &str = "tools/testing/selftests";
 /// Memory of a guest, and of one that is to run out of it.
 const MEMORY_MIB: u32 = 1024;
 const LITTLE_MEMORY_MIB: u32 = 256;
+/// What the kernel of the latter is told: that it has two nodes, one of which can run
+/// out of memory while the other does not.
+const TWO_NODES: &str = "numa=fake=2";
 /// Longest that a guest may take, with as few rounds as there can be.
 const TIME: Duration = Duration::from_secs(480);
 /// A round under emulation, at most.
@@ -162,8 +165,12 @@ fn in_guest(
         kernel,
         terminal: false,
     };
+    let mut extras = Extras::default();
+    if memory_mib == LITTLE_MEMORY_MIB {
+        TWO_NODES.clone_into(&mut extras.parameters);
+    }
     let mut output = Vec::new();
-    let status = run(root, &spec, &mut output)?;
+    let (status, _) = run_with(root, &spec, &extras, &mut output)?;
     let output = String::from_utf8_lossy(&output).replace('\r', "");
     if status != 0 {
         bail!("{}: the guest's command ended with status {status}; it said:\n{output}", names.join(" "));
