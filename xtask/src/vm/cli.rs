@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::{Cgroup, Flavor, GuestSpec, Rounds, kernel, matrix, run, selftests, soak};
+use super::{Cgroup, Extras, Flavor, GuestSpec, Rounds, kernel, matrix, run, run_with, selftests, soak};
 
 /// What `cargo xtask vm` does.
 #[derive(Debug, clap::Subcommand)]
@@ -69,6 +69,9 @@ pub(crate) struct Guest {
     /// End the guest, with status 124, after so many seconds
     #[arg(long, value_name = "SECS", default_value_t = 300)]
     timeout: u64,
+    /// Tell the guest's kernel so, besides what it has to be told: "numa=fake=2"
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    parameters: String,
     /// The command and its arguments
     #[arg(last = true, required = true, value_name = "CMD")]
     command: Vec<String>,
@@ -124,8 +127,10 @@ fn print_build(root: &Path, flavor: Flavor) -> Result<ExitCode> {
 impl Guest {
     fn run(self, root: &Path, kernel: Flavor) -> Result<ExitCode> {
         let spec = self.machine.spec(kernel, self.command, Duration::from_secs(self.timeout))?;
+        let extras = Extras { parameters: self.parameters, ..Extras::default() };
+        let (status, _) = run_with(root, &spec, &extras, &mut std::io::stdout())?;
         // A status has eight bits; one that did not would be no success.
-        Ok(ExitCode::from(u8::try_from(run(root, &spec, &mut std::io::stdout())?).unwrap_or(u8::MAX)))
+        Ok(ExitCode::from(u8::try_from(status).unwrap_or(u8::MAX)))
     }
 }
 
