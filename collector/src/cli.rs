@@ -486,7 +486,7 @@ fn run_command(args: RunArgs, config: &Config) -> Result<ExitCode, Failure> {
         out: args.out.or(config.store_dir()),
         limits: config.limits(),
         brake: args.brake.unwrap_or_else(|| config.run_brake()),
-        options: snapshot::Options { with_cmdline: args.with_cmdline || config.records_cmdlines() },
+        options: snapshot::Options { with_cmdline: args.with_cmdline || config.records_cmdlines(), alone: false },
         heap_period: with_heap.then(|| period.unwrap_or_else(|| heap_period(limit_bytes))),
     };
     match run::run(&request) {
@@ -511,7 +511,7 @@ fn watch_machine(args: MachineArgs, config: &Config) -> Result<ExitCode, Failure
         jobs: args.jobs.into(),
         out: args.out.or(config.store_dir()),
         limits: config.limits(),
-        options: snapshot::Options { with_cmdline: args.with_cmdline || config.records_cmdlines() },
+        options: snapshot::Options { with_cmdline: args.with_cmdline || config.records_cmdlines(), alone: true },
     };
     machine::watch(&request).map(|()| ExitCode::SUCCESS).map_err(|error| {
         let code = match &error {
@@ -529,7 +529,7 @@ fn heap_period(limit_bytes: u64) -> u64 {
 }
 
 fn take_snapshot(args: SnapshotArgs, config: &Config) -> Result<ExitCode, Failure> {
-    let options = snapshot::Options { with_cmdline: args.with_cmdline || config.records_cmdlines() };
+    let options = snapshot::Options { with_cmdline: args.with_cmdline || config.records_cmdlines(), alone: false };
     let deadline = args.deadline.unwrap_or_else(|| config.snapshot_deadline());
     match run::snapshot(&args.target, args.out.or(config.store_dir()), config.limits(), options, deadline) {
         Ok((incident, dir)) => {

@@ -41,6 +41,7 @@ fn two_hundred_threads_park_and_run_on() {
     let pid = &incident["processes"][0]["pid"];
     assert_eq!((&kernel["pid"], &kernel["user_fault"]), (pid, &Value::from(true)), "{kernel}");
     assert!(incident["hold"]["threads_stopped"].as_u64().unwrap() >= 200, "{}", incident["hold"]);
+    assert_eq!((&kernel["ended"], &kernel["holds"]), (&Value::from("margin"), &Value::from(1)), "{kernel}");
 }
 
 /// Between two looks at who is there, which are a second apart.
@@ -127,7 +128,7 @@ fn without_a_useful_action_the_kernel_decides() {
     let output = lab.run(&["--brake", "reserve", "--memory", "64M", "--on-oom", "reclaim"], &command);
     assert_eq!(output.status.code(), Some(137), "{}", text(&output));
     let incidents = lab.incidents();
-    told(&incidents[0]);
+    assert_eq!(told(&incidents[0])["ended"], "gave_up");
     assert_eq!(incidents[0]["verdict"]["relieved"], false);
     assert_eq!(incidents[1]["trigger"], "killed_by_kernel");
     assert_eq!(incidents[1]["kernel_victims"][0]["comm"], "steady_leak");

@@ -70,6 +70,13 @@ impl Priority {
         Priority { policy, param }
     }
 
+    /// One that goes before this, where this is one of those that go first.
+    #[must_use]
+    pub fn above(mut self) -> Self {
+        self.param.sched_priority += 1;
+        self
+    }
+
     /// Gives it to the caller, which stays as it is where it has no right to it.
     pub fn take(self) {
         // SAFETY: 0 is this thread; the pointer is to a live local.

@@ -80,6 +80,13 @@ impl Alarm {
         (self.waits)(self)
     }
 
+    /// The number of the hold that lasts or was last, where holds have one: another
+    /// one has its own time.
+    #[must_use]
+    pub fn turn(&self) -> Option<u64> {
+        self.says("seq")
+    }
+
     /// What to poll for.
     #[must_use]
     pub fn bell(&self) -> PollFd<'_> {
@@ -140,7 +147,7 @@ pub trait Brake: fmt::Debug {
     fn exposed(&self) -> Duration;
 
     /// What the kernel told of the hold that was stopped last, where it does.
-    fn told(&self) -> Option<KernelHold> {
+    fn told(&mut self) -> Option<KernelHold> {
         None
     }
 

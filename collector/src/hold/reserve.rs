@@ -75,8 +75,9 @@ pub struct ReserveBrake {
     held: Option<Event>,
     /// Why the last one ended, until the next begins.
     ended: Option<Reason>,
-    /// The hold that was stopped last.
+    /// The hold that was stopped last, and its number.
     told: Option<KernelHold>,
+    stopped: Option<u64>,
     late: StoppedThreads,
     kernel_kills: u64,
     given_up: bool,
@@ -116,6 +117,7 @@ impl ReserveBrake {
             held: None,
             ended: None,
             told: None,
+            stopped: None,
             late: StoppedThreads::default(),
             kernel_kills,
             given_up: false,
@@ -153,6 +155,7 @@ impl ReserveBrake {
             held: None,
             ended: None,
             told: None,
+            stopped: None,
             late: StoppedThreads::default(),
             kernel_kills,
             given_up: false,
@@ -212,8 +215,15 @@ impl ReserveBrake {
         while let Some(event) = self.device.record() {
             match event.kind() {
                 Some(Kind::Held) => (self.held, self.ended) = (Some(event), None),
-                Some(Kind::Ended) if self.held.is_some_and(|held| held.seq == event.seq) => {
-                    (self.held, self.ended) = (None, event.reason());
+                Some(Kind::Ended) => {
+                    if self.held.is_some_and(|held| held.seq == event.seq) {
+                        (self.held, self.ended) = (None, event.reason());
+                    }
+                    if let (Some(seq), Some(told)) = (self.stopped, self.told.as_mut())
+                        && seq == event.seq
+                    {
+                        told.ended = event.reason().map(|reason| ending(reason).to_owned());
+                    }
                 }
                 _ => {}
             }
@@ -240,6 +250,12 @@ impl Device {
         // Records are taken when the bell has rung; std sets O_CLOEXEC.
         options.read(true).write(true).custom_flags(libc::O_NONBLOCK);
         options.open(DEVICE).map(Device).map_err(BrakeError::NoReserve)
+    }
+
+    /// A session whose records come out of a file.
+    #[cfg(test)]
+    pub fn of_file(file: File) -> Self {
+        Device(file)
     }
 
     /// Becomes the handler of the cgroup whose directory is open as `dir`.
@@ -321,6 +337,24 @@ pub fn told_by(event: Event) -> KernelHold {
         overrun_left_bytes: event.overrun,
         guardian_inside: event.flags & Event::HANDLER_INSIDE != 0,
         reserve_used_bytes: event.used,
+        ended: None,
+        holds: 1,
+    }
+}
+
+/// How a hold ended, as the kernel has it in memory.oom.state (oom_hold_end_names,
+/// mm/oom_hold.c).
+#[must_use]
+pub fn ending(reason: Reason) -> &'static str {
+    match reason {
+        Reason::Margin => "margin",
+        Reason::Retry => "retry",
+        Reason::Killed => "killed",
+        Reason::GaveUp => "gave_up",
+        Reason::Timeout => "timeout",
+        Reason::HandlerGone => "handler_gone",
+        Reason::Exhausted => "exhausted",
+        Reason::Offline => "offline",
     }
 }
 
@@ -361,7 +395,9 @@ impl Brake for ReserveBrake {
         Duration::ZERO
     }
 
-    fn told(&self) -> Option<KernelHold> {
+    fn told(&mut self) -> Option<KernelHold> {
+        // That it has ended, too.
+        self.take_records();
         self.told.clone()
     }
 
@@ -381,6 +417,7 @@ impl Brake for ReserveBrake {
         // since: what they charge to get out of their system calls is due now.
         threads.stop_all(deadline, || self.adapt_reserve())?;
         let after = self.device.state().ok().flatten().or(before);
+        self.stopped = after.map(|event| event.seq);
         self.told = after.map(|event| told_by(Event { parked: before.map_or(0, |b| b.parked), ..event }));
         Ok(threads)
     }

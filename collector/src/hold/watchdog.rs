@@ -117,8 +117,9 @@ pub fn wait_pidfd(pidfd: &OwnedFd, at_most: Duration) -> bool {
 enum Patience {
     /// Nothing is going on.
     Endless,
-    /// The memcg is out of memory, and the guardian has not said a word.
-    Unanswered(Instant),
+    /// The memcg is out of memory, in the hold with this number where those have one,
+    /// and the guardian has not said a word.
+    Unanswered(Instant, Option<u64>),
     /// It holds, and said for how long.
     Held(Instant),
 }
@@ -127,7 +128,7 @@ impl Patience {
     fn end(self) -> Option<Instant> {
         match self {
             Patience::Endless => None,
-            Patience::Unanswered(at) | Patience::Held(at) => Some(at),
+            Patience::Unanswered(at, _) | Patience::Held(at) => Some(at),
         }
     }
 }
@@ -145,6 +146,8 @@ fn watch(mut line: UnixStream, guardian: &OwnedFd, hand_back: &HandBack, answer:
     // What the kernel keeps for a reader of the bell, it makes now, not in a hold.
     hand_back.alarm.iter().for_each(Alarm::silence);
     let waits = || hand_back.alarm.as_ref().is_some_and(Alarm::waits);
+    let turn = || hand_back.alarm.as_ref().and_then(Alarm::turn);
+    let unanswered = || Patience::Unanswered(Instant::now() + answer + GRACE, turn());
     let mut patience = Patience::Endless;
     loop {
         let timeout = patience.end().map_or(PollTimeout::NONE, |at| {
@@ -158,10 +161,14 @@ fn watch(mut line: UnixStream, guardian: &OwnedFd, hand_back: &HandBack, answer:
             Err(Errno::EINTR) => continue,
             Ok(0) if patience.end().is_none_or(|at| Instant::now() < at) => continue,
             Ok(0) => {
-                if let Patience::Unanswered(_) = patience {
-                    // Endless: somebody freed memory, nothing had to be said.
-                    // Otherwise this may be an OOM of this very moment.
-                    patience = if waits() { Patience::Held(Instant::now() + GRACE) } else { Patience::Endless };
+                if let Patience::Unanswered(_, since) = patience {
+                    patience = match waits() {
+                        // Somebody freed memory, nothing had to be said.
+                        false => Patience::Endless,
+                        true if turn() != since => unanswered(),
+                        // It may be an OOM of this very moment.
+                        true => Patience::Held(Instant::now() + GRACE),
+                    };
                     continue;
                 }
                 // In this order: inside the full memcg the words cost memory, for which we
@@ -176,8 +183,10 @@ fn watch(mut line: UnixStream, guardian: &OwnedFd, hand_back: &HandBack, answer:
         let rang = fds.get(1).and_then(PollFd::any) == Some(true);
         if let Some(alarm) = hand_back.alarm.as_ref().filter(|_| rang) {
             alarm.silence();
-            if matches!(patience, Patience::Endless) {
-                patience = Patience::Unanswered(Instant::now() + answer + GRACE);
+            match patience {
+                Patience::Endless => patience = unanswered(),
+                Patience::Unanswered(_, since) if turn() != since && waits() => patience = unanswered(),
+                _ => {}
             }
         }
         if !spoke {
@@ -188,7 +197,7 @@ fn watch(mut line: UnixStream, guardian: &OwnedFd, hand_back: &HandBack, answer:
             Ok(()) => match u64::from_ne_bytes(message) {
                 0 => return,
                 // Its bell may have rung while the last hold lasted.
-                u64::MAX if waits() => patience = Patience::Unanswered(Instant::now() + answer + GRACE),
+                u64::MAX if waits() => patience = unanswered(),
                 u64::MAX => patience = Patience::Endless,
                 left => patience = Patience::Held(Instant::now() + Duration::from_micros(left) + GRACE),
             },

@@ -129,6 +129,13 @@ pub struct KernelHold {
     /// were there, the guardian's memory included.
     #[serde(default)]
     pub reserve_used_bytes: u64,
+    /// How the last hold ended, as `last_end` of memory.oom.state has it; `None` while
+    /// it lasts.
+    #[serde(default)]
+    pub ended: Option<String>,
+    /// How many holds there were, one after the other, until it was decided.
+    #[serde(default)]
+    pub holds: u32,
 }
 
 /// How the memcg was held and for how long.
@@ -169,6 +176,11 @@ pub struct HoldReport {
     /// Most heap the guardian had allocated during the hold beyond what it
     /// had before.
     pub guardian_hold_heap_bytes: u64,
+    /// Page faults that the thread which decides took from the notice to the end of
+    /// the hold, where it is one of its own: in a hold of the machine a fault can wait
+    /// for memory.
+    #[serde(default)]
+    pub deciding_faults: Option<u64>,
 }
 
 /// One process of the memcg.

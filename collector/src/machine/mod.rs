@@ -1,45 +1,51 @@
 //! `machine`: answers OOMs of the whole machine, through the root cgroup's reserve.
 //!
-//! Allocations of everybody else wait in the kernel meanwhile, perhaps with locks, so
-//! whatever reads `/proc` is a thread that can be left alone.
+//! Allocations of everybody else wait in the kernel meanwhile, perhaps with locks. So
+//! one thread decides and waits for nobody ([`decide`]), and others, which may be late,
+//! read `/proc`, stop threads, write files ([`chronicle`], [`evidence`], [`tracer`],
+//! [`hand`]). What the decision needs is kept ready ([`roster`]).
 
+mod chronicle;
+mod decide;
+mod evidence;
+mod hand;
+mod handover;
 mod jobs;
+mod roster;
+mod tracer;
 
 pub use jobs::PRIORITY;
 
 use crate::cgroup::{Hierarchy, Memcg, Version};
-use crate::guardian::{self, heap, own_status_bytes};
+use crate::guardian::{self, Priority};
 use crate::hold::reserve::{self, Device};
-use crate::hold::stop::{LATE_AGAIN, StoppedThreads};
 use crate::hold::watchdog::Watchdog;
 use crate::hold::{BrakeError, HandBack};
-use crate::incident::model::{HoldReport, MemcgState, Step, StepOutcome, SymbolState, Symbols, Trigger, Verdict};
 use crate::incident::store::{Limits, Store};
 use crate::incident::units;
 use crate::run::{Recorder, RunError};
 use crate::signals::Signals;
-use crate::snapshot::{self, Evidence, Options};
+use crate::snapshot::Options;
 use crate::verdict::machine_memory;
+use chronicle::{Chronicler, Recorded, Word};
+use decide::{ACT_TIME, Begin, Decider, Outcome, Rules, World};
+use hand::{Hand, Task};
+use handover::{Handover, timeout};
 use jobs::Job;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use reprieve_oom_uapi::{Event, Kind, Scope, Verdict as Answer};
+use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage, setrlimit};
+use reprieve_oom_uapi::{Event, Verdict};
+use roster::Roster;
 use std::fs::File;
-use std::os::fd::AsRawFd;
 use std::path::PathBuf;
-use std::sync::mpsc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Share of a deadline for stopping threads: those in the allocator do not stop.
-const STOP_SHARE: u32 = 16;
-/// Share of a deadline for the evidence of all jobs.
-const EVIDENCE_SHARE: u32 = 2;
-/// Time for a kill to give memory back.
-const KILL_TIME: Duration = Duration::from_secs(2);
-/// Time for a throttled job to give memory back.
-const THROTTLE_TIME: Duration = Duration::from_secs(1);
+/// What the watchdog allows beyond our deadline: what was decided takes time to help.
+const WATCHDOG_GRACE: Duration = Duration::from_secs(ACT_TIME.as_secs() + 3);
 /// What the kernel allows beyond our deadline before it decides itself.
-const KERNEL_GRACE: Duration = Duration::from_secs(5);
+const KERNEL_GRACE: Duration = Duration::from_secs(WATCHDOG_GRACE.as_secs() + 1);
 /// The kernel refuses more than this share of the memory (memory_oom_reserve_write).
 const RESERVE_SHARE: u64 = 20;
 /// What one hold was seen to need, with room.
@@ -78,7 +84,7 @@ pub struct Request {
 
 /// Answers OOMs until a signal ends it.
 pub fn watch(request: &Request) -> Result<(), RunError> {
-    let signals = Signals::block().map_err(|e| RunError::System("signals could not be blocked", e))?;
+    let mut signals = Signals::block().map_err(|e| RunError::System("signals could not be blocked", e))?;
     let store = Store::open(request.out.clone())?;
     let disk = store.reserve()?;
     let hierarchy = Hierarchy::memory()?;
@@ -97,22 +103,55 @@ pub fn watch(request: &Request) -> Result<(), RunError> {
         _ => BrakeError::NoReserve(errno.into()),
     })?;
     let reserve_bytes = request.reserve_bytes.min(machine_memory().0 / RESERVE_SHARE) & !0xfff;
-    let _settings = Settings::write(&root, reserve_bytes, request.deadline + KERNEL_GRACE)?;
     let hand_back = HandBack {
         alarm: reserve::alarm(&root),
         writes: vec![(root.dir().join("memory.oom.delay_ms"), "0"), (root.dir().join("memory.oom.reserve"), "0")],
         ..HandBack::default()
     };
-    let watchdog = Watchdog::start(&hand_back, request.deadline)
+    // It tells one hold from the next by itself: no word of ours need reach it in one.
+    let watchdog = Watchdog::start(&hand_back, request.deadline + WATCHDOG_GRACE)
         .map_err(|e| RunError::System("the watchdog could not be started", e))?;
     for missing in guardian::settle() {
         eprintln!("reprieve: warning: {missing}");
     }
     guardian::sigbus::install().map_err(|e| RunError::System("the SIGBUS handler could not be installed", e.into()))?;
+    allow_many_files();
+    let unstarted = |e| RunError::System("a thread could not be started", e);
     let recorder = Recorder::with_subject(store, request.limits, Some(disk), "machine".to_owned())?;
+    // Who waits in the allocator tries again and again, which takes time from everybody
+    // else. Of ours, who decides goes first.
+    let urgent = Priority::of_this_thread();
+    let roster = Roster::keep(root.clone(), request.depth, urgent).map_err(unstarted)?;
+    let hand = Hand::start(urgent).map_err(unstarted)?;
+    let chronicler =
+        Chronicler::start(root.clone(), request, recorder, Arc::clone(&roster), urgent).map_err(unstarted)?;
+    urgent.above().take();
+    // From now on there are holds.
+    let settings = Settings::write(&root, reserve_bytes, request.deadline + KERNEL_GRACE)?;
     eprintln!("reprieve: watching the machine; {} are kept free for that", units::bytes(reserve_bytes));
-    let late = StoppedThreads::default();
-    Watch { request, root, device, watchdog, signals, recorder, late, throttled: Throttled::default() }.run()
+    let machine = Machine { device, words: chronicler.words(), recorded: chronicler.recorded(), tasks: hand.tasks() };
+    let rules = Rules { deadline: request.deadline, remedy: request.remedy };
+    let mut decider = Decider::new(machine, rules, roster);
+    while signals.ending().is_none() {
+        let mut fds = [PollFd::new(signals.fd(), PollFlags::POLLIN), decider.world.device.bell()];
+        let _ = poll(&mut fds, PollTimeout::NONE);
+        decider.answer_all();
+        signals.take();
+    }
+    // No hold begins any more that nobody would answer.
+    drop(settings);
+    hand.end();
+    chronicler.end();
+    watchdog.dismiss();
+    Ok(())
+}
+
+/// A job takes three open files. Without the right to more, some jobs are left out, which
+/// is told.
+fn allow_many_files() {
+    if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, most, most);
+    }
 }
 
 /// Files of the root cgroup, put back when dropped.
@@ -134,272 +173,224 @@ impl Drop for Settings {
     }
 }
 
-struct Watch<'a> {
-    request: &'a Request,
-    root: Memcg,
+/// The world of the thread that decides: descriptors that are open, and queues.
+#[derive(Debug)]
+struct Machine {
     device: Device,
-    watchdog: Watchdog,
-    signals: Signals,
-    recorder: Recorder,
-    /// Threads whose interrupt is pending still.
-    late: StoppedThreads,
-    throttled: Throttled,
+    words: Arc<Handover<Word>>,
+    recorded: Arc<Recorded>,
+    tasks: Arc<Handover<Task>>,
 }
 
-/// Throttled jobs, and `memory.high` before; put back when dropped.
-#[derive(Default)]
-struct Throttled(Vec<(Memcg, String)>);
+impl World for Machine {
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
 
-impl Throttled {
-    fn remember(&mut self, memcg: &Memcg) {
-        if !self.0.iter().any(|(known, _)| known.path() == memcg.path())
-            && let Ok(high) = memcg.read("memory.high")
-        {
-            self.0.push((memcg.clone(), high.trim().to_owned()));
+    fn wait(&mut self, until: Instant) {
+        let mut fds = [self.device.bell(), self.recorded.bell()];
+        let _ = poll(&mut fds, timeout(Some(until)));
+        if fds[1].any() == Some(true) {
+            self.recorded.silence();
         }
+    }
+
+    fn record(&mut self) -> Option<Event> {
+        self.device.record()
+    }
+
+    fn state(&self) -> Option<Event> {
+        self.device.state().ok().flatten()
+    }
+
+    fn decide(&mut self, verdict: &Verdict) -> nix::Result<()> {
+        self.device.decide(verdict)
+    }
+
+    fn usage(&self, job: &Job) -> Option<u64> {
+        job.place.usage()
+    }
+
+    fn has_processes(&self, job: &Job) -> bool {
+        job.place.has_processes()
+    }
+
+    fn is_recorded(&self, oom: u64) -> bool {
+        self.recorded.is(oom)
+    }
+
+    fn begin(&mut self, begin: Begin) {
+        self.words.put(Word::Begin(begin));
+    }
+
+    fn over(&mut self, outcome: Outcome) {
+        self.words.put(Word::Over(outcome));
+    }
+
+    fn ask(&mut self, task: Task) {
+        self.tasks.put(task);
+    }
+
+    fn faults(&self) -> u64 {
+        // It fails for no arguments that are valid.
+        getrusage(UsageWho::RUSAGE_THREAD)
+            .map_or(0, |usage| (usage.minor_page_faults() + usage.major_page_faults()) as u64)
     }
 }
 
-impl Drop for Throttled {
-    fn drop(&mut self) {
-        for (memcg, high) in &self.0 {
-            let _ = memcg.write("memory.high", high);
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::guardian::heap::by_thread;
+    use decide::End;
+    use jobs::List;
+    use reprieve_oom_uapi::{Kind, Reason, Scope};
+    use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
+    use std::io::Write;
+    use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+
+    /// What the deciding thread may ask the kernel for. Nothing of it opens, maps or
+    /// starts anything, and none waits but poll(2), with its time, and futex(2), for a
+    /// queue that is locked while an item is moved.
+    const ALLOWED: &[i64] = &[
+        libc::SYS_read,
+        libc::SYS_pread64,
+        libc::SYS_write,
+        libc::SYS_ioctl,
+        libc::SYS_futex,
+        libc::SYS_getrusage,
+        libc::SYS_clock_gettime,
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_poll,
+        libc::SYS_ppoll,
+    ];
+    /// With which every thread ends.
+    const ENDING: &[i64] =
+        &[libc::SYS_exit, libc::SYS_munmap, libc::SYS_madvise, libc::SYS_sigaltstack, libc::SYS_rt_sigprocmask];
+
+    /// From now on this thread dies of any other system call.
+    fn restrict() {
+        let rules = ALLOWED.iter().chain(ENDING).map(|&call| (call, Vec::new())).collect();
+        let arch = std::env::consts::ARCH.try_into().unwrap();
+        let filter = SeccompFilter::new(rules, SeccompAction::KillThread, SeccompAction::Allow, arch).unwrap();
+        apply_filter(&BpfProgram::try_from(filter).unwrap()).unwrap();
+    }
+
+    /// The real world, but for the device: no kernel of the host has it.
+    struct NoDevice(Machine);
+
+    impl World for NoDevice {
+        fn now(&self) -> Instant {
+            self.0.now()
+        }
+        fn wait(&mut self, until: Instant) {
+            self.0.wait(until);
+        }
+        fn record(&mut self) -> Option<Event> {
+            self.0.record()
+        }
+        fn state(&self) -> Option<Event> {
+            self.0.state()
+        }
+        fn decide(&mut self, verdict: &Verdict) -> nix::Result<()> {
+            // ENOTTY, by way of the same call.
+            assert!(self.0.decide(verdict).is_err());
+            Ok(())
+        }
+        fn usage(&self, job: &Job) -> Option<u64> {
+            self.0.usage(job)
+        }
+        fn has_processes(&self, job: &Job) -> bool {
+            self.0.has_processes(job)
+        }
+        fn is_recorded(&self, oom: u64) -> bool {
+            self.0.is_recorded(oom)
+        }
+        fn begin(&mut self, begin: Begin) {
+            self.0.begin(begin);
+        }
+        fn over(&mut self, outcome: Outcome) {
+            self.0.over(outcome);
+        }
+        fn ask(&mut self, task: Task) {
+            self.0.ask(task);
+        }
+        fn faults(&self) -> u64 {
+            self.0.faults()
         }
     }
-}
 
-impl Watch<'_> {
-    fn run(mut self) -> Result<(), RunError> {
-        while self.signals.ending().is_none() {
-            let timeout = match self.late.is_empty() {
-                false => PollTimeout::from(LATE_AGAIN.as_millis() as u8),
-                true => PollTimeout::NONE,
-            };
-            let mut fds = [PollFd::new(self.signals.fd(), PollFlags::POLLIN), self.device.bell()];
-            let _ = poll(&mut fds, timeout);
-            while let Some(event) = self.device.record() {
-                match (event.kind(), event.scope()) {
-                    (Some(Kind::Held), Some(Scope::System)) => self.answer(event),
-                    // A memcg without a handler of its own is the kernel's, as ever.
-                    (Some(Kind::Held), _) => drop(self.device.decide(&Answer::give_up(event.seq))),
-                    _ => {}
-                }
-            }
-            self.late.release_late();
-            self.signals.take();
+    fn event(kind: Kind, seq: u64, reason: Option<Reason>) -> Event {
+        Event {
+            size: size_of::<Event>() as u32,
+            kind: kind as u16,
+            scope: Scope::System as u32,
+            seq,
+            reason: reason.map_or(0, |reason| reason as u32),
+            ..Event::default()
         }
-        self.recorder.drain(|| {});
-        self.watchdog.dismiss();
-        Ok(())
     }
 
-    /// One OOM, the whole way.
-    fn answer(&mut self, event: Event) {
-        let noticed = Instant::now();
-        let deadline = noticed + self.request.deadline;
-        let _ = self.watchdog.hold_until(deadline);
-        let heap_before = heap::mark();
-        let mut jobs = jobs::list(&self.root, self.request.depth);
-        jobs::rank(&mut jobs);
-        let recorded = jobs::biggest(&jobs, self.request.jobs);
-        let mut threads = std::mem::take(&mut self.late);
-        let tids = || Ok::<_, std::convert::Infallible>(tids_of(&recorded));
-        let _ = threads.stop_all(noticed + self.request.deadline / STOP_SHARE, tids);
-        let stop_window = noticed.elapsed();
-        let (threads_stopped, threads_not_stopped) = threads.counts();
-        let evidence =
-            take(&recorded, &threads, self.request.options, noticed + self.request.deadline / EVIDENCE_SHARE);
-        let snapshot_time = noticed.elapsed();
-        let peak = self.device.state().ok().flatten().unwrap_or(event);
-        let mut incident = self.recorder.draft(Trigger::Oom, Some(state_of(&self.root, &peak)), evidence);
-        incident.time_unix_us -= noticed.elapsed().as_micros() as u64;
-        let staging = self.recorder.stage(&incident);
-        let peak = self.device.state().ok().flatten().unwrap_or(peak);
-        // Traced threads that are killed would wait for us to reap them. Those in the
-        // allocator stop only when they have memory again.
-        self.late = threads.resume();
-        let verdict = self.decide(event.seq, &jobs);
-        let held = noticed.elapsed();
-        let _ = self.watchdog.released();
-        eprintln!(
-            "reprieve: the machine was out of memory; held {}. {}",
-            units::micros(held.as_micros() as u64),
-            verdict.summary
-        );
-        let micros = |d: Duration| d.as_micros() as u64;
-        let mut told = reserve::told_by(event);
-        told.reserve_used_bytes = peak.used.max(event.used);
-        incident.hold = Some(HoldReport {
-            brake: "reserve".to_owned(),
-            kernel: Some(told),
-            stop_window_us: micros(stop_window),
-            exposed_us: 0,
-            snapshot_us: micros(snapshot_time),
-            symbolized_us: None,
-            held_us: micros(held),
-            deadline_us: micros(self.request.deadline),
-            threads_stopped,
-            threads_not_stopped,
-            guardian_locked_bytes: own_status_bytes("VmLck"),
-            heap_table_bytes: 0,
-            guardian_peak_bytes: own_status_bytes("VmHWM"),
-            guardian_hold_heap_bytes: heap::peak_since(heap_before) as u64,
+    fn tell(pipe: &mut std::io::PipeWriter, event: Event) {
+        // SAFETY: an event is integers without padding, of this size (the uapi crate's
+        // test compares it with C).
+        let bytes: [u8; size_of::<Event>()] = unsafe { std::mem::transmute(event) };
+        pipe.write_all(&bytes).unwrap();
+    }
+
+    #[test]
+    fn the_thread_that_decides_opens_nothing_and_asks_for_no_memory() {
+        let (reader, mut pipe) = std::io::pipe().unwrap();
+        let file = File::from(std::os::fd::OwnedFd::from(reader));
+        let flags = nix::fcntl::OFlag::O_NONBLOCK;
+        nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_SETFL(flags)).unwrap();
+        let words = Arc::new(Handover::new(8).unwrap());
+        let tasks = Arc::new(Handover::new(8).unwrap());
+        let recorded = Arc::new(Recorded::new().unwrap());
+        let machine = Machine {
+            device: Device::of_file(file),
+            words: Arc::clone(&words),
+            recorded: Arc::clone(&recorded),
+            tasks: Arc::clone(&tasks),
+        };
+        let jobs = (0..100).map(|n| jobs::tests::job(&format!("/job{n}"), n, 64 << 20, 0)).collect();
+        let rules = Rules { deadline: Duration::from_secs(40), remedy: Remedy::Kill };
+        let mut decider = Decider::new(NoDevice(machine), rules, Arc::new(Roster::of(List(jobs)).unwrap()));
+        tell(&mut pipe, event(Kind::Held, 1, None));
+        // Not a scoped one: nobody would see it die.
+        let thread = std::thread::spawn(move || {
+            restrict();
+            let before = by_thread::made();
+            decider.answer_all();
+            // Its files are closed by whoever may.
+            (by_thread::made() - before, decider)
         });
-        let why = "symbols take memory that the machine does not have".to_owned();
-        incident.symbols = Symbols { state: SymbolState::AfterVerdict(why), ..Symbols::default() };
-        incident.verdict = Some(verdict);
-        match staging {
-            Ok(staging) => self.recorder.finish(incident, staging),
-            Err(error) => eprintln!("reprieve: this OOM leaves no incident: {error}"),
-        }
+        let soon = || Some(Instant::now() + Duration::from_secs(10));
+        assert!(matches!(words.wait(soon()), Some(Word::Begin(_))));
+        // A hold that ends, and another: so it waits in every way it knows.
+        tell(&mut pipe, event(Kind::Ended, 1, Some(Reason::Margin)));
+        tell(&mut pipe, event(Kind::Held, 2, None));
+        recorded.set(1);
+        let Some(Task::Sweep(place)) = tasks.wait(soon()) else { panic!("nobody was killed") };
+        assert_eq!(place.memcg.path(), "/job0");
+        tell(&mut pipe, event(Kind::Ended, 2, Some(Reason::Killed)));
+        let Some(Word::Over(outcome)) = words.wait(soon()) else { panic!("it was not over") };
+        assert_eq!((outcome.end, outcome.holds), (End::Relieved, 2));
+        let (allocations, _decider) = thread.join().unwrap();
+        assert_eq!(allocations, 0);
     }
 
-    /// Acts on one job after the other until there is memory.
-    fn decide(&mut self, seq: u64, jobs: &[Job]) -> Verdict {
-        let mut steps = Vec::new();
-        if self.request.remedy == Remedy::Throttle
-            && let Some(job) = jobs.first()
-        {
-            self.throttled.remember(&job.memcg);
-            steps.push(self.act(seq, job, jobs, THROTTLE_TIME, "throttle", |_, job| throttle(job)));
-        }
-        let mut relieved = steps.iter().any(|step| step.outcome == StepOutcome::Relieved);
-        for job in jobs {
-            if relieved {
-                break;
-            }
-            let _ = self.watchdog.hold_until(Instant::now() + KILL_TIME);
-            let step = self.act(seq, job, jobs, KILL_TIME, "kill", |device, job| kill(device, seq, job));
-            relieved = step.outcome == StepOutcome::Relieved;
-            steps.push(step);
-        }
-        let summary = match steps.last() {
-            Some(step) if relieved => format!("{}: {}", step.action, step.effect),
-            _ => {
-                // ESTALE: the kernel decides already.
-                let _ = self.device.decide(&Answer::give_up(seq));
-                "nothing helped: the kernel's OOM killer decides".to_owned()
-            }
-        };
-        Verdict { summary, relieved, rule: None, problems: Vec::new(), steps }
-    }
-
-    fn act(
-        &self,
-        seq: u64,
-        job: &Job,
-        jobs: &[Job],
-        limit: Duration,
-        action: &str,
-        act: impl FnOnce(&Device, &Job) -> Result<(), String>,
-    ) -> Step {
-        let begun = Instant::now();
-        let usage = || self.device.state().ok().flatten().map_or(0, |event| event.usage);
-        let usage_before_bytes = usage();
-        let done = act(&self.device, job);
-        let mut relieved = false;
-        while done.is_ok() && !relieved && begun.elapsed() < limit {
-            relieved = !matches!(self.device.state(), Ok(Some(event)) if event.seq == seq);
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        // A hold ends with the first MiBs that come; the rest of a killed job follows.
-        let settled = || job.memcg.usage().unwrap_or(0) <= job.size_bytes / 8;
-        while relieved && action == "kill" && !settled() && begun.elapsed() < limit {
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        let came_back = job.size_bytes.saturating_sub(job.memcg.usage().unwrap_or(0));
-        let effect = match &done {
-            Ok(()) => format!("{} gave {} back", job.memcg.path(), units::bytes(came_back)),
-            Err(error) => format!("{}: {error}", job.memcg.path()),
-        };
-        let outcome = match (&done, relieved) {
-            (Err(_), _) => StepOutcome::Failed,
-            (_, true) => StepOutcome::Relieved,
-            (_, false) => StepOutcome::NotEnough,
-        };
-        Step {
-            action: action.to_owned(),
-            reason: reason(job, jobs),
-            outcome,
-            effect,
-            usage_before_bytes,
-            usage_after_bytes: usage_before_bytes.saturating_sub(came_back),
-            limit_us: limit.as_micros() as u64,
-            took_us: begun.elapsed().as_micros() as u64,
-            candidates: jobs.iter().map(Job::candidate).collect(),
-        }
-    }
-}
-
-/// Why this one, in words.
-fn reason(job: &Job, jobs: &[Job]) -> String {
-    format!(
-        "{} has the lowest priority ({}) of {} over their reservation: it uses {}, {} of it reserved; ties go to whoever is over by most",
-        job.memcg.path(),
-        job.priority,
-        units::count(jobs.iter().filter(|job| job.size_bytes > job.reservation_bytes).count() as u64, "job"),
-        units::bytes(job.size_bytes),
-        units::bytes(job.reservation_bytes.min(job.size_bytes)),
-    )
-}
-
-fn kill(device: &Device, seq: u64, job: &Job) -> Result<(), String> {
-    let dir = File::open(job.memcg.dir()).map_err(|error| error.to_string())?;
-    match device.decide(&Answer::kill_cgroup(seq, dir.as_raw_fd())) {
-        Ok(()) | Err(Errno::ESTALE) => {}
-        Err(errno) => return Err(errno.to_string()),
-    }
-    // Whoever was born meanwhile.
-    let _ = job.memcg.kill();
-    Ok(())
-}
-
-fn throttle(job: &Job) -> Result<(), String> {
-    job.memcg.write("memory.high", &(job.size_bytes / 2).to_string()).map_err(|error| error.to_string())
-}
-
-fn tids_of(jobs: &[Job]) -> Vec<i32> {
-    jobs.iter().flat_map(|job| job.memcg.tids().unwrap_or_default()).collect()
-}
-
-/// The evidence of all jobs that is there by `until`: a thread that waits for a lock of
-/// somebody who waits for memory is left alone.
-fn take(jobs: &[Job], threads: &StoppedThreads, options: Options, until: Instant) -> Evidence {
-    let (sender, receiver) = mpsc::channel();
-    let pids: Vec<i32> = jobs.iter().flat_map(|job| job.memcg.pids().unwrap_or_default()).collect();
-    for &pid in &pids {
-        let (sender, held) = (sender.clone(), threads.threads().clone());
-        let work = move || drop(sender.send((pid, snapshot::take(&[pid], &held, || None, options))));
-        // Whom no thread could be made for is missing, and said to be.
-        let _ = std::thread::Builder::new().spawn(work);
-    }
-    drop(sender);
-    let mut taken = Vec::new();
-    while let Ok(one) = receiver.recv_timeout(until.saturating_duration_since(Instant::now())) {
-        taken.push(one);
-    }
-    taken.sort_by_key(|(pid, _)| *pid);
-    let mut evidence = Evidence::default();
-    for pid in pids.iter().filter(|pid| !taken.iter().any(|(taken, _)| taken == *pid)) {
-        evidence
-            .gaps
-            .push(format!("process {pid} could not be read in time: somebody who waits for memory has its locks"));
-    }
-    for (_, one) in taken {
-        evidence.append(one);
-    }
-    evidence
-}
-
-/// The machine, as if it were a memcg.
-fn state_of(root: &Memcg, event: &Event) -> MemcgState {
-    MemcgState {
-        path: root.path().to_owned(),
-        version: root.version().number(),
-        usage_bytes: event.usage,
-        limit_bytes: Some(event.limit),
-        peak_bytes: None,
-        stat: root.stat().unwrap_or_default(),
-        events: root.read_keyed("memory.oom.state").unwrap_or_default(),
+    #[test]
+    fn a_thread_that_opens_a_file_is_seen() {
+        let opened = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&opened);
+        let thread = std::thread::spawn(move || {
+            restrict();
+            let _ = File::open("/proc/self/status");
+            told.store(true, SeqCst);
+        });
+        // That it died without an end of its own makes the join panic.
+        let joined = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| thread.join()));
+        assert!(joined.is_err() && !opened.load(SeqCst));
     }
 }

@@ -8,6 +8,7 @@ mod session;
 
 pub use on_demand::snapshot;
 pub use recorder::Recorder;
+pub use scribe::Staged;
 
 use crate::cgroup::{self, CgroupError, CpuGroup, Hierarchy, Memcg, Version};
 use crate::guardian;

@@ -119,6 +119,7 @@ pub fn snapshot(
         heap_table_bytes: 0,
         guardian_peak_bytes: guardian::own_status_bytes("VmHWM"),
         guardian_hold_heap_bytes: 0,
+        deciding_faults: None,
     });
     let staging = recorder.stage(&incident)?;
     recorder.finish_now(&incident, staging)?;

@@ -246,6 +246,7 @@ impl<'a> Session<'a> {
             heap_table_bytes,
             guardian_peak_bytes: own_status_bytes("VmHWM"),
             guardian_hold_heap_bytes: heap::peak_since(heap_before) as u64,
+            deciding_faults: None,
         });
         let not = if threads_not_stopped > 0 { format!(", {threads_not_stopped} not stopped,") } else { String::new() };
         eprintln!(

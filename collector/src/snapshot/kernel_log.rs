@@ -1,9 +1,11 @@
 //! Whom the kernel killed, as its log says.
 
 use crate::incident::model::KernelVictim;
+use nix::poll::{PollFd, PollFlags};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
+use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -50,6 +52,28 @@ impl KernelLog {
         }
     }
 
+    /// Processes killed because the machine was out of memory, and not by a handler's
+    /// verdict, since the last call; waits up to `patience` for the first.
+    pub fn victims_of_machine(&mut self, patience: Duration) -> Vec<KernelVictim> {
+        let begun = Instant::now();
+        let mut log = Parser::default();
+        loop {
+            for record in self.records() {
+                log.take(&record);
+            }
+            if !log.of_machine.is_empty() || begun.elapsed() >= patience {
+                return log.of_machine;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Ready when something was logged.
+    #[must_use]
+    pub fn bell(&self) -> PollFd<'_> {
+        PollFd::new(self.file.as_fd(), PollFlags::POLLIN)
+    }
+
     /// What was logged since the last read.
     fn records(&mut self) -> Vec<String> {
         let mut records = Vec::new();
@@ -73,6 +97,8 @@ struct Parser {
     /// PID to memcg.
     memcgs: BTreeMap<i32, String>,
     killed: Vec<KernelVictim>,
+    /// Those for whom the machine was to blame.
+    of_machine: Vec<KernelVictim>,
 }
 
 impl Parser {
@@ -86,8 +112,14 @@ impl Parser {
             if let (Some(pid), Some(memcg)) = (pid, of(",oom_memcg=", ",task_memcg=")) {
                 self.memcgs.insert(pid, memcg);
             }
-        } else if let Some((_, victim)) = message.split_once(": Killed process ") {
-            self.killed.extend(victim_of(victim));
+        } else if let Some((why, victim)) = message.split_once(": Killed process ") {
+            let victim = victim_of(victim);
+            // Not "Memory cgroup out of memory", nor "Killed by OOM handler" of the series
+            // in kernel/patches.
+            if why.starts_with("Out of memory") {
+                self.of_machine.extend(victim.clone());
+            }
+            self.killed.extend(victim);
         }
     }
 
@@ -126,5 +158,20 @@ mod tests {
         let expected = KernelVictim { pid: 77, comm: "x) (,pid=9,y".to_owned(), rss_bytes: 2048 * 1024 };
         assert_eq!(log.victims_in("reprieve-1-2"), [expected]);
         assert_eq!(log.victims_in("reprieve-1-3"), []);
+    }
+
+    #[test]
+    fn victims_of_the_machine_are_those_that_the_kernel_chose() {
+        let mut log = Parser::default();
+        for record in [
+            "3,1,1,-;Memory cgroup out of memory: Killed process 7 (a) total-vm:9kB, anon-rss:1kB, file-rss:0kB, shmem-rss:0kB, UID:0",
+            "3,2,1,-;Killed by OOM handler: Killed process 8 (b) total-vm:9kB, anon-rss:1kB, file-rss:0kB, shmem-rss:0kB, UID:0",
+            "3,3,1,-;Out of memory: Killed process 9 (c) total-vm:9kB, anon-rss:1kB, file-rss:0kB, shmem-rss:0kB, UID:0",
+            "3,4,1,-;Out of memory (oom_kill_allocating_task): Killed process 10 (d) total-vm:9kB, anon-rss:1kB, file-rss:0kB, shmem-rss:0kB, UID:0",
+        ] {
+            log.take(record);
+        }
+        assert_eq!(log.of_machine.iter().map(|victim| victim.pid).collect::<Vec<_>>(), [9, 10]);
+        assert_eq!(log.killed.len(), 4);
     }
 }

@@ -34,11 +34,17 @@ use sums::Sums;
 /// Time for walking the books of runtimes and allocators, of all processes.
 const WALKS: Duration = Duration::from_secs(1);
 
+/// Time for looking where the threads of a process wait that do not stop.
+const LOOKS: Duration = Duration::from_millis(600);
+
 /// What to record beyond the default.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Options {
     /// Record command lines, which can hold secrets.
     pub with_cmdline: bool,
+    /// The machine is out of memory: start no thread, which takes memory, and look
+    /// patiently at those who wait for it.
+    pub alone: bool,
 }
 
 /// What was seen.
@@ -81,7 +87,7 @@ pub fn take(
     let mut evidence = Evidence::default();
     let until = Instant::now() + WALKS;
     thread::scope(|scope| {
-        let sums = Sums::start(scope, pids);
+        let sums = Sums::start(scope, pids, options.alone);
         let heaps = heaps();
         for &pid in pids {
             match take_process(pid, held, heaps.as_ref(), &mut table, options, until) {
@@ -146,8 +152,9 @@ fn take_process(
         let name = &table.modules[module.index as usize].path;
         unwinder.add_module(module.range.clone(), module.bias, &module.image, name);
     }
+    let look_until = options.alone.then(|| Instant::now() + LOOKS);
     for tid in tids_of(pid) {
-        let thread = threads::read_thread(pid, tid, held.get(&tid), &mut unwinder, &modules, &mut memory);
+        let thread = threads::read_thread(pid, tid, held.get(&tid), look_until, &mut unwinder, &modules, &mut memory);
         process.threads.push(thread);
     }
     // What witnesses miss they tell themselves.

@@ -22,8 +22,12 @@ pub struct Sums<'scope, 'p> {
 }
 
 impl<'scope, 'p: 'scope> Sums<'scope, 'p> {
-    /// Begins to read those of `pids`, as urgent as the caller.
-    pub fn start(scope: &'scope Scope<'scope, '_>, pids: &'p [i32]) -> Self {
+    /// Begins to read those of `pids`, as urgent as the caller; `alone` in the end, by
+    /// the caller.
+    pub fn start(scope: &'scope Scope<'scope, '_>, pids: &'p [i32], alone: bool) -> Self {
+        if alone {
+            return Sums { pids, worker: None };
+        }
         let priority = Priority::of_this_thread();
         let work = move || {
             priority.take();
@@ -53,9 +57,12 @@ mod tests {
     #[test]
     fn answers_come_in_order_with_a_thread_and_without() {
         let pids = [std::process::id() as i32, i32::MAX];
-        let threaded = std::thread::scope(|scope| Sums::start(scope, &pids).finish().collect::<Vec<_>>());
-        let alone = Sums { pids: &pids, worker: None };
-        for answers in [threaded, alone.finish().collect()] {
+        for alone in [false, true] {
+            let answers = std::thread::scope(|scope| {
+                let sums = Sums::start(scope, &pids, alone);
+                assert_eq!(sums.worker.is_none(), alone);
+                sums.finish().collect::<Vec<_>>()
+            });
             assert!(matches!(&answers[..], [(a, Ok(_)), (i32::MAX, Err(_))] if *a == pids[0]), "{answers:?}");
         }
     }

@@ -7,22 +7,30 @@ use crate::incident::model::{ModuleAddress, StopOutcome, Thread};
 use reprieve_heap_walk::Memory;
 use reprieve_symbolizer::{Avma, RawStack, Registers, Unwinder};
 use std::fs;
+use std::time::{Duration, Instant};
 
 /// Frames kept per stack; deeper ones end with "too deep".
 pub const MAX_FRAMES: usize = 512;
 
-/// Reads thread `tid` of `pid`; `held` is what stopping it gave.
+/// How long after one look at a thread that runs the next is.
+const LOOK_AGAIN: Duration = Duration::from_millis(7);
+
+/// Reads thread `tid` of `pid`; `held` is what stopping it gave. One that waits for the
+/// machine's memory does not stop, and runs most of the time to try again: it is looked
+/// at until it waits, or `look_until`.
 pub fn read_thread(
     pid: i32,
     tid: i32,
     held: Option<&HeldThread>,
+    look_until: Option<Instant>,
     unwinder: &mut Unwinder,
     modules: &[LoadedModule],
     memory: &mut TargetMemory,
 ) -> Thread {
     let proc = |file: &str| fs::read_to_string(format!("/proc/{pid}/task/{tid}/{file}")).unwrap_or_default();
     let registers = held.and_then(|h| h.registers);
-    let stack = match registers.map(|all| all.to_unwind()).or_else(|| registers_of_waiting(&proc("syscall"))) {
+    let of_waiting = || look_often(look_until, || proc("syscall"));
+    let stack = match registers.map(|all| all.to_unwind()).or_else(of_waiting) {
         Some(registers) => unwinder.unwind(&registers, &mut |address| memory.u64(address), MAX_FRAMES),
         None => RawStack::without_registers(),
     };
@@ -38,6 +46,16 @@ pub fn read_thread(
         stack,
         frame_modules,
         script: Vec::new(),
+    }
+}
+
+fn look_often(until: Option<Instant>, look: impl Fn() -> String) -> Option<Registers> {
+    loop {
+        let registers = registers_of_waiting(&look());
+        if registers.is_some() || until.is_none_or(|until| Instant::now() >= until) {
+            return registers;
+        }
+        std::thread::sleep(LOOK_AGAIN);
     }
 }
 
@@ -69,5 +87,18 @@ mod tests {
         let r = registers_of_waiting("35 0x1 0x2 0x3 0x4 0x5 0x6 0x7ffd10 0x401000\n").unwrap();
         assert_eq!((r.sp, r.ip), (0x7ffd10, 0x401000));
         assert_eq!(registers_of_waiting("running\n").map(|r| r.ip), None);
+    }
+
+    #[test]
+    fn one_that_runs_for_moments_is_looked_at_again() {
+        let looks = std::cell::Cell::new(0);
+        let look = || {
+            looks.set(looks.get() + 1);
+            if looks.get() < 3 { "running\n".to_owned() } else { "-1 0x7ffd10 0x401000\n".to_owned() }
+        };
+        assert_eq!(look_often(None, look).map(|r| r.ip), None);
+        let until = Instant::now() + Duration::from_secs(20);
+        assert_eq!(look_often(Some(until), look).map(|r| r.ip), Some(0x401000));
+        assert_eq!(looks.get(), 3);
     }
 }
