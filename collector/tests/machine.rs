@@ -1,17 +1,41 @@
 //! OOMs of the whole machine, on a kernel with the series of kernel/patches:
-//! `cargo xtask test --only machine` boots a small one for these, since they fill it.
+//! `cargo xtask test --only machine` boots a small one for these, since they fill it,
+//! and a stock one beside it, which shows what is lost without.
 
 mod common;
 
-use common::{Doomed, Group, Lab, assert_unharmed, fixture, rounds, wait_for};
+use common::{Doomed, Group, Lab, assert_unharmed, fixture, rounds, text, wait_for};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use std::fs;
-use std::process::{Command, Output, Stdio};
+use std::io::{BufRead, BufReader, Read};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::{Child, Command, Output, Stdio};
 
-/// Rounds; REPRIEVE_ROUNDS_PERCENT of it, so 50 for REPRIEVE_ROUNDS_PERCENT=200.
-const ROUNDS: u64 = 25;
+/// Rounds; REPRIEVE_ROUNDS_PERCENT of it, or as many as REPRIEVE_ROUNDS says.
+const ROUNDS: u64 = 30;
+
+/// A kind of memory that jobs take.
+struct Eater {
+    what: &'static str,
+    program: &'static str,
+    options: &'static [&'static str],
+    /// Of three jobs, each takes so much of the memory: three are too many, two are not.
+    percent: u64,
+    /// In a frame of somebody who was looked at.
+    source: &'static str,
+}
+
+const EATERS: [Eater; 6] = [
+    Eater { what: "anonymous", program: "steady_leak", options: &[], percent: 40, source: "(steady_leak.c:" },
+    Eater { what: "tmpfs", program: "tmpfs_writer", options: &[], percent: 40, source: "(tmpfs_writer.c:" },
+    Eater { what: "pipes", program: "pipes", options: &["--sockets", "0"], percent: 40, source: "(pipes.c:" },
+    Eater { what: "sockets", program: "pipes", options: &["--sockets", "100"], percent: 37, source: "(pipes.c:" },
+    Eater { what: "page tables", program: "page_tables", options: &[], percent: 40, source: "(page_tables.c:" },
+    // Each of them costs the kernel something, too.
+    Eater { what: "processes", program: "processes", options: &[], percent: 34, source: "(processes.c:" },
+];
 
 /// `MemAvailable` in MiB.
 fn available_mib() -> u64 {
@@ -20,12 +44,20 @@ fn available_mib() -> u64 {
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
 }
 
-/// A job that fills two fifths of the machine: three are too many, two are not.
-fn job(group: &Group, mib: u64) -> std::process::Child {
+/// A command in a group. The tests themselves may be spared by the OOM killer, it not.
+fn in_group(group: &Group, program: &str, options: &[&str]) -> Command {
     let mut shell = Command::new("sh");
-    let mib = mib.to_string();
-    group.entered_by(&mut shell).args([&fixture("steady_leak"), "--mib", &mib]);
-    shell.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    let exposed = ["sh", "-c", "echo 0 > /proc/self/oom_score_adj && exec \"$@\"", "sh"];
+    group.entered_by(&mut shell).args(exposed).arg(fixture(program)).args(options);
+    shell.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    shell
+}
+
+/// One of three jobs that are too many.
+fn job(group: &Group, eater: &Eater, available_mib: u64) -> Child {
+    let mib = (available_mib * eater.percent / 100).to_string();
+    let mut job = in_group(group, eater.program, eater.options);
+    job.args(["--mib", &mib, "--linger", "1"]).stdin(Stdio::piped()).spawn().unwrap()
 }
 
 fn prioritize(group: &Group, priority: &str) {
@@ -37,66 +69,165 @@ fn prioritize(group: &Group, priority: &str) {
     assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
 }
 
-/// Three jobs against the machine; how each ended, in the order of `priorities`.
-fn three_jobs(lab: &Lab, options: &[&str], priorities: [&str; 3]) -> Vec<(Group, Output)> {
-    three_jobs_with(lab, options, priorities, |_| {})
+/// Somebody with a little memory, who has nothing to do with it.
+struct Bystander {
+    service: Doomed,
+    group: Group,
 }
 
-/// The same, with more to set for them.
-fn three_jobs_with(
-    lab: &Lab,
-    options: &[&str],
-    priorities: [&str; 3],
-    set: impl FnOnce(&[Group]),
-) -> Vec<(Group, Output)> {
+impl Bystander {
+    fn start() -> Self {
+        let group = Group::new("bystander");
+        prioritize(&group, "100");
+        let mut service = in_group(&group, "parked/service", &["--mib", "12"]).stdin(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(service.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n");
+        Bystander { service: Doomed(service), group }
+    }
+
+    /// Ends it; what it has to say, and its group, which goes when nobody is in it.
+    fn end(self) -> (Group, Output) {
+        (self.group, end(self.service))
+    }
+}
+
+/// Tells a program that lingers to end, if it lives; what it has to say.
+fn end(mut child: Doomed) -> Output {
+    drop(child.0.stdin.take());
+    let mut stdout = Vec::new();
+    child.0.stdout.take().unwrap().read_to_end(&mut stdout).unwrap();
+    let mut stderr = Vec::new();
+    child.0.stderr.take().unwrap().read_to_end(&mut stderr).unwrap();
+    Output { status: child.0.wait().unwrap(), stdout, stderr }
+}
+
+/// How everybody ended.
+struct Ended {
+    /// In the order of their priorities.
+    jobs: Vec<(Group, Output)>,
+    bystander: (Group, Output),
+}
+
+/// Three jobs against the machine, with more to set for them before they start.
+fn three_jobs(eater: &Eater, priorities: [&str; 3], set: impl FnOnce(&[Group])) -> Ended {
+    let bystander = Bystander::start();
+    let groups: Vec<Group> = ["a", "b", "c"].iter().map(|name| Group::new(name)).collect();
+    groups.iter().zip(priorities).for_each(|(group, priority)| prioritize(group, priority));
+    set(&groups);
+    let mib = available_mib();
+    let children: Vec<Child> = groups.iter().map(|group| job(group, eater, mib)).collect();
+    let mut children: Vec<Doomed> = children.into_iter().map(Doomed).collect();
+    // All of them keep what they have until one is dead: they are three at once.
+    wait_for("a death", || children.iter_mut().any(|child| child.0.try_wait().unwrap().is_some()));
+    let outputs: Vec<Output> = children.into_iter().map(end).collect();
+    Ended { jobs: groups.into_iter().zip(outputs).collect(), bystander: bystander.end() }
+}
+
+/// The same while reprieve watches.
+fn watched(lab: &Lab, options: &[&str], eater: &Eater, priorities: [&str; 3], set: impl FnOnce(&[Group])) -> Ended {
     let mut guardian = Doomed(lab.reprieve("machine").args(options).spawn().unwrap());
     let state = || fs::read_to_string("/sys/fs/cgroup/memory.oom.state").unwrap();
     wait_for("the watch", || {
         state().contains("handler 1") && fs::read_to_string("/sys/fs/cgroup/memory.oom.delay_ms").unwrap().trim() != "0"
     });
-    let mib = available_mib() * 2 / 5;
-    let groups: Vec<Group> = ["a", "b", "c"].iter().map(|name| Group::new(name)).collect();
-    groups.iter().zip(priorities).for_each(|(group, priority)| prioritize(group, priority));
-    set(&groups);
-    let children: Vec<_> = groups.iter().map(|group| job(group, mib)).collect();
-    let outputs: Vec<Output> = children.into_iter().map(|child| child.wait_with_output().unwrap()).collect();
+    let ended = three_jobs(eater, priorities, set);
     kill(Pid::from_raw(guardian.pid()), Signal::SIGTERM).unwrap();
     assert!(guardian.0.wait().unwrap().success());
     assert!(state().contains("handler 0"));
     assert_eq!(fs::read_to_string("/sys/fs/cgroup/memory.oom.reserve").unwrap().trim(), "0");
-    groups.into_iter().zip(outputs).collect()
+    ended
+}
+
+/// /dev/shm may be filled with all there is.
+fn allow_tmpfs_everything() {
+    let done = Command::new("mount").args(["-o", "remount,size=1G", "/dev/shm"]).output().unwrap();
+    assert!(done.status.success(), "{}", text(&done));
+}
+
+const ORDERS: [[&str; 3]; 3] = [["-5", "3", "7"], ["3", "-5", "7"], ["7", "3", "-5"]];
+
+/// One round; what there is to say of it.
+fn round(eater: &Eater, priorities: [&str; 3]) -> String {
+    let lab = Lab::new();
+    let ended = watched(&lab, &[], eater, priorities, |_| {});
+    let incidents = lab.incidents();
+    let told = || {
+        let of = |i: &Value| format!("{:#}\n{:#}\n{:#}\n{:#}", i["trigger"], i["hold"], i["verdict"], i["gaps"]);
+        incidents.iter().map(of).collect::<Vec<_>>().join("\n")
+    };
+    for ((group, output), priority) in ended.jobs.iter().zip(priorities) {
+        let is_as_it_should = if priority == "-5" { !output.status.success() } else { output.status.success() };
+        assert!(is_as_it_should, "{}: {}\n{}", group.0.display(), text(output), told());
+        if priority != "-5" {
+            assert_unharmed(output);
+        }
+    }
+    assert_unharmed(&ended.bystander.1);
+    // Before that one, holds may have ended by themselves.
+    let (decided, free): (Vec<&Value>, Vec<&Value>) =
+        incidents.iter().partition(|i| !i["verdict"]["steps"].as_array().unwrap().is_empty());
+    for incident in &free {
+        assert_eq!((&incident["trigger"], &incident["verdict"]["relieved"]), (&Value::from("oom"), &Value::Bool(true)));
+        assert_eq!(incident["hold"]["kernel"]["ended"], "margin", "{}", told());
+        assert!(incident["verdict"]["summary"].as_str().unwrap().contains("nobody was killed"), "{}", told());
+    }
+    assert_eq!(decided.len(), 1, "{}", told());
+    let incident = decided[0];
+    assert_eq!((&incident["trigger"], &incident["memcg"]["path"]), (&Value::from("oom"), &Value::from("/")));
+    assert_eq!(incident["kernel_victims"], Value::Array(Vec::new()), "{}", told());
+    let (verdict, hold) = (&incident["verdict"], &incident["hold"]);
+    assert_eq!(verdict["relieved"], true, "{}", told());
+    let steps = verdict["steps"].as_array().unwrap();
+    assert_eq!(steps.len(), 1, "{}", told());
+    let candidates = steps[0]["candidates"].as_array().unwrap();
+    assert_eq!(candidates.len(), 4, "{}", told());
+    assert_eq!(candidates[0]["priority"], -5, "{}", told());
+    assert!(steps[0]["reason"].as_str().unwrap().contains("lowest priority (-5)"), "{}", told());
+    // By the kill, or by room that came in the same moment.
+    assert!(["killed", "margin"].contains(&hold["kernel"]["ended"].as_str().unwrap()), "{}", told());
+    // It waited for no page.
+    assert_eq!(hold["deciding_faults"], 0, "{}", told());
+    let folded = lab.out().join(incident["id"].as_str().unwrap()).join("stacks.folded");
+    let folded = fs::read_to_string(folded).unwrap();
+    assert!(folded.contains(eater.source), "{}\n{folded}", told());
+    let processes = incident["processes"].as_array().unwrap().len();
+    format!(
+        "held {} ms in {} of the kernel's holds, after {} that ended by themselves; evidence after {} ms of {processes} processes; {}",
+        hold["held_us"].as_u64().unwrap() / 1000,
+        hold["kernel"]["holds"],
+        free.len(),
+        hold["snapshot_us"].as_u64().unwrap() / 1000,
+        verdict["summary"].as_str().unwrap(),
+    )
+}
+
+/// A number from the environment.
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is a number")))
 }
 
 #[test]
 #[ignore = "fills the machine, on a kernel with the series: `cargo xtask test --only machine` runs it"]
 fn the_job_of_the_lowest_priority_dies() {
-    let orders = [["-5", "3", "7"], ["3", "-5", "7"], ["7", "3", "-5"]];
-    for round in 0..rounds(ROUNDS) as usize {
-        let lab = Lab::new();
-        let priorities = orders[round % orders.len()];
-        let ended = three_jobs(&lab, &[], priorities);
-        let incidents = lab.incidents();
-        let told: Vec<String> = incidents.iter().map(|i| i["verdict"].to_string()).collect();
-        for ((group, output), priority) in ended.iter().zip(priorities) {
-            if priority == "-5" {
-                assert_eq!(output.status.code(), None, "{}: {}\n{told:#?}", group.0.display(), common::text(output));
-            } else {
-                assert_unharmed(output);
+    allow_tmpfs_everything();
+    let (rounds, seed) = (number("REPRIEVE_ROUNDS").unwrap_or_else(|| rounds(ROUNDS)), number("REPRIEVE_SEED"));
+    let first = seed.unwrap_or(0);
+    let mut failed = 0;
+    for number in first..first + rounds {
+        let eater = &EATERS[(number % EATERS.len() as u64) as usize];
+        let priorities = ORDERS[(number / EATERS.len() as u64) as usize % ORDERS.len()];
+        // The others are to be had, too.
+        match catch_unwind(AssertUnwindSafe(|| round(eater, priorities))) {
+            Ok(told) => println!("round {number}, {}: {told}", eater.what),
+            Err(_) => {
+                println!("round {number}, {}: FAILED", eater.what);
+                failed += 1;
             }
         }
-        assert_eq!(incidents.len(), 1, "{told:#?}");
-        let incident = &incidents[0];
-        assert_eq!((&incident["trigger"], &incident["memcg"]["path"]), (&Value::from("oom"), &Value::from("/")));
-        let verdict = &incident["verdict"];
-        assert_eq!(verdict["relieved"], true, "{verdict:#}");
-        let step = &verdict["steps"][0];
-        assert_eq!(step["candidates"].as_array().unwrap().len(), 3, "{step:#}");
-        assert_eq!(step["candidates"][0]["priority"], -5, "{step:#}");
-        assert!(step["reason"].as_str().unwrap().contains("lowest priority (-5)"), "{step:#}");
-        assert_eq!(incident["processes"].as_array().unwrap().len(), 3, "{:#}", incident["gaps"]);
-        let folded = fs::read_to_string(lab.out().join(incident["id"].as_str().unwrap()).join("stacks.folded"));
-        assert!(folded.unwrap().contains("(steady_leak.c:"));
     }
+    println!("the job of the lowest priority died, and nobody else, in {} of {rounds} rounds", rounds - failed);
+    assert_eq!(failed, 0, "of {rounds} rounds");
 }
 
 #[test]
@@ -105,14 +236,18 @@ fn who_keeps_to_a_reservation_is_spared() {
     let lab = Lab::new();
     // More than it will ever use.
     let reserve = |groups: &[Group]| fs::write(groups[0].0.join("memory.low"), "240M").unwrap();
-    let ended = three_jobs_with(&lab, &[], ["-5", "3", "7"], reserve);
-    assert_unharmed(&ended[0].1);
-    assert_eq!(ended[1].1.status.code(), None, "{}", common::text(&ended[1].1));
-    assert_unharmed(&ended[2].1);
-    let step = &lab.incident()["verdict"]["steps"][0];
+    let ended = watched(&lab, &[], &EATERS[0], ORDERS[0], reserve);
+    assert_unharmed(&ended.jobs[0].1);
+    assert_eq!(ended.jobs[1].1.status.code(), None, "{}", text(&ended.jobs[1].1));
+    assert_unharmed(&ended.jobs[2].1);
+    assert_unharmed(&ended.bystander.1);
+    let incidents = lab.incidents();
+    let mut steps = incidents.iter().flat_map(|incident| incident["verdict"]["steps"].as_array().unwrap());
+    let step = steps.next().unwrap();
+    assert_eq!(steps.next(), None);
     let order: Vec<i64> =
         step["candidates"].as_array().unwrap().iter().map(|c| c["priority"].as_i64().unwrap()).collect();
-    assert_eq!(order, [3, 7, -5], "{step:#}");
+    assert_eq!(order, [3, 7, 100, -5], "{step:#}");
     // What came back is what it had.
     let gained = step["usage_before_bytes"].as_u64().unwrap() - step["usage_after_bytes"].as_u64().unwrap();
     assert!(gained > 40 << 20, "{step:#}");
@@ -125,7 +260,60 @@ fn a_second_watch_is_told_that_there_is_one() {
     let mut first = Doomed(lab.reprieve("machine").spawn().unwrap());
     wait_for("the watch", || fs::read_to_string("/sys/fs/cgroup/memory.oom.state").unwrap().contains("handler 1"));
     let second = lab.reprieve("machine").output().unwrap();
-    assert_eq!(second.status.code(), Some(4), "{}", common::text(&second));
+    assert_eq!(second.status.code(), Some(4), "{}", text(&second));
     kill(Pid::from_raw(first.pid()), Signal::SIGTERM).unwrap();
     assert!(first.0.wait().unwrap().success());
+}
+
+#[test]
+#[ignore = "fills the machine, on a kernel with the series: `cargo xtask test --only machine` runs it"]
+fn a_kill_of_the_kernels_leaves_an_incident() {
+    let lab = Lab::new();
+    let mut guardian = Doomed(lab.reprieve("machine").spawn().unwrap());
+    let delay = "/sys/fs/cgroup/memory.oom.delay_ms";
+    wait_for("the watch", || fs::read_to_string(delay).unwrap().trim() != "0");
+    // No holds: the kernel does not wait for anybody.
+    fs::write(delay, "0").unwrap();
+    fs::write("/proc/self/oom_score_adj", "-1000").unwrap();
+    let group = Group::new("alone");
+    let mib = available_mib() * 2;
+    let output = in_group(&group, "steady_leak", &["--mib", &mib.to_string()]).output().unwrap();
+    fs::write("/proc/self/oom_score_adj", "0").unwrap();
+    assert!(!output.status.success(), "{}", text(&output));
+    wait_for("the incident", || !lab.incidents().is_empty());
+    kill(Pid::from_raw(guardian.pid()), Signal::SIGTERM).unwrap();
+    assert!(guardian.0.wait().unwrap().success());
+    let incident = lab.incident();
+    assert_eq!((&incident["trigger"], &incident["hold"]), (&Value::from("killed_by_kernel"), &Value::Null));
+    assert_eq!(incident["kernel_victims"][0]["comm"], "steady_leak", "{:#}", incident["kernel_victims"]);
+}
+
+/// Without the series nobody asks: what the same load costs there.
+#[test]
+#[ignore = "fills the machine, on a stock kernel: `cargo xtask test --only machine` runs it"]
+fn the_stock_kernel_beside_it() {
+    assert!(!fs::exists("/dev/oom_reserve").unwrap());
+    allow_tmpfs_everything();
+    // It would take us as well.
+    fs::write("/proc/self/oom_score_adj", "-1000").unwrap();
+    let mut wrong = 0;
+    for (number, eater) in EATERS.iter().enumerate() {
+        let priorities = ORDERS[number % ORDERS.len()];
+        let ended = three_jobs(eater, priorities, |_| {});
+        let dead = |output: &Output| !output.status.success();
+        let jobs = ended.jobs.iter().zip(priorities).filter(|((_, output), _)| dead(output));
+        let mut names: Vec<String> = jobs.map(|(_, priority)| format!("the job of priority {priority}")).collect();
+        if dead(&ended.bystander.1) {
+            names.push("a bystander of priority 100".to_owned());
+        }
+        let is_right = names == ["the job of priority -5"];
+        wrong += usize::from(!is_right);
+        println!("stock kernel, {}: killed {}; no evidence of anybody", eater.what, names.join(" and "));
+    }
+    println!(
+        "stock kernel: the job of the lowest priority died, and nobody else, in {} of {}",
+        EATERS.len() - wrong,
+        EATERS.len()
+    );
+    assert!(wrong > 0, "then nothing of this would be needed");
 }
