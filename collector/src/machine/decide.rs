@@ -22,11 +22,14 @@ use std::time::{Duration, Instant};
 
 /// Share of a deadline for the evidence.
 pub const EVIDENCE_SHARE: u32 = 2;
-/// Time for a kill to give memory back.
-const KILL_TIME: Duration = Duration::from_secs(2);
+/// Time for a job to die and to give its memory back: a process with many page tables
+/// was seen to need seconds for it on a slow machine.
+pub const KILL_TIME: Duration = Duration::from_secs(6);
+/// When a job has died and so much later there is still no memory, it was in vain.
+const DEAD_TIME: Duration = Duration::from_secs(1);
 /// The kernel's own patience after a kill is a second (`OOM_HOLD_KILL_DELAY`,
 /// mm/oom_hold.c), then it may kill somebody else: it is asked for more than ours.
-const KERNEL_KILL_MS: u32 = 3000;
+const KERNEL_KILL_MS: u32 = 7000;
 /// Time for a throttled job to give memory back.
 const THROTTLE_TIME: Duration = Duration::from_secs(1);
 /// Time beyond the deadline for what was decided to help.
@@ -37,6 +40,8 @@ const QUIET: Duration = Duration::from_secs(1);
 const AFTERGLOW: Duration = Duration::from_millis(250);
 /// How often to look for what no bell tells of.
 const GLANCE: Duration = Duration::from_millis(5);
+/// The same for a job that dies.
+const LOOK_AT_DYING: Duration = Duration::from_millis(50);
 /// Actions that are tried in one OOM.
 pub const MOST_DEEDS: usize = 8;
 
@@ -336,7 +341,7 @@ impl<W: World> Decider<W> {
             return Tried::TooLate;
         }
         let limit = if kill { KILL_TIME } else { THROTTLE_TIME };
-        let relieved = error.is_none() && self.await_end(hold, begun + limit);
+        let relieved = error.is_none() && self.await_end(hold, kill.then_some(job), begun + limit);
         if relieved && kill {
             self.await_memory(job, begun + limit);
         }
@@ -370,15 +375,21 @@ impl<W: World> Decider<W> {
         None
     }
 
-    /// Whether a hold ends in time.
-    fn await_end(&mut self, hold: Event, until: Instant) -> bool {
+    /// Whether a hold ends in time. When who was `killed` is dead, there is less of it.
+    fn await_end(&mut self, hold: Event, killed: Option<&Job>, mut until: Instant) -> bool {
         let lasts = |decider: &Self| decider.hold.is_some_and(|now| now.seq == hold.seq);
+        let mut dying = killed;
         loop {
             self.listen();
-            if !lasts(self) || self.world.now() >= until {
+            let now = self.world.now();
+            if !lasts(self) || now >= until {
                 return !lasts(self);
             }
-            self.world.wait(until);
+            if dying.is_some_and(|job| !self.world.has_processes(job)) {
+                dying = None;
+                until = until.min(now + DEAD_TIME);
+            }
+            self.world.wait(if dying.is_some() { until.min(now + LOOK_AT_DYING) } else { until });
         }
     }
 
@@ -455,6 +466,8 @@ mod tests {
         usages: Vec<(Duration, i32, u64)>,
         /// The folder of a job with nobody in it.
         empty: Option<i32>,
+        /// When jobs have died.
+        deaths: Vec<(Duration, i32)>,
         /// The hold in which verdicts are accepted.
         held: Option<u64>,
         verdicts: Vec<(Duration, Option<Decision>, u64)>,
@@ -472,6 +485,7 @@ mod tests {
                 kills: BTreeMap::new(),
                 usages: Vec::new(),
                 empty: None,
+                deaths: Vec::new(),
                 held: None,
                 verdicts: Vec::new(),
                 tasks: Vec::new(),
@@ -533,7 +547,9 @@ mod tests {
         }
 
         fn has_processes(&self, job: &Job) -> bool {
-            self.empty != Some(job.place.dir.as_raw_fd())
+            let fd = job.place.dir.as_raw_fd();
+            let is_dead = |(at, whose): &(Duration, i32)| *whose == fd && *at <= self.clock.get();
+            self.empty != Some(fd) && !self.deaths.iter().any(is_dead)
         }
 
         fn is_recorded(&self, _: u64) -> bool {
@@ -669,7 +685,8 @@ mod tests {
         let (outcome, world) = one(decider(world, jobs(), Remedy::Kill));
         assert_eq!(outcome.end, End::LeftToKernel);
         let tried: Vec<(usize, bool)> = outcome.deeds.iter().map(|deed| (deed.job, deed.relieved)).collect();
-        assert_eq!(tried, [(LOW, false), (0, false), (2, false)]);
+        // Then it is too late for a third.
+        assert_eq!(tried, [(LOW, false), (0, false)]);
         assert_eq!(decisions(&world).last(), Some(&Decision::GiveUp));
     }
 
@@ -682,6 +699,29 @@ mod tests {
         let (outcome, _) = one(decider(world, list, Remedy::Kill));
         assert_eq!(outcome.end, End::Relieved);
         assert_eq!(outcome.deeds.iter().map(|deed| deed.job).collect::<Vec<_>>(), [0]);
+    }
+
+    #[test]
+    fn who_dies_slowly_is_given_time_and_who_is_dead_is_not() {
+        let list = jobs();
+        let mut world = Fake::new(&[(0, event(Kind::Held, 1, None))]);
+        let low = list.0[LOW].place.dir.as_raw_fd();
+        let ended = event(Kind::Ended, 1, Some(Reason::Killed));
+        world.kills.insert(low, vec![(ms(4000), After::Record(ended)), (ms(4000), After::Usage(0))]);
+        let (outcome, _) = one(decider(world, list, Remedy::Kill));
+        assert_eq!(outcome.deeds.iter().map(|deed| (deed.job, deed.relieved)).collect::<Vec<_>>(), [(LOW, true)]);
+
+        let list = jobs();
+        let mut world = Fake::new(&[(0, event(Kind::Held, 1, None))]);
+        let (low, next) = (list.0[LOW].place.dir.as_raw_fd(), list.0[0].place.dir.as_raw_fd());
+        world.deaths.push((ms(500), low));
+        world.kills.insert(next, helps(1));
+        let (outcome, world) = one(decider(world, list, Remedy::Kill));
+        assert_eq!(
+            outcome.deeds.iter().map(|deed| (deed.job, deed.relieved)).collect::<Vec<_>>(),
+            [(LOW, false), (0, true)]
+        );
+        assert!(world.verdicts[2].0 <= ms(1600), "{:?}", world.verdicts);
     }
 
     #[test]

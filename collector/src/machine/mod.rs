@@ -28,7 +28,7 @@ use crate::signals::Signals;
 use crate::snapshot::Options;
 use crate::verdict::machine_memory;
 use chronicle::{Chronicler, Recorded, Word};
-use decide::{ACT_TIME, Begin, Decider, Outcome, Rules, World};
+use decide::{ACT_TIME, Begin, Decider, KILL_TIME, Outcome, Rules, World};
 use hand::{Hand, Task};
 use handover::{Handover, timeout};
 use jobs::Job;
@@ -43,7 +43,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// What the watchdog allows beyond our deadline: what was decided takes time to help.
-const WATCHDOG_GRACE: Duration = Duration::from_secs(ACT_TIME.as_secs() + 3);
+const WATCHDOG_GRACE: Duration = Duration::from_secs(ACT_TIME.as_secs() + KILL_TIME.as_secs() + 1);
 /// What the kernel allows beyond our deadline before it decides itself.
 const KERNEL_GRACE: Duration = Duration::from_secs(WATCHDOG_GRACE.as_secs() + 1);
 /// The kernel refuses more than this share of the memory (memory_oom_reserve_write).

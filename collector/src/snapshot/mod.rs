@@ -61,15 +61,16 @@ pub struct Evidence {
 impl Evidence {
     /// Adds what another look saw, of other processes.
     pub fn append(&mut self, mut other: Evidence) {
-        let first = self.modules.len() as u32;
+        let mut table = ModuleTable::of(std::mem::take(&mut self.modules));
+        let now: Vec<u32> = other.modules.drain(..).map(|module| table.index_of(module)).collect();
+        self.modules = table.modules;
         for process in &mut other.processes {
             let of_threads = process.threads.iter_mut().flat_map(|thread| thread.frame_modules.iter_mut().flatten());
             let of_heaps =
                 process.heaps.iter_mut().flat_map(|heap| heap.frames.iter_mut().filter_map(|f| f.at.as_mut()));
-            of_threads.chain(of_heaps).for_each(|at| at.module += first);
+            of_threads.chain(of_heaps).for_each(|at| at.module = now[at.module as usize]);
         }
         self.processes.append(&mut other.processes);
-        self.modules.append(&mut other.modules);
         self.gaps.append(&mut other.gaps);
     }
 }
@@ -177,4 +178,33 @@ pub fn tids_of(pid: i32) -> Vec<i32> {
     let mut tids: Vec<i32> = entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect();
     tids.sort_unstable();
     tids
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn modules_of_own_stacks(evidence: &Evidence) -> Vec<String> {
+        let threads = evidence.processes.iter().flat_map(|process| &process.threads);
+        let frames = threads.flat_map(|thread| thread.frame_modules.iter().flatten());
+        frames.map(|at| evidence.modules[at.module as usize].path.clone()).collect()
+    }
+
+    #[test]
+    fn looks_put_together_share_modules() {
+        let own = [std::process::id() as i32];
+        let look = || take(&own, &BTreeMap::new(), || None, Options::default());
+        // Something is in front of what is shared.
+        let mut first = Evidence::default();
+        first.modules.push(Module { path: "/else".to_owned(), ..look().modules.remove(0) });
+        let alone = look();
+        first.append(look());
+        let (modules, paths) = (first.modules.len(), modules_of_own_stacks(&first));
+        assert_eq!(modules, alone.modules.len() + 1);
+        first.append(look());
+        assert_eq!(first.modules.len(), modules);
+        assert_eq!(first.processes.len(), 2);
+        assert!(!paths.is_empty() && !paths.contains(&"/else".to_owned()));
+        assert!(modules_of_own_stacks(&first).starts_with(&paths));
+    }
 }

@@ -37,6 +37,11 @@ pub struct LoadedModule {
 }
 
 impl ModuleTable {
+    /// One that has modules already.
+    pub fn of(modules: Vec<Module>) -> Self {
+        ModuleTable { modules, ..Self::default() }
+    }
+
     /// Loads every image that `maps` shows as executable. `read_memory` fills
     /// its buffer from the target, or returns `false` (for the vDSO, which is no file). Files that could
     /// not be had are told in `gaps`.
@@ -83,7 +88,7 @@ impl ModuleTable {
     }
 
     /// Processes share modules: the same file counts once.
-    fn index_of(&mut self, module: Module) -> u32 {
+    pub fn index_of(&mut self, module: Module) -> u32 {
         let known = self
             .modules
             .iter()
