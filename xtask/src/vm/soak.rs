@@ -32,6 +32,9 @@ pub(crate) struct Soak {
     /// or grants, and the program finds its memory as it was. Stops at the first that fails
     #[arg(long, value_name = "ROUNDS", conflicts_with_all = ["minutes", "debug", "seed"], value_parser = clap::value_parser!(u64).range(1..))]
     whole_way: Option<u64>,
+    /// Instead: so many OOMs of a small machine, answered by `reprieve machine`
+    #[arg(long, value_name = "ROUNDS", conflicts_with_all = ["minutes", "debug", "cpus", "whole_way"], value_parser = clap::value_parser!(u32).range(1..))]
+    machine: Option<u32>,
 }
 
 /// A kernel that looks for bugs, in one way or in none.
@@ -87,6 +90,10 @@ pub(super) fn run(root: &Path, soak: &Soak) -> Result<ExitCode> {
     if let Some(rounds) = soak.whole_way {
         let good = whole_way(root, rounds, soak.cpus.unwrap_or(1))?;
         return Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    }
+    if let Some(rounds) = soak.machine {
+        return crate::test::machine_rounds(root, rounds, soak.seed, &mut std::io::stdout())
+            .map(|()| ExitCode::SUCCESS);
     }
     let program = fixtures::build(root)?.join("kernel_stress");
     let mut good = true;
