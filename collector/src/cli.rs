@@ -283,7 +283,7 @@ struct SymbolizeArgs {
     /// ID, or its beginning or end, or an incident's folder.
     incident: String,
     /// Look here before /usr/lib/debug; may be given again.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_parser = parse_folder)]
     debug_dir: Vec<PathBuf>,
     /// Ask this debuginfod server; may be given again. It learns which programs
     /// ran. Without it none is asked.
@@ -454,6 +454,14 @@ fn is_run(mut words: impl Iterator<Item = OsString>) -> bool {
         }
     }
     false
+}
+
+/// A folder that is there: a mistyped one would only show as files that are absent.
+fn parse_folder(text: &str) -> Result<PathBuf, String> {
+    match std::fs::read_dir(text) {
+        Ok(_) => Ok(PathBuf::from(text)),
+        Err(error) => Err(format!("it cannot be read: {error}; name the folder that has the debug files")),
+    }
 }
 
 /// An error and its exit code.

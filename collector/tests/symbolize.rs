@@ -163,7 +163,9 @@ fn a_debug_file_that_comes_later_names_more_and_loses_nothing() {
     assert_eq!(fs::read_dir(stripped.lab.out()).unwrap().count(), 1);
 
     // Where there is nothing to be found any more, names stay.
-    let again = stripped.symbolize(&[stripped.folder.to_str().unwrap(), "--debug-dir", "/nonexistent", "--json"]);
+    let empty = tempfile::tempdir().unwrap();
+    let dir = empty.path().to_str().unwrap();
+    let again = stripped.symbolize(&[stripped.folder.to_str().unwrap(), "--debug-dir", dir, "--json"]);
     assert!(again.status.success(), "{}", text(&again));
     let report: Value = serde_json::from_slice(&again.stdout).unwrap();
     assert_eq!(report["names"]["named"], report["names"]["named_before"]);
@@ -174,8 +176,8 @@ fn a_debug_file_that_comes_later_names_more_and_loses_nothing() {
 #[test]
 fn where_nothing_is_found_the_reasons_are_told() {
     let stripped = Stripped::new();
-    let nowhere = stripped.symbols.join("nowhere");
-    let output = stripped.symbolize(&[stripped.id(), "--debug-dir", nowhere.to_str().unwrap()]);
+    let empty = tempfile::tempdir().unwrap();
+    let output = stripped.symbolize(&[stripped.id(), "--debug-dir", empty.path().to_str().unwrap()]);
     assert!(output.status.success(), "{}", text(&output));
     let said = String::from_utf8(output.stdout).unwrap().split_whitespace().collect::<Vec<_>>().join(" ");
     assert!(said.contains("file could not be opened"), "{said}");
@@ -207,6 +209,7 @@ fn what_cannot_be_done_is_refused_and_changes_nothing() {
         2,
         "DEBUGINFOD_URLS=https://debuginfod.example",
     );
+    refused(&[stripped.id(), "--debug-dir", "/proc/self/never-made"], 2, "name the folder that has the debug files");
     // Of a later reprieve.
     let file = stripped.folder.join("incident.json");
     let mut incident: Value = serde_json::from_str(&stripped.read("incident.json")).unwrap();
