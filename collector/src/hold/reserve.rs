@@ -75,6 +75,8 @@ pub struct ReserveBrake {
     held: Option<Event>,
     /// Why the last one ended, until the next begins.
     ended: Option<Reason>,
+    /// The hold to answer: one that was over before we looked has an incident, too.
+    answered: Option<Event>,
     /// The hold that was stopped last, and its number.
     told: Option<KernelHold>,
     stopped: Option<u64>,
@@ -116,6 +118,7 @@ impl ReserveBrake {
             reserve: 0,
             held: None,
             ended: None,
+            answered: None,
             told: None,
             stopped: None,
             late: StoppedThreads::default(),
@@ -154,6 +157,7 @@ impl ReserveBrake {
             reserve: before.reserve,
             held: None,
             ended: None,
+            answered: None,
             told: None,
             stopped: None,
             late: StoppedThreads::default(),
@@ -210,13 +214,20 @@ impl ReserveBrake {
         Ok(tids)
     }
 
-    /// Takes what the kernel has to tell.
-    fn take_records(&mut self) {
+    /// Takes what the kernel has to tell. Returns the hold that began last in it. Of one
+    /// that is over before its record was read only the end is told.
+    fn take_records(&mut self) -> Option<Event> {
+        let mut begun = None;
         while let Some(event) = self.device.record() {
             match event.kind() {
-                Some(Kind::Held) => (self.held, self.ended) = (Some(event), None),
+                Some(Kind::Held) => {
+                    (self.held, self.ended) = (Some(event), None);
+                    begun = self.held;
+                }
                 Some(Kind::Ended) => {
-                    if self.held.is_some_and(|held| held.seq == event.seq) {
+                    if self.held.is_none() {
+                        (self.ended, begun) = (event.reason(), Some(event));
+                    } else if self.held.is_some_and(|held| held.seq == event.seq) {
                         (self.held, self.ended) = (None, event.reason());
                     }
                     if let (Some(seq), Some(told)) = (self.stopped, self.told.as_mut())
@@ -228,6 +239,7 @@ impl ReserveBrake {
                 _ => {}
             }
         }
+        begun
     }
 
     /// Ends the hold in favour of the kernel's OOM killer, if it lasts.
@@ -372,7 +384,8 @@ impl Brake for ReserveBrake {
     }
 
     fn look(&mut self) -> Result<Look, CgroupError> {
-        self.take_records();
+        // Not those of which a verdict heard: its own actions end them.
+        let begun = self.take_records();
         if !self.memcg.exists() {
             return Ok(Look::Well);
         }
@@ -382,7 +395,9 @@ impl Brake for ReserveBrake {
             self.kernel_kills = kills;
             return Ok(Look::KilledByKernel);
         }
-        if self.held.is_some() && !self.given_up {
+        let missed = begun.filter(|_| self.held.is_none() && self.ended == Some(Reason::Margin));
+        self.answered = self.held.or(missed);
+        if self.answered.is_some() && !self.given_up {
             return Ok(Look::OutOfMemory);
         }
         self.take_back()?;
@@ -412,13 +427,19 @@ impl Brake for ReserveBrake {
         let mut threads = std::mem::take(&mut self.late);
         // Who is stopped does not count as parked any more; what system calls
         // under way have charged is known only then. It may have ended just now.
-        let before = self.device.state().ok().flatten().or(self.held);
+        let before = self.device.state().ok().flatten().or(self.answered);
         // The last look may be a second old, and as many threads as like were made
         // since: what they charge to get out of their system calls is due now.
         threads.stop_all(deadline, || self.adapt_reserve())?;
         let after = self.device.state().ok().flatten().or(before);
         self.stopped = after.map(|event| event.seq);
         self.told = after.map(|event| told_by(Event { parked: before.map_or(0, |b| b.parked), ..event }));
+        // Of one that was over before, the record of its end has been taken.
+        if let Some(told) = self.told.as_mut().filter(|_| self.held.is_none())
+            && self.stopped == self.answered.map(|event| event.seq)
+        {
+            told.ended = self.ended.map(|reason| ending(reason).to_owned());
+        }
         Ok(threads)
     }
 

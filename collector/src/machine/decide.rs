@@ -27,7 +27,7 @@ pub const EVIDENCE_SHARE: u32 = 2;
 pub const KILL_TIME: Duration = Duration::from_secs(6);
 /// When a job has died and so much later there is still no memory, it was in vain.
 const DEAD_TIME: Duration = Duration::from_secs(1);
-/// The kernel's own patience after a kill is a second (`OOM_HOLD_KILL_DELAY`,
+/// The kernel's own patience after a kill is five seconds (`OOM_HOLD_KILL_DELAY`,
 /// mm/oom_hold.c), then it may kill somebody else: it is asked for more than ours.
 const KERNEL_KILL_MS: u32 = 7000;
 /// Time for a throttled job to give memory back.
