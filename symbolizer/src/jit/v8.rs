@@ -1,5 +1,6 @@
 //! Names that V8 gives to JavaScript: `JS:*leak /app/leak.js:3:14`, with a sign for the
-//! compiler (`~` interpreted, `^` baseline, `+` Maglev, `*` TurboFan).
+//! compiler (`~` interpreted, `^` baseline, `+` Maglev, `*` TurboFan). Older versions, as
+//! that of node 18, tell no column: `LazyCompile:*leak /app/leak.js:3`.
 //!
 //! `src/logging/log.cc` (`LogEventListener`, `ComputeMarker`), `src/logging/code-events.h`.
 
@@ -29,19 +30,27 @@ fn script(name: &str) -> Option<Frame> {
     let rest = KINDS.iter().find_map(|kind| name.strip_prefix(kind))?;
     // One sign each for the compiler and, in some versions, for its own speed.
     let rest = rest.trim_start_matches(['~', '^', '+', '*', '\'']);
-    let (rest, column) = rest.rsplit_once(':')?;
-    let (rest, line) = rest.rsplit_once(':')?;
+    let (rest, last) = number_behind(rest)?;
+    let (rest, line, column) = match number_behind(rest) {
+        Some((rest, line)) => (rest, line, Some(last)),
+        None => (rest, last, None),
+    };
     let (function, file) = rest.split_once(' ')?;
-    let (line, column) = (line.parse().ok()?, column.parse().ok()?);
     let function = if function.is_empty() { "(anonymous)" } else { function };
     let file = file.strip_prefix("file://").unwrap_or(file);
     Some(Frame {
         function: function.to_owned(),
         file: (!file.is_empty()).then(|| file.to_owned()),
         line: Some(line),
-        column: Some(column),
+        column,
         inlined: false,
     })
+}
+
+/// `a:b:7` as `a:b` and 7.
+fn number_behind(text: &str) -> Option<(&str, u32)> {
+    let (rest, number) = text.rsplit_once(':')?;
+    Some((rest, number.parse().ok()?))
 }
 
 #[cfg(test)]
@@ -55,12 +64,13 @@ mod tests {
 
     #[test]
     fn places_are_taken_from_names() {
-        let js = |function: &str, file: &str, line, column| {
-            (function.to_owned(), Some(file.to_owned()), Some(line), Some(column))
-        };
-        assert_eq!(parts("JS:*leak /app/a b.js:3:14"), js("leak", "/app/a b.js", 3, 14));
-        assert_eq!(parts("JS:~ file:///app/m.mjs:1:1"), js("(anonymous)", "/app/m.mjs", 1, 1));
-        assert_eq!(parts("LazyCompile:^get node:internal/x:10:2"), js("get", "node:internal/x", 10, 2));
+        let js =
+            |function: &str, file: &str, line, column| (function.to_owned(), Some(file.to_owned()), Some(line), column);
+        assert_eq!(parts("JS:*leak /app/a b.js:3:14"), js("leak", "/app/a b.js", 3, Some(14)));
+        assert_eq!(parts("JS:~ file:///app/m.mjs:1:1"), js("(anonymous)", "/app/m.mjs", 1, Some(1)));
+        assert_eq!(parts("LazyCompile:^get node:internal/x:10:2"), js("get", "node:internal/x", 10, Some(2)));
+        assert_eq!(parts("LazyCompile:*leak /app/leak.js:3"), js("leak", "/app/leak.js", 3, None));
+        assert_eq!(parts("Function:~ node:internal/x:1"), js("(anonymous)", "node:internal/x", 1, None));
         for other in ["Builtin:ArrayMap", "JS:*f", "JS:f a:b:c", "Lorg/x/Y;::run", ""] {
             assert_eq!(parts(other), (other.to_owned(), None, None, None));
         }
