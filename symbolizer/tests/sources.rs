@@ -694,7 +694,7 @@ fn perf_map_and_jitdump_of_node() {
     let map = fs::read_to_string(&map_path).unwrap();
     fs::remove_file(&map_path).unwrap();
     // Where `leak` was optimised to, by the text of the map alone.
-    let optimised = map.lines().rev().find(|line| line.contains("JS:*leak ")).expect("it is hot");
+    let optimised = map.lines().rev().find(|line| line.contains(":*leak ")).expect("it is hot");
     let fields: Vec<u64> = optimised.split(' ').take(2).map(|f| u64::from_str_radix(f, 16).unwrap()).collect();
     let addresses: Vec<Avma> = (fields[0]..fields[0] + fields[1]).map(Avma).collect();
     let (by_map, outcome) = perf_map(&mut BufReader::new(map.as_bytes()), &addresses, MOST_MAP_BYTES);
