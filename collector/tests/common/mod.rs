@@ -83,9 +83,11 @@ impl Lab {
             .collect()
     }
 
-    /// The only incident.
+    /// The only incident; beside one that something was done about, holds may have found
+    /// room by themselves.
     pub fn incident(&self) -> Value {
-        let mut all = self.incidents();
+        let (free_again, acted_on): (Vec<_>, Vec<_>) = self.incidents().into_iter().partition(ended_by_itself);
+        let mut all = if acted_on.is_empty() { free_again } else { acted_on };
         assert_eq!(all.len(), 1, "{all:#?}");
         all.remove(0)
     }
@@ -96,6 +98,12 @@ impl Lab {
         let path = self.out().join(newest["id"].as_str().unwrap()).join(name);
         fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
     }
+}
+
+/// Whether a hold was over, with room, before anything was done about it.
+pub fn ended_by_itself(incident: &Value) -> bool {
+    let verdict = &incident["verdict"];
+    verdict["relieved"] == true && verdict["steps"] == Value::Array(Vec::new())
 }
 
 /// Both outputs, for messages.
@@ -349,7 +357,11 @@ pub fn assert_held_well(incident: &Value) {
 
 /// Asserts that the reserve of a hold by the kernel was enough for all threads that the
 /// hold found, each of which may be charged 128 KiB of it, and for one large system call.
+/// It is made so when the hold is looked at, which may be too late for one that found room.
 pub fn assert_reserve_fits(incident: &Value) {
+    if ended_by_itself(incident) {
+        return;
+    }
     let hold = &incident["hold"];
     let threads = hold["threads_stopped"].as_u64().unwrap() + hold["threads_not_stopped"].as_u64().unwrap();
     let reserve = hold["kernel"]["reserve_bytes"].as_u64().unwrap_or_else(|| panic!("{hold}"));
