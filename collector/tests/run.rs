@@ -55,7 +55,7 @@ fn throttled_program_needs_its_code_to_get_well() {
     let file = std::fs::File::open(&program).unwrap();
     file.sync_all().unwrap();
     nix::fcntl::posix_fadvise(&file, 0, 0, nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
-    let options = ["--memory", "48M", "--on-oom", "throttle=10s,kill"];
+    let options = ["--memory", "48M", "--on-oom", "throttle=30s,kill"];
     let output = lab.run(&options, &[program.to_str().unwrap(), "--mib", "160"]);
     assert_unharmed(&output);
     for incident in lab.incidents() {
@@ -67,7 +67,7 @@ fn throttled_program_needs_its_code_to_get_well() {
 #[test]
 fn throttled_program_that_frees_memory_by_itself_lives() {
     let lab = Lab::new();
-    let output = lab.run(&["--memory", "48M", "--on-oom", "throttle=10s,kill"], &[&fixture("relief"), "--mib", "160"]);
+    let output = lab.run(&["--memory", "48M", "--on-oom", "throttle=30s,kill"], &[&fixture("relief"), "--mib", "160"]);
     for incident in lab.incidents() {
         assert_eq!(incident["verdict"]["steps"][0]["outcome"], "relieved", "{:#}", incident["verdict"]);
         assert_held_well(&incident);
