@@ -3,6 +3,8 @@
 
 use crate::tls::local;
 use crate::{real, unwind};
+use core::mem;
+use core::ptr;
 use libc::{c_int, c_void};
 
 /// More than this nobody jumps up a stack: then the buffer is not as we think.
@@ -37,10 +39,30 @@ unsafe fn leave(environment: *const c_void) {
     }
     // SAFETY: as the caller promised.
     let target = unsafe { target(environment) };
-    if target > hook && target - hook <= FARTHEST {
+    if target > hook && target - hook <= FARTHEST && !is_within_other_stack(hook, target) {
         local.busy.set(0);
-        unwind::give_up(local.scratch.replace(0));
+        unwind::give_up();
     }
+}
+
+/// Whether the handler has a stack of its own (sigaltstack(2)) and jumps within it:
+/// where that stack lies does not tell who called whom.
+fn is_within_other_stack(hook: u64, target: u64) -> bool {
+    let here = ptr::from_ref(&target).addr() as u64;
+    // Called by the hook on its own stack, or on one below, where it cannot stay by
+    // jumping above the hook.
+    if here < hook {
+        return false;
+    }
+    // SAFETY: all-zero is a valid stack_t, which sigaltstack fills.
+    let stack = unsafe {
+        let mut stack: libc::stack_t = mem::zeroed();
+        libc::sigaltstack(ptr::null(), &raw mut stack);
+        stack
+    };
+    let start = stack.ss_sp.addr() as u64;
+    let other = start..start.saturating_add(stack.ss_size as u64);
+    other.contains(&here) && other.contains(&target) && !other.contains(&hook)
 }
 
 macro_rules! jumps {

@@ -3,7 +3,7 @@
 
 use crate::errno::Errno;
 use crate::tls::local;
-use crate::{own, real, unwind};
+use crate::{own, real, sampler, unwind};
 use core::ffi::CStr;
 use core::ptr;
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicUsize, Ordering};
@@ -262,6 +262,7 @@ extern "C" fn before_fork() {
     make_room(attached);
     let child = Writer::claim(attached.region, (None, pid_namespace()), own::now(), Some(attached.writer));
     local().set_child(child);
+    local().child_salt.set(sampler::salt_for_child());
 }
 
 extern "C" fn after_fork_in_parent() {
@@ -272,6 +273,7 @@ extern "C" fn after_fork_in_child() {
     let _errno = Errno::keep();
     set_fork_mark();
     unwind::forget_other_threads();
+    sampler::begin_anew(local().child_salt.get());
     let Some(attached) = attached() else { return };
     // It may have been taken back from a child that was late, or there was no room:
     // nothing of ours may be written to the parent's.
@@ -288,6 +290,7 @@ fn forked_behind_our_back(parent: &Attached) -> Option<&'static Attached> {
     let _errno = Errno::keep();
     set_fork_mark();
     unwind::forget_other_threads();
+    sampler::begin_anew(own_pid());
     let new = Writer::claim(parent.region, (Some(own_pid()), pid_namespace()), own::now(), None)
         .and_then(|w| publish(parent.region, w));
     if new.is_none() {

@@ -8,8 +8,11 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use libc::c_void;
 use reprieve_heap_table::{Allocation, Entry, probability};
 
-/// Threads seeded so far, so that each has numbers of its own.
-static THREADS: AtomicU64 = AtomicU64::new(0);
+/// Threads seeded and children forked so far, so that each has numbers of its own.
+static SEEDED: AtomicU64 = AtomicU64::new(0);
+/// Of the process, so that a child of a fork has other numbers than its parent and
+/// its siblings: estimates that err alike do not cancel out.
+static SALT: AtomicU64 = AtomicU64::new(0);
 
 /// Bytes between two attempts to get a home.
 const WITHOUT_HOME: i64 = 64 << 10;
@@ -175,7 +178,6 @@ fn draw(local: &Local, attached: &Attached) -> i64 {
 }
 
 fn seed(attached: &Attached) -> u64 {
-    let thread = THREADS.fetch_add(1, Ordering::Relaxed) + 1;
     let mut base = attached.settings().seed;
     if base == 0 {
         // Not getrandom(3), which is a point at which threads can be cancelled.
@@ -184,10 +186,29 @@ fn seed(attached: &Attached) -> u64 {
         // Where there is no randomness yet, the clock must do.
         base ^= own::now() << 24;
     }
-    // Seeds that differ in a bit or two must not give similar numbers: SplitMix64
-    // (Steele, Lea and Flood, Fast splittable pseudorandom number generators).
-    let mut z = base.wrapping_add(thread.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    split(base.wrapping_add(SALT.load(Ordering::Relaxed))) | 1
+}
+
+/// A salt for the child that is about to be forked.
+pub fn salt_for_child() -> u64 {
+    split(SALT.load(Ordering::Relaxed))
+}
+
+/// In a child: its thread is new to the sampler.
+pub fn begin_anew(salt: u64) {
+    SALT.store(salt, Ordering::Relaxed);
+    let local = local();
+    local.random.set(0);
+    local.left.set(0);
+}
+
+/// The next of the numbers that follow from `base`. Those that differ in a bit or
+/// two must not give similar ones: SplitMix64 (Steele, Lea and Flood, Fast
+/// splittable pseudorandom number generators).
+fn split(base: u64) -> u64 {
+    let index = SEEDED.fetch_add(1, Ordering::Relaxed) + 1;
+    let mut z = base.wrapping_add(index.wrapping_mul(0x9e37_79b9_7f4a_7c15));
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    (z ^ (z >> 31)) | 1
+    z ^ (z >> 31)
 }

@@ -18,10 +18,10 @@ pub struct Local {
     /// real allocator, the unwinder or a signal handler allocates now is not ours to
     /// look at.
     pub busy: Cell<u64>,
-    /// The scratch that this thread unwinds in, counted from 1; 0 for none.
-    pub scratch: Cell<usize>,
     /// Its stack, from the lowest address to the end; 0 where that is not known.
     pub stack: Cell<(u64, u64)>,
+    /// Salt of the numbers that the child draws.
+    pub child_salt: Cell<u64>,
     /// Whether `for_child` is set.
     has_child: Cell<bool>,
     /// Home that the fork in progress made for the child.

@@ -15,7 +15,8 @@ use crate::readable::is_readable;
 use crate::tls::local;
 use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::ptr;
+use core::sync::atomic::{AtomicUsize, Ordering};
 use gimli::{
     BaseAddresses, CfaRule, EhFrame, EhFrameHdr, EndianSlice, NativeEndian, Register, RegisterRule, UnwindContext,
     UnwindContextStorage, UnwindSection, UnwindTableRow, X86_64,
@@ -44,10 +45,11 @@ pub struct Stack<'s> {
 
 /// Room to work in: a thread's own stack may be small.
 struct Scratch {
-    taken: AtomicBool,
+    /// The thread that works here, by the address of its variables; 0 for none.
+    owner: AtomicUsize,
     work: UnsafeCell<Work>,
 }
-// SAFETY: `work` is used by whoever set `taken`.
+// SAFETY: `work` is used by the thread that set `owner` to itself.
 unsafe impl Sync for Scratch {}
 
 struct Work {
@@ -63,7 +65,7 @@ struct Work {
 
 static SCRATCH: [Scratch; SCRATCHES] = [const {
     Scratch {
-        taken: AtomicBool::new(false),
+        owner: AtomicUsize::new(0),
         work: UnsafeCell::new(Work {
             frames: [0; NATIVE_FRAMES],
             stack_pointers: [0; NATIVE_FRAMES],
@@ -111,38 +113,42 @@ enum Plan {
 /// are the thread's stack, or 0.
 #[inline(never)]
 pub fn with_stack(writer: Writer<'_>, bounds: (u64, u64), use_it: impl FnOnce(Stack<'_>)) {
-    let Some(place) = SCRATCH.iter().position(|s| !s.taken.swap(true, Ordering::Acquire)) else {
+    let own = |scratch: &&Scratch| {
+        scratch.owner.compare_exchange(0, this_thread(), Ordering::Acquire, Ordering::Relaxed).is_ok()
+    };
+    let Some(scratch) = SCRATCH.iter().find(own) else {
         // Too many at once: the stack is not known, the bytes are.
         return use_it(Stack { frames: &[], cut: true });
     };
-    // A jump out of a signal handler gives back the outermost one.
-    let outer = local().scratch.get();
-    if outer == 0 {
-        local().scratch.set(place + 1);
-    }
-    // SAFETY: `taken` was ours to set.
-    let work = unsafe { &mut *SCRATCH[place].work.get() };
+    // SAFETY: it was nobody's and is this thread's now, which does not come here
+    // again before it leaves: `Local::busy` is set.
+    let work = unsafe { &mut *scratch.work.get() };
     let (length, cut) = walk(writer, work, bounds);
     let native = python::Native { frames: &work.frames[..length], stack_pointers: &work.stack_pointers[..length], cut };
     match python::merge(&native, &mut work.python, &mut work.words) {
         Some((length, cut)) => use_it(Stack { frames: &work.words[..length], cut }),
         None => use_it(Stack { frames: &work.frames[..length], cut }),
     }
-    local().scratch.set(outer);
-    SCRATCH[place].taken.store(false, Ordering::Release);
+    scratch.owner.store(0, Ordering::Release);
 }
 
-/// Gives a scratch back, counted from 1, that a jump has left behind.
-pub fn give_up(place: usize) {
-    if let Some(scratch) = place.checked_sub(1).and_then(|place| SCRATCH.get(place)) {
-        scratch.taken.store(false, Ordering::Release);
+/// Gives back what this thread worked in when it jumped out of the hook.
+pub fn give_up() {
+    for scratch in &SCRATCH {
+        if scratch.owner.load(Ordering::Relaxed) == this_thread() {
+            scratch.owner.store(0, Ordering::Release);
+        }
     }
+}
+
+fn this_thread() -> usize {
+    ptr::from_ref(local()).addr()
 }
 
 /// In a child that was forked: the threads that took a scratch are not there.
 pub fn forget_other_threads() {
     for scratch in &SCRATCH {
-        scratch.taken.store(false, Ordering::Release);
+        scratch.owner.store(0, Ordering::Release);
     }
 }
 
@@ -234,7 +240,7 @@ impl Work {
         if at >= self.mapped.0 && at < self.mapped.1 {
             // SAFETY: aligned, and between the stack pointer and the end of the
             // stack; our own frames are below, and whoever runs above is us.
-            return Some(unsafe { core::ptr::read_volatile(at as *const u64) });
+            return Some(unsafe { ptr::read_volatile(at as *const u64) });
         }
         let page = at & !(PAGE - 1);
         if at >= self.mapped.1 && at - self.mapped.1 < STRIDE_MAX {
@@ -250,7 +256,7 @@ impl Work {
         // SAFETY: aligned, and the kernel has just read from that page. Another
         // thread could unmap it now, but not a stack that we return to; of what a
         // broken frame leads to, this is all that we can know.
-        Some(unsafe { core::ptr::read_volatile(at as *const u64) })
+        Some(unsafe { ptr::read_volatile(at as *const u64) })
     }
 }
 

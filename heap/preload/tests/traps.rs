@@ -86,6 +86,23 @@ fn the_family_keeps_to_its_man_pages_with_each_allocator() {
 }
 
 #[test]
+fn children_that_do_the_same_are_sampled_differently() {
+    let table = Table::new(64 << 10, 7);
+    spring(&table, "forks_alike.c", &[], "forked");
+    let tables = table.tables();
+    let mut sampled: Vec<Vec<u64>> = tables.iter().map(|t| t.live.iter().map(|s| s.asked).collect()).collect();
+    sampled.iter_mut().for_each(|sizes| sizes.retain(|size| (10_000..10_400).contains(size)));
+    sampled.retain(|sizes| !sizes.is_empty());
+    assert_eq!(sampled.len(), 8);
+    // 400 blocks, each with 1 - e^-0.156.
+    assert!(sampled.iter().all(|sizes| (28..=90).contains(&sizes.len())), "{sampled:?}");
+    sampled.iter_mut().for_each(|sizes| sizes.sort_unstable());
+    sampled.sort_unstable();
+    sampled.dedup();
+    assert_eq!(sampled.len(), 8);
+}
+
+#[test]
 fn a_child_of_vfork_allocates_in_its_parents_name() {
     let table = Table::new(1, 1);
     spring(&table, "vfork_allocates.c", &[], "200");
@@ -133,6 +150,21 @@ fn a_signal_handler_jumps_out_of_the_hook() {
         // Nothing of the hook was left taken: all are seen, each with its stack.
         assert_eq!(of_size(&main_table(&table), 100_000), (300, 0), "{stack:?}");
     }
+}
+
+#[test]
+fn a_signal_handler_jumps_within_itself_in_the_hook() {
+    let dir = tempfile::tempdir().unwrap();
+    let bump = library_of(&dir, "bump.c");
+    let program = compile(&dir, "handler_jumps_within.c", &[]);
+    let table = Table::new(50, 1);
+    let ours = std::env::var("REPRIEVE_HEAP_LIBRARY").unwrap();
+    let mut command = table.command(program.to_str().unwrap());
+    command.env("LD_PRELOAD", format!("{ours}:{}", bump.display()));
+    assert_eq!(ok(&run(&command)), "returned\n");
+    // The hook goes on, so what the handler allocates is not looked at.
+    let process = main_table(&table);
+    assert_eq!((of_size(&process, 70_000).0, of_size(&process, 100_000)), (0, (100, 0)));
 }
 
 #[test]
