@@ -155,7 +155,8 @@ when no job is over, one within its reservation. Priorities are yours:
 A job without one has 0; larger is more important. reprieve's own is spared.
 
 It needs a kernel with the series in kernel/patches, and root. While it runs,
-memory.oom.reserve of the root cgroup is kept free for it.";
+memory.oom.reserve of the root cgroup is kept free for it, and the kernel does
+not move locked pages (vm.compact_unevictable_allowed is 0).";
 
 #[derive(Debug, Args)]
 struct MachineArgs {

@@ -249,18 +249,19 @@ fn machine(root: &Path, out: Out<'_>) -> Result<()> {
     in_guest(root, vm::Flavor::Stock, &[on_stock], 256, out)
 }
 
-/// Rounds of the machine's OOMs, as many and in such an order as asked for.
+/// Rounds of the machine's OOMs, as many, in such an order and of such jobs as asked for.
 ///
 /// # Errors
 ///
 /// When one has failed, or there was no guest to have them in.
-pub(crate) fn machine_rounds(root: &Path, rounds: u32, seed: u64, out: Out<'_>) -> Result<()> {
+pub(crate) fn machine_rounds(root: &Path, rounds: u32, seed: u64, kind: Option<&str>, out: Out<'_>) -> Result<()> {
     let fixtures = fixtures::build(root)?;
     let script = format!("{} --include-ignored --nocapture {MACHINE_ROUNDS}", test_program(root, "machine")?);
     let mut spec = guest_spec(root, &fixtures, vm::Flavor::Reserve, script, 256);
     spec.env.extend(
         [("REPRIEVE_ROUNDS", u64::from(rounds)), ("REPRIEVE_SEED", seed)].map(|(n, v)| (n.to_owned(), v.to_string())),
     );
+    spec.env.extend(kind.map(|kind| ("REPRIEVE_KIND".to_owned(), kind.to_owned())));
     spec.timeout = GUEST_TIME + MACHINE_ROUND_TIME * rounds;
     run_guest(root, &spec, out)
 }

@@ -39,6 +39,16 @@ pub fn settle() -> Vec<String> {
     missing
 }
 
+/// Locks what is touched from now on, too: heap, stacks of threads. Only for who maps
+/// no binaries of victims, which would stay locked as far as they were looked at. What
+/// could not be done.
+pub fn lock_what_comes() -> Option<String> {
+    // SAFETY: mlockall takes flags only. Nothing is read that was not touched
+    // (MCL_ONFAULT, mlockall(2)).
+    let result = unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT) };
+    (result != 0).then(|| format!("later memory is not locked ({})", std::io::Error::last_os_error()))
+}
+
 /// Runs before every ordinary task, so that a busy machine does not lengthen the
 /// time in which a victim runs on; our children do not inherit it (sched(7)).
 /// Without the right to it, we are only slower.

@@ -12,6 +12,7 @@ mod hand;
 mod handover;
 mod jobs;
 mod roster;
+mod settings;
 mod tracer;
 
 pub use jobs::PRIORITY;
@@ -37,6 +38,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage, setrlimit};
 use reprieve_oom_uapi::{Event, Verdict};
 use roster::Roster;
+use settings::Settings;
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -103,17 +105,13 @@ pub fn watch(request: &Request) -> Result<(), RunError> {
         _ => BrakeError::NoReserve(errno.into()),
     })?;
     let reserve_bytes = request.reserve_bytes.min(machine_memory().0 / RESERVE_SHARE) & !0xfff;
-    let hand_back = HandBack {
-        alarm: reserve::alarm(&root),
-        writes: vec![(root.dir().join("memory.oom.delay_ms"), "0"), (root.dir().join("memory.oom.reserve"), "0")],
-        ..HandBack::default()
-    };
+    let settings = Settings::of(&root);
+    let hand_back = HandBack { alarm: reserve::alarm(&root), writes: settings.put_back(), ..HandBack::default() };
     // It tells one hold from the next by itself: no word of ours need reach it in one.
     let watchdog = Watchdog::start(&hand_back, request.deadline + WATCHDOG_GRACE)
         .map_err(|e| RunError::System("the watchdog could not be started", e))?;
-    for missing in guardian::settle() {
-        eprintln!("reprieve: warning: {missing}");
-    }
+    let missing = guardian::settle().into_iter().chain(guardian::lock_what_comes());
+    missing.for_each(|missing| eprintln!("reprieve: warning: {missing}"));
     guardian::sigbus::install().map_err(|e| RunError::System("the SIGBUS handler could not be installed", e.into()))?;
     allow_many_files();
     let unstarted = |e| RunError::System("a thread could not be started", e);
@@ -127,7 +125,10 @@ pub fn watch(request: &Request) -> Result<(), RunError> {
         Chronicler::start(root.clone(), request, recorder, Arc::clone(&roster), urgent).map_err(unstarted)?;
     urgent.above().take();
     // From now on there are holds.
-    let settings = Settings::write(&root, reserve_bytes, request.deadline + KERNEL_GRACE)?;
+    let (settings, missing) = settings.write(&root, reserve_bytes, request.deadline + KERNEL_GRACE)?;
+    if let Some(missing) = missing {
+        eprintln!("reprieve: warning: {missing}");
+    }
     eprintln!("reprieve: watching the machine; {} are kept free for that", units::bytes(reserve_bytes));
     let machine = Machine { device, words: chronicler.words(), recorded: chronicler.recorded(), tasks: hand.tasks() };
     let rules = Rules { deadline: request.deadline, remedy: request.remedy };
@@ -151,25 +152,6 @@ pub fn watch(request: &Request) -> Result<(), RunError> {
 fn allow_many_files() {
     if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, most, most);
-    }
-}
-
-/// Files of the root cgroup, put back when dropped.
-struct Settings(Memcg);
-
-impl Settings {
-    fn write(root: &Memcg, reserve_bytes: u64, delay: Duration) -> Result<Self, RunError> {
-        let settings = Settings(root.clone());
-        root.write("memory.oom.reserve", &reserve_bytes.to_string())?;
-        root.write("memory.oom.delay_ms", &delay.as_millis().min(60_000).to_string())?;
-        Ok(settings)
-    }
-}
-
-impl Drop for Settings {
-    fn drop(&mut self) {
-        let _ = self.0.write("memory.oom.delay_ms", "0");
-        let _ = self.0.write("memory.oom.reserve", "0");
     }
 }
 

@@ -35,12 +35,15 @@ pub(crate) struct Soak {
     /// Instead: so many OOMs of a small machine, answered by `reprieve machine`
     #[arg(long, value_name = "ROUNDS", conflicts_with_all = ["minutes", "debug", "cpus", "whole_way"], value_parser = clap::value_parser!(u32).range(1..))]
     machine: Option<u32>,
+    /// Only rounds with jobs of this kind, such as processes or "page tables"
+    #[arg(long, value_name = "KIND", requires = "machine")]
+    kind: Option<String>,
 }
 
 /// A kernel that looks for bugs, in one way or in none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Debug {
-    /// As it is, hence fast, with two processors
+    /// As it is, hence fast
     None,
     /// Order of locks, sleeping under them, timers and their memory
     Lockdep,
@@ -58,7 +61,7 @@ impl Debug {
     /// The kernel, its parameters, and how many processors it wants.
     fn machine(self) -> (Flavor, &'static str, u32) {
         match self {
-            Debug::None => (Flavor::Reserve, "", 2),
+            Debug::None => (Flavor::Reserve, "", 1),
             Debug::Lockdep => (Flavor::Lockdep, "", 1),
             Debug::Kasan => (Flavor::Kasan, "", 1),
             Debug::KasanOwner => (Flavor::Kasan, "page_owner=on", 1),
@@ -92,7 +95,8 @@ pub(super) fn run(root: &Path, soak: &Soak) -> Result<ExitCode> {
         return Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }
     if let Some(rounds) = soak.machine {
-        return crate::test::machine_rounds(root, rounds, soak.seed, &mut std::io::stdout())
+        let kind = soak.kind.as_deref();
+        return crate::test::machine_rounds(root, rounds, soak.seed, kind, &mut io::stdout())
             .map(|()| ExitCode::SUCCESS);
     }
     let program = fixtures::build(root)?.join("kernel_stress");
