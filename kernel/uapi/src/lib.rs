@@ -267,7 +267,7 @@ kernel_enum! {
         Margin = 1,
         /// The handler's verdict, or the limit was lowered.
         Retry = 2,
-        /// A kill that the handler asked for made room, or did not within a second.
+        /// A kill that the handler asked for made room, or did not within five seconds.
         Killed = 3,
         /// The handler's verdict, or its third [`Decision::Retry`] in a row without effect.
         GaveUp = 4,

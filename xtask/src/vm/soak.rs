@@ -63,8 +63,11 @@ impl Debug {
         match self {
             Debug::None => (Flavor::Reserve, "", 1),
             Debug::Lockdep => (Flavor::Lockdep, "", 1),
-            Debug::Kasan => (Flavor::Kasan, "", 1),
-            Debug::KasanOwner => (Flavor::Kasan, "page_owner=on", 1),
+            // With page tables of five levels KASAN can report an interrupt during boot:
+            // while identify_cpu() has the processor's features cleared, kernel addresses
+            // look wrong (pgtable_l5_enabled(), arch/x86/kernel/cpu/common.c).
+            Debug::Kasan => (Flavor::Kasan, "no5lvl", 1),
+            Debug::KasanOwner => (Flavor::Kasan, "no5lvl page_owner=on", 1),
             Debug::Kcsan => (Flavor::Kcsan, "", 2),
         }
     }
