@@ -5,6 +5,7 @@
 //! keeps this process alive meanwhile. Only this crate touches `/proc` and
 //! cgroupfs.
 
+pub mod accounting;
 pub mod analyst;
 pub mod cgroup;
 pub mod cli;

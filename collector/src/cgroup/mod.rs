@@ -9,7 +9,7 @@ mod leftovers;
 mod memcg;
 
 pub use create::{CpuGroup, create_cpu_group, create_memcg};
-pub use hierarchy::{Hierarchy, Version};
+pub use hierarchy::{Hierarchy, Version, unescape};
 pub use leftovers::{clean_leftovers, name_of_own_group};
 pub use memcg::Memcg;
 

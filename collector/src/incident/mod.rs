@@ -1,5 +1,7 @@
 //! Incidents: the model, the store on disk, and their renderings.
 
+pub mod accounting;
+pub mod accounts;
 pub mod heaps;
 pub mod mallocs;
 pub mod model;

@@ -1,5 +1,6 @@
 //! An incident's evidence as profiles.
 
+use super::accounts;
 use super::model::{Estimate, Heap, HeapFrame, Incident, ModuleAddress, Process, ResolvedAddress, Thread};
 use reprieve_flamegraph::{Frame, FrameKind, LabelValue, Mapping, Profile, Sample, SampleType, Spread};
 use reprieve_symbolizer::{FoundBy, StackEnd};
@@ -40,6 +41,7 @@ pub fn meaning(kind: &str) -> &str {
         "inuse_objects" => "live objects",
         "alloc_space" => "bytes ever allocated",
         "alloc_objects" => "objects ever allocated",
+        "charged" => "bytes charged to the cgroup",
         other => other,
     }
 }
@@ -72,20 +74,42 @@ pub fn views(incident: &Incident) -> Vec<View> {
             profile: memory(incident),
         },
     ]);
+    if incident.accounting.is_some() {
+        views.push(View {
+            name: "accounting",
+            title: "Where every charged byte went",
+            explanation: "All that the kernel charges the cgroup, by cause and owner, each page once and only if it is \
+                charged here. Width is bytes. What nobody could explain is there with its size.",
+            profile: accounting(incident),
+        });
+    }
     views
 }
 
 /// Everything in one profile, for pprof: heap sample types first, where there are
-/// any, then threads.
+/// any, then threads, then what is charged.
 #[must_use]
 pub fn whole(incident: &Incident) -> Profile {
     let threads = threads(incident);
-    if incident.processes.iter().all(|p| p.heaps.is_empty()) {
-        return threads;
+    let mut whole = if incident.processes.iter().all(|p| p.heaps.is_empty()) {
+        threads
+    } else {
+        let mut heap = heap(incident);
+        heap.append(&threads);
+        heap
+    };
+    if incident.accounting.is_some() {
+        whole.append(&accounting(incident));
     }
-    let mut whole = heap(incident);
-    whole.append(&threads);
     whole
+}
+
+/// What the memcg is charged for, by cause and owner; empty without a memcg.
+#[must_use]
+pub fn accounting(incident: &Incident) -> Profile {
+    let mut profile = start(incident, accounts::sample_type());
+    accounts::fill(&mut profile, incident);
+    profile
 }
 
 /// What the heap's view shows.

@@ -3,7 +3,7 @@
 use super::model::{Estimate, HoldReport, Incident, Process, Subject, SymbolState, Trigger};
 use super::profile;
 use super::units::{bytes, count, grouped, micros, time};
-use super::{heaps, mallocs};
+use super::{accounts, heaps, mallocs};
 use reprieve_flamegraph::top::{self, TopStack};
 use reprieve_flamegraph::{Profile, SampleType};
 use serde::Serialize;
@@ -245,12 +245,14 @@ pub fn page(incident: &Incident, dir: &Path, layout: Layout<'_>) -> String {
         }
     }
     page.processes(incident);
+    page.accounting(incident);
     page.heap(incident, layout.sample_type);
     page.malloc(incident);
     page.threads(incident);
     let mut unknown = misses(incident);
     unknown.extend(incident.gaps.iter().cloned());
     unknown.extend(gaps_of_processes(incident));
+    unknown.extend(accounts::gaps(incident));
     if !unknown.is_empty() {
         page.row("\nNOT KNOWN");
         for gap in &unknown {
@@ -345,6 +347,16 @@ impl Page {
         }
         if processes.len() > PROCESSES {
             self.row(&format!("  and {} more", processes.len() - PROCESSES));
+        }
+    }
+
+    fn accounting(&mut self, incident: &Incident) {
+        let Some(line) = accounts::line(incident) else { return };
+        self.prose("\nWHERE EVERY BYTE WENT  ", &line);
+        for row in accounts::rows(incident) {
+            let indent = "  ".repeat(row.depth);
+            let mark = if row.is_unexplained { "? " } else { "" };
+            self.row(&format!("  {:>9} {:>7}  {indent}{mark}{}", row.bytes, row.share, row.what));
         }
     }
 

@@ -2,6 +2,7 @@
 
 use super::RunError;
 use super::recorder::{Recorder, state_of};
+use crate::accounting;
 use crate::cgroup::{Hierarchy, Memcg};
 use crate::guardian;
 use crate::hold::HandBack;
@@ -76,6 +77,13 @@ pub fn snapshot(
     let pids = target_found.pids();
     let heaps = || Some(witness::read_tables(None, &pids));
     let evidence = snapshot::take(&pids, threads.threads(), heaps, options);
+    let accounting = match &target_found {
+        Target::Cgroup(memcg) => {
+            let left = deadline.saturating_duration_since(Instant::now()) / 2;
+            Some(accounting::take(memcg, &evidence.processes, left.min(accounting::AT_MOST)))
+        }
+        Target::Process(_) => None,
+    };
     let snapshot_time = begun.elapsed();
     let refused = threads.threads().values().find_map(|t| match &t.outcome {
         StopOutcome::NotStopped(why) => Some(why.clone()),
@@ -103,6 +111,7 @@ pub fn snapshot(
     };
     let recorder = Recorder::with_subject(store, limits, None, subject)?;
     let mut incident = recorder.draft(Trigger::Snapshot, memcg, evidence);
+    incident.accounting = accounting;
     let micros = |d: Duration| d.as_micros() as u64;
     incident.hold = Some(HoldReport {
         brake: "none".to_owned(),

@@ -79,6 +79,7 @@ impl Recorder {
             modules: evidence.modules,
             symbols: Symbols::default(),
             verdict: None,
+            accounting: None,
             gaps: evidence.gaps,
         }
     }

@@ -3,6 +3,7 @@
 use super::command::{self, StartFailure, Started};
 use super::recorder::{Recorder, state_of};
 use super::{Group, Request, RunError};
+use crate::accounting;
 use crate::guardian::{heap, own_status_bytes};
 use crate::hold::watchdog::Watchdog;
 use crate::hold::{Brake, Look};
@@ -183,9 +184,12 @@ impl<'a> Session<'a> {
         state.limit_bytes = Some(self.brake.limit());
         let heaps = || self.heap.as_ref().map(|heap| witness::read_tables(Some(heap), &pids));
         let evidence = snapshot::take(&pids, threads.threads(), heaps, self.request.options);
+        let left = deadline.saturating_duration_since(Instant::now()) / 4;
+        let accounting = accounting::take(&self.group.memcg, &evidence.processes, left.min(accounting::AT_MOST));
         let snapshot_time = noticed.elapsed();
         self.brake.measure();
         let mut incident = self.recorder.draft(Trigger::Oom, Some(state), evidence);
+        incident.accounting = Some(accounting);
         // The draft was made when the evidence was complete.
         incident.time_unix_us -= noticed.elapsed().as_micros() as u64;
 
@@ -287,6 +291,8 @@ impl<'a> Session<'a> {
         state.limit_bytes = Some(self.brake.limit());
         let mut incident = self.recorder.draft(Trigger::KilledByKernel, Some(state), evidence);
         incident.kernel_victims = victims;
+        let of_the_rest = accounting::take(&self.group.memcg, &incident.processes, accounting::AT_MOST);
+        incident.accounting = Some(of_the_rest);
         eprintln!("reprieve: {}", show::headline(&incident));
         match self.recorder.stage(&incident) {
             Ok(staging) => self.recorder.finish(incident, staging),
