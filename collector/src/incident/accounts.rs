@@ -129,3 +129,66 @@ fn add_leaves(node: &AccountNode, way: &mut Vec<usize>, profile: &mut Profile) {
     node.children.iter().for_each(|child| add_leaves(child, way, profile));
     way.pop();
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::incident::store::read_incident;
+    use std::path::Path;
+
+    fn incident() -> Incident {
+        let recorded = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/incidents/sort.json");
+        let mut incident = read_incident(Path::new(recorded)).unwrap();
+        assert_eq!((rows(&incident).len(), line(&incident)), (0, None), "one that was made before");
+        let process = |index: u64| AccountNode::leaf(format!("p{index}"), 10_000 - index, "pagemap");
+        let anonymous = AccountNode::leaf("anonymous memory", 90_000, "memory.stat: anon")
+            .split((0..8).map(process).collect(), AccountNode::unexplained("unseen", 0, "memory.stat: anon"));
+        let root = AccountNode::leaf("all", 100_000, "memory.current")
+            .split(vec![anonymous], AccountNode::unexplained("rest", 0, "usage"));
+        incident.accounting = Some(Accounting {
+            root,
+            beside: vec![AccountNode::leaf("swapped out", 4096, "memory.swap.current")],
+            usage_after_bytes: 100_500,
+            elsewhere_bytes: 8192,
+            took_us: 1500,
+            gaps: vec!["something".to_owned()],
+        });
+        incident
+    }
+
+    #[test]
+    fn small_parts_are_told_together_and_unexplained_ones_never() {
+        let incident = incident();
+        let rows = rows(&incident);
+        let told: Vec<_> = rows.iter().map(|r| (r.depth, r.what.as_str(), r.share.as_str(), r.is_unexplained)).collect();
+        assert_eq!(told[0], (0, "all", "100.0 %", false));
+        assert_eq!(told[1], (1, "anonymous memory", "90.0 %", false));
+        // The unseen 10,028 bytes are among the six biggest.
+        assert_eq!(told[2], (2, "unseen", "10.0 %", true));
+        assert_eq!(told[8], (2, "3 more", "30.0 %", false));
+        assert_eq!(told[9], (1, "rest", "10.0 %", true));
+        assert_eq!(told[10], (0, "swapped out", "", false));
+        let line = line(&incident).unwrap();
+        assert!(line.contains("80.0 % of what is charged") && line.contains("8.0 KiB that these"), "{line}");
+        assert_eq!(gaps(&incident).collect::<Vec<_>>(), ["accounting: something"]);
+    }
+
+    #[test]
+    fn what_moved_meanwhile_is_told() {
+        let mut incident = incident();
+        incident.accounting.as_mut().unwrap().usage_after_bytes = 90_000;
+        assert!(gaps(&incident).any(|gap| gap.contains("9.8 KiB were charged or freed")));
+    }
+
+    #[test]
+    fn the_profile_is_the_leaves() {
+        let incident = incident();
+        let mut profile = Profile::new(vec![sample_type()]);
+        fill(&mut profile, &incident);
+        assert_eq!(profile.total(0), 100_000);
+        assert_eq!(profile.samples.len(), 10);
+        let deepest = profile.samples.iter().map(|s| s.stack.len()).max();
+        assert_eq!(deepest, Some(3));
+        assert!(profile.comments.iter().any(|c| c.contains("without explanation")));
+    }
+}

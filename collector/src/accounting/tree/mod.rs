@@ -3,15 +3,18 @@
 //! What the kernel counts gives the nodes their sizes; what was found is put below. A
 //! part that nobody found is a node of its own.
 
+mod kernel;
+mod parts;
+
 use super::counters::Counters;
 use super::found::{Family, Found, FoundFile, FoundProcess};
 use super::mounts::Kind;
 use crate::cgroup::Version;
-use crate::incident::accounting::{AccountKind, AccountNode, HOLDERS, Owner};
+use crate::incident::accounting::{AccountNode, HOLDERS, Owner};
 use crate::incident::units::{bytes, count};
+use kernel::kernel_memory;
+use parts::{by_process, fit, keep, of_process, sockets, sum};
 
-/// Parts of one node told one by one, at most.
-const MOST_PARTS: usize = 64;
 /// What is less than this part of all is told together.
 const LEAST: u64 = 2_000;
 
@@ -81,11 +84,6 @@ fn own_pages(process: &FoundProcess, least: u64) -> AccountNode {
     of_process(process, sum, PAGES).split(keep(mappings, least, "smaller mappings"), AccountNode::default())
 }
 
-fn of_process(process: &FoundProcess, bytes: u64, source: &str) -> AccountNode {
-    AccountNode::leaf(format!("{} [{}]", process.comm, process.pid), bytes, source)
-        .owned(Owner::Process { pid: process.pid, comm: process.comm.clone() })
-}
-
 fn shared_memory(counters: &Counters, found: &Found, least: u64) -> AccountNode {
     let sure = files(found, |kind| kind == Kind::Tmpfs);
     let left = counters.shmem().saturating_sub(sum(&sure));
@@ -152,93 +150,6 @@ fn owner(inode: u64, file: &FoundFile) -> Owner {
     }
 }
 
-fn kernel_memory(counters: &Counters, found: &Found, least: u64) -> AccountNode {
-    let stacks = by_process(found, |process| process.threads * found.kernel_stack, "threads, of /proc/PID/task");
-    let tables = by_process(found, |process| process.page_tables, "VmPTE of /proc/PID/status");
-    let mut buffers = sockets(found, Family::Kernel);
-    let (in_pipes, pipes) = found.pipes;
-    buffers.push(AccountNode::leaf(count(pipes, "pipe"), in_pipes, "FIONREAD"));
-    let buffers = keep(buffers, least, "smaller sockets");
-
-    let Some(total) = counters.kernel() else { return kernel_parts(counters, stacks, tables, buffers, least, None) };
-    if counters.version == Version::V2 {
-        return kernel_parts(counters, stacks, tables, buffers, least, Some(total));
-    }
-    let group = |what: &str, parts: Vec<AccountNode>| {
-        let node = AccountNode::leaf(what, sum(&parts), "as its parts");
-        node.split(keep(parts, least, "smaller processes"), AccountNode::default())
-    };
-    let mut parts = vec![group("kernel stacks", stacks), group("page tables", tables)];
-    parts.push(group("unix sockets and pipes", buffers));
-    let source = "memory.kmem.usage_in_bytes";
-    let rest = AccountNode::unexplained(
-        "slab, per-CPU data, vmalloc (version 1 tells no more)",
-        0,
-        format!("{source}, less what was found"),
-    );
-    AccountNode::leaf("kernel memory", total, source).split(fit(parts, total), rest)
-}
-
-/// Kernel memory of version 2, which counts its parts.
-fn kernel_parts(
-    counters: &Counters,
-    stacks: Vec<AccountNode>,
-    tables: Vec<AccountNode>,
-    buffers: Vec<AccountNode>,
-    least: u64,
-    total: Option<u64>,
-) -> AccountNode {
-    let counted = |what: &str, key: &str| {
-        let bytes = counters.kernel_part(key).unwrap_or(0);
-        AccountNode::leaf(what, bytes, format!("memory.stat: {key}"))
-    };
-    let with = |node: AccountNode, parts: Vec<AccountNode>, rest: &str| {
-        let parts = fit(keep(parts, least, "smaller processes"), node.bytes);
-        let rest = AccountNode::leaf(rest, 0, format!("{}, less what was found", node.source));
-        node.split(parts, rest)
-    };
-    let mut parts = vec![
-        with(counted("kernel stacks", "kernel_stack"), stacks, "of others"),
-        with(counted("page tables", "pagetables"), tables, "of others"),
-        counted("page tables of virtual machines", "sec_pagetables"),
-        counted("per-CPU data", "percpu"),
-        counted("vmalloc", "vmalloc"),
-        counted("slab, reclaimable (dentries, inodes)", "slab_reclaimable"),
-        counted("slab, not reclaimable", "slab_unreclaimable"),
-        counted("compressed swap (zswap)", "zswap"),
-    ];
-    let known = sum(&parts);
-    let total = total.unwrap_or(known);
-    let left = total.saturating_sub(known);
-    let buffers = fit(buffers, left);
-    if !buffers.is_empty() {
-        let node = AccountNode::leaf("unix sockets and pipes", sum(&buffers), "as its parts");
-        parts.push(node.split(buffers, AccountNode::default()));
-    }
-    let source = "memory.stat: kernel";
-    let rest = AccountNode::unexplained("other kernel memory", 0, format!("{source}, less its parts"));
-    AccountNode::leaf("kernel memory", total, source).split(parts, rest)
-}
-
-fn by_process(found: &Found, bytes: impl Fn(&FoundProcess) -> u64, source: &str) -> Vec<AccountNode> {
-    found.processes.iter().map(|process| of_process(process, bytes(process), source)).collect()
-}
-
-fn sockets(found: &Found, family: Family) -> Vec<AccountNode> {
-    let of_family = found.sockets.iter().filter(|((of, _), _)| *of == family);
-    of_family
-        .map(|((_, peer), all)| {
-            let who = if peer.is_empty() { "without a name".to_owned() } else { format!("to {peer}") };
-            let owner = Owner::Sockets {
-                peer: peer.clone(),
-                sockets: all.sockets,
-                pids: all.pids.iter().copied().take(HOLDERS).collect(),
-            };
-            AccountNode::leaf(format!("{} {who}", count(all.sockets, "socket")), all.bytes, "SO_MEMINFO").owned(owner)
-        })
-        .collect()
-}
-
 /// Buffers that version 2 counts; in version 1 they are beside.
 fn sockets_of_the_network(counters: &Counters, found: &Found, least: u64) -> AccountNode {
     let total = counters.kernel_part("sock").unwrap_or(0);
@@ -279,48 +190,161 @@ fn beside(counters: &Counters, found: &Found, least: u64) -> Vec<AccountNode> {
     beside
 }
 
-fn sum(parts: &[AccountNode]) -> u64 {
-    parts.iter().map(|part| part.bytes).sum()
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::accounting::counters::tests::of;
+    use crate::accounting::found::{FileKey, FoundMapping, FoundSockets};
+    use crate::incident::accounting::AccountKind;
 
-/// Makes parts that are not known to be charged here no more than `total`, each by
-/// its share; what is below them shrinks with them.
-fn fit(mut parts: Vec<AccountNode>, total: u64) -> Vec<AccountNode> {
-    parts.retain(|part| part.bytes > 0);
-    let all = sum(&parts);
-    if all > total {
-        parts.iter_mut().for_each(|part| shrink(part, total, all));
-        parts.retain(|part| part.bytes > 0);
+    const MIB: u64 = 1 << 20;
+
+    /// Each node is its children, but for what it says that they are more; the leaves
+    /// are the root.
+    fn assert_adds_up(root: &AccountNode) {
+        root.walk(&mut |node, _| {
+            if !node.children.is_empty() {
+                assert_eq!(sum(&node.children), node.bytes + node.excess_bytes, "{node:#?}");
+            }
+            assert!(node.bytes > 0 && !node.source.is_empty(), "{node:#?}");
+        });
     }
-    parts
-}
 
-fn shrink(node: &mut AccountNode, to: u64, of: u64) {
-    let share = |bytes: u64| (u128::from(bytes) * u128::from(to) / u128::from(of)) as u64;
-    node.bytes = share(node.bytes);
-    node.children.iter_mut().for_each(|child| shrink(child, to, of));
-    // Rounding down leaves some bytes to none of them.
-    let lost = node.bytes.saturating_sub(sum(&node.children));
-    if let Some(first) = node.children.first_mut() {
-        first.bytes += lost;
+    fn find<'n>(root: &'n AccountNode, what: &str) -> &'n AccountNode {
+        let mut found = None;
+        root.walk(&mut |node, _| {
+            if found.is_none() && node.what.starts_with(what) {
+                found = Some(node);
+            }
+        });
+        found.unwrap_or_else(|| panic!("no {what:?} in {root:#?}"))
     }
-}
 
-/// The biggest parts one by one, the others together as `others`.
-fn keep(mut parts: Vec<AccountNode>, least: u64, others: &str) -> Vec<AccountNode> {
-    parts.retain(|part| part.bytes > 0);
-    parts.sort_by_key(|part| std::cmp::Reverse(part.bytes));
-    let kept = parts.iter().take(MOST_PARTS).take_while(|part| part.bytes > least).count();
-    let small = parts.split_off(kept);
-    if let Some(first) = small.first() {
-        let bytes = sum(&small);
-        let what = if small.len() == 1 { first.what.clone() } else { format!("{} {others}", small.len()) };
-        let kind = if small.iter().any(|part| part.kind == AccountKind::Unexplained) {
-            AccountKind::Unexplained
-        } else {
-            AccountKind::Explained
+    fn process(pid: i32, anonymous: u64) -> FoundProcess {
+        let mapping = FoundMapping {
+            name: "[heap]".to_owned(),
+            range: Some((0x1000, 0x1000 + anonymous)),
+            mappings: 1,
+            bytes: anonymous,
         };
-        parts.push(AccountNode { kind, ..AccountNode::leaf(what, bytes, first.source.clone()) });
+        FoundProcess {
+            pid,
+            comm: "victim".to_owned(),
+            anonymous: vec![mapping],
+            threads: 4,
+            page_tables: MIB,
+            ..FoundProcess::default()
+        }
     }
-    parts
+
+    fn file(found: &mut Found, path: &str, kind: Kind, bytes: u64) {
+        let key = FileKey { device: "00:01".to_owned(), inode: found.files.len() as u64 };
+        let pids = (1..100).collect();
+        found.files.insert(key, FoundFile { path: path.to_owned(), kind: Some(kind), bytes, pids, ..FoundFile::default() });
+    }
+
+    /// What a host with version 1 gave while a program had 64 MiB and a file.
+    const V1: &str = "cache 20971520\ntotal_cache 20971520\ntotal_rss 67108864\ntotal_shmem 16777216\ntotal_dirty 1048576\n";
+
+    #[test]
+    fn version_one_with_an_owner_for_each_part() {
+        let counters = of(Version::V1, 96 * MIB, V1, Some(7 * MIB));
+        let mut found = Found { kernel_stack: 16384, ..Found::default() };
+        found.processes = vec![process(7, 40 * MIB), process(8, 8 * MIB)];
+        found.common.insert("[heap]".to_owned(), 16 * MIB);
+        file(&mut found, "/memfd:x", Kind::Tmpfs, 15 * MIB);
+        file(&mut found, "/var/log/x", Kind::Local, 3 * MIB);
+        found.sockets.insert((Family::Kernel, String::new()), FoundSockets { sockets: 3, bytes: MIB, pids: vec![7] });
+        let (root, beside) = build(&counters, &found);
+        assert_adds_up(&root);
+        assert_eq!((root.bytes, root.excess_bytes, beside.len()), (96 * MIB, 0, 0));
+        let parts: Vec<_> = root.children.iter().map(|c| (c.what.as_str(), c.bytes / MIB)).collect();
+        assert_eq!(parts[..4], [("anonymous memory", 64), ("tmpfs and shared memory", 16), ("kernel memory", 7), ("page cache", 4)]);
+        assert_eq!(find(&root, "victim [7]").bytes, 40 * MIB);
+        assert_eq!(find(&root, "pages that").children[0].bytes, 16 * MIB);
+        let memfd = find(&root, "/memfd:x");
+        let Some(Owner::File { pids, holders: 99, .. }) = &memfd.owner else { panic!("{memfd:?}") };
+        assert_eq!((memfd.bytes, pids.len()), (15 * MIB, HOLDERS));
+        // 3 MiB of tables, stacks and sockets are known of 7.
+        let unknown = find(&root, "slab, per-CPU");
+        assert_eq!((unknown.kind, unknown.bytes), (AccountKind::Unexplained, 7 * MIB - 3 * MIB - 8 * 16384));
+        // What CPUs can have charged ahead, and what nobody can explain.
+        assert_eq!(find(&root, "charged in advance").bytes, counters.ahead_at_most());
+        assert_eq!(find(&root, "in no counter").bytes, 5 * MIB - counters.ahead_at_most());
+        assert!(find(&root, "of files that nobody here has open or mapped").source.contains("1.0 MiB is dirty"));
+    }
+
+    const V2: &str = "anon 10485760\nfile 5242880\nkernel 8388608\nkernel_stack 131072\npagetables 2097152\n\
+        sec_pagetables 0\npercpu 4096\nsock 3145728\nvmalloc 8192\nshmem 1048576\nzswap 0\nslab_reclaimable 1048576\n\
+        slab_unreclaimable 2097152\nslab 3145728\n";
+
+    #[test]
+    fn version_two_with_the_kernels_own_parts() {
+        let usage = (10 + 5 + 8 + 3) * MIB;
+        let counters = of(Version::V2, usage, V2, None);
+        let mut found = Found { kernel_stack: 16384, pipes: (MIB, 16), ..Found::default() };
+        found.processes = vec![process(7, 10 * MIB)];
+        let peer = (Family::Network, "10.0.0.1:80".to_owned());
+        found.sockets.insert(peer, FoundSockets { sockets: 1, bytes: 2 * MIB, pids: vec![7] });
+        let (root, _) = build(&counters, &found);
+        assert_adds_up(&root);
+        assert_eq!(find(&root, "1 socket to 10.0.0.1:80").bytes, 2 * MIB);
+        assert_eq!(find(&root, "of sockets that nobody").bytes, MIB);
+        assert_eq!(find(&root, "kernel stacks").children.iter().map(|c| c.bytes).collect::<Vec<_>>(), [65536, 65536]);
+        assert_eq!(find(&root, "slab, not reclaimable").bytes, 2 * MIB);
+        assert_eq!(find(&root, "unix sockets and pipes").bytes, MIB);
+        let known = 131_072 + 2 * MIB + 4096 + 8192 + 3 * MIB + MIB;
+        assert_eq!(find(&root, "other kernel memory").bytes, 8 * MIB - known);
+    }
+
+    #[test]
+    fn an_old_kernel_a_root_and_nothing_at_all() {
+        // Before 5.18 the parts are the whole; the root has no memory.current.
+        let old = V2.replace("kernel 8388608\n", "");
+        let (root, _) = build(&of(Version::V2, 0, &old, None), &Found::default());
+        assert_adds_up(&root);
+        assert_eq!(find(&root, "kernel memory").bytes, 131_072 + 2 * MIB + 4096 + 8192 + 3 * MIB);
+        assert_eq!(root.bytes, sum(&root.children));
+        for version in [Version::V1, Version::V2] {
+            let (root, beside) = build(&of(version, 64 * MIB, "", None), &Found::default());
+            assert_adds_up(&root);
+            assert!(root.children.iter().all(|c| c.kind == AccountKind::Unexplained) && beside.is_empty());
+            let (root, _) = build(&of(version, 0, "", None), &Found::default());
+            assert_eq!((root.bytes, root.children.len()), (0, 0));
+        }
+    }
+
+    #[test]
+    fn what_is_not_known_to_be_charged_is_no_more_than_there_is() {
+        let counters = of(Version::V1, 20 * MIB, "total_cache 10485760\ntotal_shmem 4194304\n", Some(2 * MIB));
+        let mut found = Found { kernel_stack: 16384, ..Found::default() };
+        found.processes = vec![process(7, 0), process(8, 0), process(9, 0)];
+        found.segments = vec![("SysV segment 0".to_owned(), 6 * MIB), ("SysV segment 1".to_owned(), 2 * MIB)];
+        file(&mut found, "/log", Kind::Local, MIB);
+        found.files.values_mut().for_each(|file| file.unsure = 100 * MIB);
+        let (root, _) = build(&counters, &found);
+        assert_adds_up(&root);
+        assert_eq!((find(&root, "SysV segment 0").bytes, find(&root, "SysV segment 1").bytes), (3 * MIB, MIB));
+        assert_eq!(find(&root, "/log (whoever is charged)").bytes, 5 * MIB);
+        let tables = find(&root, "page tables");
+        assert!(tables.bytes < 2 * MIB && tables.children.len() == 3, "{tables:#?}");
+        // Pages are counted: too many of them are told, not hidden.
+        found.processes = vec![process(7, 3 * MIB)];
+        let (root, _) = build(&of(Version::V1, 20 * MIB, "total_rss 1048576\n", None), &found);
+        assert_eq!(find(&root, "anonymous memory").excess_bytes, 2 * MIB);
+    }
+
+    #[test]
+    fn thousands_of_parts_are_some() {
+        let counters = of(Version::V2, 1 << 30, "anon 1073741824\nfile 536870912\n", None);
+        let mut found = Found::default();
+        found.processes = (0..3000).map(|pid| process(pid, (u64::from(pid % 7 == 0) * 2 + 1) << 16)).collect();
+        (0..5000).for_each(|index| file(&mut found, &format!("/f/{index}"), Kind::Local, 65536));
+        let (root, _) = build(&counters, &found);
+        assert_adds_up(&root);
+        let mut nodes = 0;
+        root.walk(&mut |_, _| nodes += 1);
+        assert!(nodes < 300, "{nodes}");
+        assert_eq!(find(&root, "page cache").children[0].what, "5000 smaller files");
+    }
 }
