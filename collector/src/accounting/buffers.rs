@@ -159,9 +159,11 @@ mod tests {
         assert_eq!(name_of(libc::AF_UNIX, b"\x01\0/run/x\0y"), "/run/x");
         assert_eq!(name_of(libc::AF_UNIX, b"\x01\0\0hidden"), "@hidden");
         for family in [libc::AF_INET, libc::AF_INET6, libc::AF_UNIX, 77] {
-            for length in 0..4 {
+            for length in 0..3 {
                 assert_eq!(name_of(family, &v4[..length]), "", "{family} {length}");
             }
         }
+        assert_eq!(name_of(libc::AF_INET, &v4[..7]), "");
+        assert_eq!(name_of(libc::AF_INET6, &v6[..23]), "");
     }
 }

@@ -222,6 +222,7 @@ impl Pagemap {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
 
     #[test]
     fn scanned_and_read_are_the_same() {
@@ -246,17 +247,21 @@ mod tests {
         map.present(u64::MAX - 3 * page as u64, &mut scanned).unwrap();
         assert!(!scanned.contains(&true));
     }
+
     #[test]
     fn entries_are_those_of_present_pages_in_order() {
         let page = page_size() as usize;
-        let mut bytes = vec![0u8; 2000 * page];
-        // SAFETY: the range is the vector's; the advice keeps huge pages out.
-        unsafe { libc::madvise(bytes.as_mut_ptr().cast(), bytes.len(), libc::MADV_NOHUGEPAGE) };
-        let first = (bytes.as_ptr() as u64).next_multiple_of(page as u64);
-        let at = |index: usize| (first - bytes.as_ptr() as u64) as usize + index * page;
+        let length = std::num::NonZero::new(1999 * page).unwrap();
+        let (access, flags) = (ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_PRIVATE);
+        // Not from malloc, which might take it from what was freed.
+        // SAFETY: a fresh mapping at an address of the kernel's choice.
+        let bytes = unsafe { mmap_anonymous(None, length, access, flags) }.unwrap();
+        // SAFETY: the range is the mapping's; the advice keeps huge pages out.
+        unsafe { libc::madvise(bytes.as_ptr(), length.get(), libc::MADV_NOHUGEPAGE) };
+        let first = bytes.as_ptr() as u64;
         let touched: Vec<usize> = (0..1999).filter(|index| index % 3 == 0 && index % 400 < 200).collect();
-        let places: Vec<usize> = touched.iter().map(|&index| at(index)).collect();
-        places.iter().for_each(|&place| bytes[place] = 1);
+        // SAFETY: each place lies in the mapping, to which nothing else refers.
+        touched.iter().for_each(|index| unsafe { bytes.cast::<u8>().add(index * page).write(1) });
         let map = Pagemap::open(std::process::id() as i32).unwrap();
         let mut entries = [Entry(0); 100];
         for can_scan in [true, false] {
@@ -274,5 +279,7 @@ mod tests {
             .unwrap();
             assert_eq!(seen, touched, "scan: {can_scan}");
         }
+        // SAFETY: unmaps exactly what was mapped; no reference outlives it.
+        unsafe { nix::sys::mman::munmap(bytes, length.get()) }.unwrap();
     }
 }
