@@ -29,8 +29,7 @@ const MEMINFO_WORDS: usize = 9;
 pub fn of_socket(socket: BorrowedFd<'_>) -> Option<Buffers> {
     let words: [u32; MEMINFO_WORDS] = option(socket, libc::SO_MEMINFO)?;
     let domain: i32 = option(socket, libc::SO_DOMAIN)?;
-    let family =
-        if [libc::AF_INET, libc::AF_INET6].contains(&domain) { Family::Network } else { Family::Kernel };
+    let family = if [libc::AF_INET, libc::AF_INET6].contains(&domain) { Family::Network } else { Family::Kernel };
     Some(Buffers { family, bytes: charged(&words, family), peer: peer(socket) })
 }
 
@@ -40,9 +39,7 @@ fn charged(words: &[u32; MEMINFO_WORDS], family: Family) -> u64 {
     match family {
         // TCP takes whole pages, of which FWD_ALLOC are not used yet; what it has queued
         // to send is in WMEM_ALLOC, too, once it is on its way.
-        Family::Network => {
-            word(RMEM_ALLOC) + word(WMEM_QUEUED).max(word(WMEM_ALLOC)) + word(FWD_ALLOC) + word(BACKLOG)
-        }
+        Family::Network => word(RMEM_ALLOC) + word(WMEM_QUEUED).max(word(WMEM_ALLOC)) + word(FWD_ALLOC) + word(BACKLOG),
         // What a unix socket sent and nobody has read is the sender's. A socket that waits
         // for none has one byte taken (sk_alloc, net/core/sock.c).
         Family::Kernel => word(RMEM_ALLOC) + word(WMEM_ALLOC).saturating_sub(1) + word(BACKLOG),

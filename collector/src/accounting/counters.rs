@@ -140,22 +140,13 @@ pub mod tests {
             let (key, value) = line.split_once(' ')?;
             Some((key.to_owned(), value.trim().parse().ok()?))
         });
-        Counters {
-            version,
-            usage,
-            stat: stat.collect(),
-            kmem,
-            tcp: None,
-            swap: None,
-            memcgs: 1,
-            cpus: 2,
-            page: 4096,
-        }
+        Counters { version, usage, stat: stat.collect(), kmem, tcp: None, swap: None, memcgs: 1, cpus: 2, page: 4096 }
     }
 
     #[test]
     fn version_one_counts_the_whole_subtree() {
-        let c = of(Version::V1, 100, "cache 1\nrss 2\nshmem 1\ntotal_cache 40\ntotal_rss 50\ntotal_shmem 30\n", Some(9));
+        let c =
+            of(Version::V1, 100, "cache 1\nrss 2\nshmem 1\ntotal_cache 40\ntotal_rss 50\ntotal_shmem 30\n", Some(9));
         assert_eq!((c.anon(), c.shmem(), c.cache(), c.kernel()), (50, 30, 10, Some(9)));
         assert_eq!(c.source("rss", "anon"), "memory.stat: total_rss");
         assert_eq!(c.ahead_at_most(), 2 * 64 * 4096);

@@ -31,9 +31,8 @@ pub fn cached(file: BorrowedFd<'_>, start: u64, length: u64) -> io::Result<Cache
     let range = cachestat_range { off: start, len: length };
     let mut stat = cachestat { nr_cache: 0, nr_dirty: 0, nr_writeback: 0, nr_evicted: 0, nr_recently_evicted: 0 };
     // SAFETY: the kernel reads `range` and writes `stat`, both live locals of its types.
-    let done = unsafe {
-        libc::syscall(__NR_cachestat.into(), file.as_raw_fd(), &raw const range, &raw mut stat, 0_u32)
-    };
+    let done =
+        unsafe { libc::syscall(__NR_cachestat.into(), file.as_raw_fd(), &raw const range, &raw mut stat, 0_u32) };
     if done != 0 {
         return Err(io::Error::last_os_error());
     }

@@ -59,7 +59,7 @@ pub fn open_files(
                     continue;
                 }
                 let entry = found.files.entry(FileKey::of(&meta)).or_default();
-                entry.held_by(pid);
+                entry.pids.insert(pid);
                 if entry.path.is_empty() {
                     (entry.path, entry.kind) = (name, Some(kind));
                 }
@@ -93,24 +93,26 @@ pub fn mapped_files(kind: Kind, own: &Pagemap, pages: &mut Pages, found: &mut Fo
 /// elsewhere.
 fn look(open: &File, file: &mut FoundFile, own: &Pagemap, pages: &mut Pages) -> u64 {
     let Ok(meta) = open.metadata() else { return 0 };
-    if file.kind == Some(Kind::Hugetlbfs) || std::mem::replace(&mut file.is_looked_at, true) {
+    if file.kind == Some(Kind::Hugetlbfs) || file.is_looked_at {
         return 0;
     }
     let cached = cached(open.as_fd(), 0, 0);
     if let Ok(cached) = &cached {
         file.dirty = cached.dirty;
         if cached.there == 0 {
+            file.is_looked_at = true;
             return 0;
         }
     }
     let can_tell = file_pages::may_look(&meta) && !pages.is_blind;
     match can_tell.then(|| file_pages::look(open.as_fd(), meta.len(), own, pages)) {
         Some(Ok(seen)) => {
+            (file.is_looked_at, file.unsure) = (true, 0);
             file.bytes += seen.filed;
             seen.elsewhere
         }
         // Open for writing only, so that we cannot map it, or its frames are not told:
-        // what is known is how much there is.
+        // what is known is how much there is. Another may have it open for reading.
         _ => {
             file.unsure = cached.map_or(0, |cached| cached.there).saturating_sub(file.bytes);
             0

@@ -2,7 +2,7 @@
 //! is made.
 
 use super::mounts::Kind;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// All that was seen. Bytes are of pages that the memcg is charged for, each counted
 /// once, unless said otherwise.
@@ -84,7 +84,7 @@ pub struct FoundFile {
     /// What of the file is to be written, whoever is charged.
     pub dirty: u64,
     /// Who has it mapped or open.
-    pub pids: Vec<i32>,
+    pub pids: BTreeSet<i32>,
     /// A process and a range by which it is to be had.
     pub mapped: Option<(i32, u64, u64)>,
     /// Whether more than page tables were looked at.
@@ -106,15 +106,6 @@ impl FileKey {
         use std::os::unix::fs::MetadataExt;
         let dev = meta.dev();
         FileKey { device: format!("{:02x}:{:02x}", libc::major(dev), libc::minor(dev)), inode: meta.ino() }
-    }
-}
-
-impl FoundFile {
-    /// Adds one who has it.
-    pub fn held_by(&mut self, pid: i32) {
-        if self.pids.last() != Some(&pid) && !self.pids.contains(&pid) {
-            self.pids.push(pid);
-        }
     }
 }
 

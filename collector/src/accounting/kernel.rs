@@ -52,7 +52,9 @@ mod tests {
     fn tables_and_huge_pages() {
         let status = "Name:\tx\nVmPTE:\t     120 kB\nHugetlbPages:\t    4096 kB\n";
         assert_eq!(parse(status, 4096), ForProcess { page_tables: 124 << 10, hugetlb: 4 << 20 });
-        for damaged in ["", "VmPTE:\t12", "VmPTE:\t-3 kB\n", "VmPTE: 99999999999999999999 kB", "VmPTE: 18446744073709551615 kB"] {
+        for damaged in
+            ["", "VmPTE:\t12", "VmPTE:\t-3 kB\n", "VmPTE: 99999999999999999999 kB", "VmPTE: 18446744073709551615 kB"]
+        {
             assert_eq!(parse(damaged, 4096), ForProcess::default(), "{damaged}");
         }
         assert!(for_process(std::process::id() as i32, 4096).unwrap().page_tables > 4096);
@@ -63,7 +65,8 @@ mod tests {
     fn a_stack_is_a_power_of_two() {
         assert_eq!(of_all("MemTotal: 1 kB\nKernelStack:     2080 kB\n", "0.1 0.2 0.3 1/128 77\n"), Some(16 << 10));
         assert_eq!(of_all("KernelStack: 1300 kB\n", "0 0 0 1/100 7"), Some(16 << 10));
-        for (meminfo, loadavg) in [("", "0 0 0 1/1 1"), ("KernelStack: 1 kB", ""), ("KernelStack: 1 kB", "0 0 0 1/0 1")] {
+        for (meminfo, loadavg) in [("", "0 0 0 1/1 1"), ("KernelStack: 1 kB", ""), ("KernelStack: 1 kB", "0 0 0 1/0 1")]
+        {
             assert_eq!(of_all(meminfo, loadavg), None);
         }
         let bytes = stack_bytes().unwrap();

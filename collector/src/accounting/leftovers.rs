@@ -1,9 +1,9 @@
 //! Memory that lies in files and segments which nobody has open or attached: left by
 //! those who ended, and charged all the same.
 
+use super::file_pages;
 use super::found::{FileKey, Found};
 use super::mappings::Pages;
-use super::file_pages;
 use super::mounts::Kind;
 use crate::snapshot::Pagemap;
 use std::fs;

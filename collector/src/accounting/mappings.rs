@@ -22,7 +22,7 @@ pub struct Pages {
     charges: Charges,
     seen: PageSet,
     entries: Vec<Entry>,
-    /// Frames of one piece: what it is for is `true` where nobody else has it.
+    /// Frames of one piece that were not counted before.
     frames: Vec<(u64, Page)>,
     /// Whether a page was there and its frame was not told.
     pub is_blind: bool,
@@ -94,6 +94,8 @@ impl Pages {
                 (false, false) => Page::Common,
             };
             match entry.pfn() {
+                // A library is in the page tables of all.
+                Some(pfn) if page != Page::Own && self.seen.contains(pfn) => {}
                 Some(pfn) => self.frames.push((pfn, page)),
                 // What is nobody else's needs no frame to be counted once.
                 None => {
@@ -151,7 +153,7 @@ impl Pages {
                     file.mapped = Some((pid, map.start, map.end));
                 }
                 file.bytes += seen.filed;
-                file.held_by(pid);
+                file.pids.insert(pid);
             }
             // What was seen until then counts.
             if self.is_late() {

@@ -65,7 +65,9 @@ pub fn take(memcg: &Memcg, processes: &[Process], at_most: Duration) -> Accounti
     pages.until = begun + at_most;
     look_at_files(&counters, processes, &mut mounts, &mut pages, &mut found);
     if pages.is_blind {
-        found.gaps.push("the kernel does not tell page frames (CAP_SYS_ADMIN): shared pages are unexplained".to_owned());
+        found
+            .gaps
+            .push("the kernel does not tell page frames (CAP_SYS_ADMIN): shared pages are unexplained".to_owned());
     }
     let (root, beside) = tree::build(&counters, &found);
     Accounting {

@@ -29,9 +29,8 @@ pub enum Kind {
 
 /// File systems whose pages we look for. Others may be served by a process that is
 /// held itself (fuse, 9p), or by another machine (nfs, cifs, ceph).
-const LOCAL: [&str; 13] = [
-    "bcachefs", "btrfs", "erofs", "exfat", "ext2", "ext3", "ext4", "f2fs", "ramfs", "squashfs", "vfat", "xfs", "zfs",
-];
+const LOCAL: [&str; 13] =
+    ["bcachefs", "btrfs", "erofs", "exfat", "ext2", "ext3", "ext4", "f2fs", "ramfs", "squashfs", "vfat", "xfs", "zfs"];
 
 impl Kind {
     fn of(name: &str) -> Self {
@@ -136,7 +135,8 @@ mod tests {
 
     #[test]
     fn damaged_lines_are_left_out() {
-        let mounts = Mounts::parse("x - tmpfs\n1 2 3:4 / - \n - \n22 1 254:0 / / rw ext4\n\u{fffd} 1 9:9 / /x rw - tmpfs\n");
+        let mounts =
+            Mounts::parse("x - tmpfs\n1 2 3:4 / - \n - \n22 1 254:0 / / rw ext4\n\u{fffd} 1 9:9 / /x rw - tmpfs\n");
         assert!(mounts.by_id.is_empty(), "{mounts:?}");
         assert_eq!(mounts.of_mapping(":", ""), Kind::Other);
         assert_eq!(mounts.of_mapping("zz:1", "/x"), Kind::Other);

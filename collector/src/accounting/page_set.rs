@@ -13,6 +13,13 @@ pub struct PageSet {
 }
 
 impl PageSet {
+    /// Whether it has a page frame.
+    #[must_use]
+    pub fn contains(&self, pfn: u64) -> bool {
+        let piece = self.pieces.get(&(pfn / PIECE));
+        piece.is_some_and(|piece| piece[(pfn % PIECE / 64) as usize] & 1 << (pfn % 64) != 0)
+    }
+
     /// Adds a page frame; whether it is new.
     pub fn insert(&mut self, pfn: u64) -> bool {
         let piece = self.pieces.entry(pfn / PIECE).or_insert_with(|| Box::new([0; 512]));
@@ -32,9 +39,9 @@ mod tests {
     fn each_page_is_new_once() {
         let mut set = PageSet::default();
         let pfns = [0, 1, 63, 64, PIECE - 1, PIECE, PIECE * 7 + 5, (1 << 55) - 1];
-        assert!(pfns.iter().all(|&pfn| set.insert(pfn)));
+        assert!(pfns.iter().all(|&pfn| !set.contains(pfn) && set.insert(pfn) && set.contains(pfn)));
         assert!(!pfns.iter().any(|&pfn| set.insert(pfn)));
-        assert!(set.insert(2));
+        assert!(!set.contains(2) && set.insert(2));
         assert_eq!(set.pieces.len(), 4);
     }
 }

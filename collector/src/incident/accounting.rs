@@ -179,7 +179,8 @@ mod tests {
 
     #[test]
     fn the_leaves_add_up() {
-        let parts = vec![AccountNode::leaf("a", 30, ""), AccountNode::leaf("none", 0, ""), AccountNode::leaf("b", 50, "")];
+        let parts =
+            vec![AccountNode::leaf("a", 30, ""), AccountNode::leaf("none", 0, ""), AccountNode::leaf("b", 50, "")];
         let node = AccountNode::leaf("all", 100, "").split(parts, rest());
         let names: Vec<_> = node.children.iter().map(|c| (c.what.as_str(), c.bytes)).collect();
         assert_eq!(names, [("b", 50), ("a", 30), ("rest", 20)]);

@@ -91,9 +91,9 @@ pub fn line(incident: &Incident) -> Option<String> {
 /// What is missing of it.
 pub fn gaps(incident: &Incident) -> impl Iterator<Item = String> {
     let accounting = incident.accounting.as_ref();
-    let late = accounting.filter(|a| moved(a) > a.root.bytes / 100).map(|a| {
-        format!("accounting: {} were charged or freed while it was made", bytes(moved(a)))
-    });
+    let late = accounting
+        .filter(|a| moved(a) > a.root.bytes / 100)
+        .map(|a| format!("accounting: {} were charged or freed while it was made", bytes(moved(a))));
     let gaps = accounting.into_iter().flat_map(|a| a.gaps.iter().map(|gap| format!("accounting: {gap}")));
     gaps.chain(late)
 }
@@ -108,7 +108,9 @@ pub fn fill(profile: &mut Profile, incident: &Incident) {
     let Some(accounting) = &incident.accounting else { return };
     add_leaves(&accounting.root, &mut Vec::new(), profile);
     let unexplained = count(accounting.sums().1, "byte");
-    profile.comments.push(format!("{} charged, of which {unexplained} without explanation", bytes(accounting.root.bytes)));
+    profile
+        .comments
+        .push(format!("{} charged, of which {unexplained} without explanation", bytes(accounting.root.bytes)));
 }
 
 /// The sample type of such a profile.
@@ -160,7 +162,8 @@ mod tests {
     fn small_parts_are_told_together_and_unexplained_ones_never() {
         let incident = incident();
         let rows = rows(&incident);
-        let told: Vec<_> = rows.iter().map(|r| (r.depth, r.what.as_str(), r.share.as_str(), r.is_unexplained)).collect();
+        let told: Vec<_> =
+            rows.iter().map(|r| (r.depth, r.what.as_str(), r.share.as_str(), r.is_unexplained)).collect();
         assert_eq!(told[0], (0, "all", "100.0 %", false));
         assert_eq!(told[1], (1, "anonymous memory", "90.0 %", false));
         // The unseen 10,028 bytes are among the six biggest.

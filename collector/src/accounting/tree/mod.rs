@@ -63,7 +63,8 @@ fn anonymous(counters: &Counters, found: &Found, least: u64) -> AccountNode {
             .split(keep(names, least, "other mappings"), AccountNode::default()),
     );
     let source = counters.source("rss", "anon");
-    let rest = AccountNode::unexplained("in no page table that was looked at", 0, format!("{source}, less what was found"));
+    let rest =
+        AccountNode::unexplained("in no page table that was looked at", 0, format!("{source}, less what was found"));
     AccountNode::leaf("anonymous memory", counters.anon(), source).split(parts, rest)
 }
 
@@ -88,12 +89,14 @@ fn shared_memory(counters: &Counters, found: &Found, least: u64) -> AccountNode 
     let sure = files(found, |kind| kind == Kind::Tmpfs);
     let left = counters.shmem().saturating_sub(sum(&sure));
     let mut claims = unsure(found, |kind| kind == Kind::Tmpfs);
-    // Who made it is another word than who is charged; that little is told in its name.
+    // Who is charged for a segment nobody tells: it counts as far as there is room.
     claims.extend(found.segments.iter().map(|(name, bytes)| AccountNode::leaf(name, *bytes, "/proc/sysvipc/shm")));
     let parts = sure.into_iter().chain(fit(claims, left)).collect();
     let source = counters.source("shmem", "shmem");
-    let rest = AccountNode::unexplained("of files that nobody here has open", 0, format!("{source}, less what was found"));
-    AccountNode::leaf("tmpfs and shared memory", counters.shmem(), source).split(keep(parts, least, "smaller files"), rest)
+    let rest =
+        AccountNode::unexplained("of files that nobody here has open", 0, format!("{source}, less what was found"));
+    AccountNode::leaf("tmpfs and shared memory", counters.shmem(), source)
+        .split(keep(parts, least, "smaller files"), rest)
 }
 
 fn page_cache(counters: &Counters, found: &Found, least: u64) -> AccountNode {
@@ -109,7 +112,11 @@ fn page_cache(counters: &Counters, found: &Found, least: u64) -> AccountNode {
         format!("{source}, less what was found"),
     );
     if dirty + writeback > 0 {
-        rest.source.push_str(&format!("; of the whole page cache {} is dirty and {} is being written", bytes(dirty), bytes(writeback)));
+        rest.source.push_str(&format!(
+            "; of the whole page cache {} is dirty and {} is being written",
+            bytes(dirty),
+            bytes(writeback)
+        ));
     }
     AccountNode::leaf("page cache", counters.cache(), source).split(keep(parts, least, "smaller files"), rest)
 }
@@ -154,7 +161,8 @@ fn owner(inode: u64, file: &FoundFile) -> Owner {
 fn sockets_of_the_network(counters: &Counters, found: &Found, least: u64) -> AccountNode {
     let total = counters.kernel_part("sock").unwrap_or(0);
     let parts = fit(keep(sockets(found, Family::Network), least, "smaller sockets"), total);
-    let rest = AccountNode::unexplained("of sockets that nobody here has open", 0, "memory.stat: sock, less what was found");
+    let rest =
+        AccountNode::unexplained("of sockets that nobody here has open", 0, "memory.stat: sock, less what was found");
     AccountNode::leaf("network buffers", total, "memory.stat: sock").split(parts, rest)
 }
 
@@ -174,11 +182,18 @@ fn beside(counters: &Counters, found: &Found, least: u64) -> Vec<AccountNode> {
     };
     let parts = fit(by_process(found, |process| process.swap, "SwapPss of /proc/PID/smaps"), counters.swapped());
     let rest = AccountNode::unexplained("of nobody here", 0, format!("{source}, less what was found"));
-    beside.push(AccountNode::leaf("swapped out", counters.swapped(), source).split(keep(parts, least, "smaller processes"), rest));
+    beside.push(
+        AccountNode::leaf("swapped out", counters.swapped(), source)
+            .split(keep(parts, least, "smaller processes"), rest),
+    );
     if let Some(tcp) = counters.tcp {
         let parts = fit(keep(sockets(found, Family::Network), least, "smaller sockets"), tcp);
         let source = "memory.kmem.tcp.usage_in_bytes";
-        let rest = AccountNode::unexplained("of sockets that nobody here has open", 0, format!("{source}, less what was found"));
+        let rest = AccountNode::unexplained(
+            "of sockets that nobody here has open",
+            0,
+            format!("{source}, less what was found"),
+        );
         beside.push(AccountNode::leaf("TCP buffers (version 1 does not charge them)", tcp, source).split(parts, rest));
     }
     if counters.kernel_part("hugetlb").is_none() {
@@ -241,11 +256,14 @@ mod tests {
     fn file(found: &mut Found, path: &str, kind: Kind, bytes: u64) {
         let key = FileKey { device: "00:01".to_owned(), inode: found.files.len() as u64 };
         let pids = (1..100).collect();
-        found.files.insert(key, FoundFile { path: path.to_owned(), kind: Some(kind), bytes, pids, ..FoundFile::default() });
+        found
+            .files
+            .insert(key, FoundFile { path: path.to_owned(), kind: Some(kind), bytes, pids, ..FoundFile::default() });
     }
 
     /// What a host with version 1 gave while a program had 64 MiB and a file.
-    const V1: &str = "cache 20971520\ntotal_cache 20971520\ntotal_rss 67108864\ntotal_shmem 16777216\ntotal_dirty 1048576\n";
+    const V1: &str =
+        "cache 20971520\ntotal_cache 20971520\ntotal_rss 67108864\ntotal_shmem 16777216\ntotal_dirty 1048576\n";
 
     #[test]
     fn version_one_with_an_owner_for_each_part() {
@@ -260,7 +278,10 @@ mod tests {
         assert_adds_up(&root);
         assert_eq!((root.bytes, root.excess_bytes, beside.len()), (96 * MIB, 0, 0));
         let parts: Vec<_> = root.children.iter().map(|c| (c.what.as_str(), c.bytes / MIB)).collect();
-        assert_eq!(parts[..4], [("anonymous memory", 64), ("tmpfs and shared memory", 16), ("kernel memory", 7), (ELSEWHERE, 4)]);
+        assert_eq!(
+            parts[..4],
+            [("anonymous memory", 64), ("tmpfs and shared memory", 16), ("kernel memory", 7), (ELSEWHERE, 4)]
+        );
         assert_eq!(find(&root, "page cache").bytes, 4 * MIB);
         assert_eq!(find(&root, "victim [7]").bytes, 40 * MIB);
         assert_eq!(find(&root, "pages that").children[0].bytes, 16 * MIB);
