@@ -100,8 +100,14 @@ impl Drop for Window {
 }
 
 /// Counts the pages of a file of `size` bytes that are in memory and were not counted
-/// before. `own` is our own page map.
-pub fn look(file: BorrowedFd<'_>, size: u64, own: &Pagemap, pages: &mut Pages) -> io::Result<Seen> {
+/// before. `is_counted` where cachestat(2) tells the truth of it; `own` is our own page map.
+pub fn look(
+    file: BorrowedFd<'_>,
+    size: u64,
+    is_counted: bool,
+    own: &Pagemap,
+    pages: &mut Pages,
+) -> io::Result<Seen> {
     let page = page_size();
     let mut sum = Seen::default();
     let mut residence = vec![0; (WINDOW_BYTES / page) as usize];
@@ -109,7 +115,7 @@ pub fn look(file: BorrowedFd<'_>, size: u64, own: &Pagemap, pages: &mut Pages) -
     while start < size && !pages.is_late() {
         let bytes = (size - start).min(WINDOW_BYTES).next_multiple_of(page);
         // Where the kernel can tell, holes cost nothing.
-        if cached(file, start, bytes).is_ok_and(|cached| cached.there == 0) {
+        if is_counted && cached(file, start, bytes).is_ok_and(|cached| cached.there == 0) {
             start += bytes;
             continue;
         }
@@ -151,14 +157,17 @@ mod tests {
         std::os::unix::fs::FileExt::write_all_at(&file, b"end", size - 3).unwrap();
         let mut pages = Pages::new(Charges::of_everybody(), Instant::now() + Duration::from_secs(20));
         let own = Pagemap::open(std::process::id() as i32).unwrap();
-        let seen = look(file.as_fd(), size, &own, &mut pages).unwrap();
+        let seen = look(file.as_fd(), size, true, &own, &mut pages).unwrap();
         assert_eq!(seen, Seen { filed: 101 * page, ..Seen::default() });
-        assert_eq!(look(file.as_fd(), size, &own, &mut pages).unwrap(), Seen::default());
+        // The same without the kernel's word on where there is something, and each once.
+        assert_eq!(look(file.as_fd(), size, false, &own, &mut pages).unwrap(), Seen::default());
+        let mut others = Pages::new(Charges::of_everybody(), Instant::now() + Duration::from_secs(20));
+        assert_eq!(look(file.as_fd(), size, false, &own, &mut others).unwrap(), seen);
         // Looking has made no page.
         assert_eq!(file.metadata().unwrap().blocks() * 512, 101 * page);
         // The file is cut under the window: less is found, and nobody dies.
         file.set_len(page).unwrap();
         let mut pages = Pages::new(Charges::of_everybody(), Instant::now() + Duration::from_secs(20));
-        assert_eq!(look(file.as_fd(), 50 * page, &own, &mut pages).unwrap().filed, page);
+        assert_eq!(look(file.as_fd(), 50 * page, true, &own, &mut pages).unwrap().filed, page);
     }
 }

@@ -96,7 +96,8 @@ fn look(open: &File, file: &mut FoundFile, own: &Pagemap, pages: &mut Pages) -> 
     if file.kind == Some(Kind::Hugetlbfs) || file.is_looked_at {
         return 0;
     }
-    let cached = cached(open.as_fd(), 0, 0);
+    let is_counted = file.kind != Some(Kind::Layered);
+    let cached = if is_counted { cached(open.as_fd(), 0, 0) } else { Err(io::ErrorKind::Unsupported.into()) };
     if let Ok(cached) = &cached {
         file.dirty = cached.dirty;
         if cached.there == 0 {
@@ -105,7 +106,7 @@ fn look(open: &File, file: &mut FoundFile, own: &Pagemap, pages: &mut Pages) -> 
         }
     }
     let can_tell = file_pages::may_look(&meta) && !pages.is_blind;
-    match can_tell.then(|| file_pages::look(open.as_fd(), meta.len(), own, pages)) {
+    match can_tell.then(|| file_pages::look(open.as_fd(), meta.len(), is_counted, own, pages)) {
         Some(Ok(seen)) => {
             (file.is_looked_at, file.unsure) = (true, 0);
             file.bytes += seen.filed;

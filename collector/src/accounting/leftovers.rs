@@ -38,19 +38,19 @@ pub fn tmpfs(pid: i32, place: &str, own: &Pagemap, pages: &mut Pages, found: &mu
             } else if meta.is_file() && meta.blocks() > 0 {
                 looked += 1;
                 let below = Path::new(place).join(entry.path().strip_prefix(&root).unwrap_or(&entry.path()));
-                one_file(&entry.path(), below, &meta, own, pages, found);
+                one_file(&entry.path(), &below, &meta, own, pages, found);
             }
         }
     }
 }
 
-fn one_file(path: &Path, seen_as: PathBuf, meta: &fs::Metadata, own: &Pagemap, pages: &mut Pages, found: &mut Found) {
+fn one_file(path: &Path, seen_as: &Path, meta: &fs::Metadata, own: &Pagemap, pages: &mut Pages, found: &mut Found) {
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOATIME;
     let Ok(file) = fs::OpenOptions::new().read(true).custom_flags(flags).open(path) else { return };
     if !file_pages::may_look(meta) {
         return;
     }
-    let Ok(seen) = file_pages::look(file.as_fd(), meta.len(), own, pages) else { return };
+    let Ok(seen) = file_pages::look(file.as_fd(), meta.len(), true, own, pages) else { return };
     found.elsewhere += seen.elsewhere;
     if seen.filed > 0 {
         let entry = found.files.entry(FileKey::of(meta)).or_default();

@@ -137,8 +137,10 @@ fn look_at_files(
     if is_missing(counters.shmem(), found.of_kind(Kind::Tmpfs)) {
         files::mapped_files(Kind::Tmpfs, &own, pages, found);
     }
-    if is_missing(counters.cache(), found.of_kind(Kind::Local)) {
-        files::mapped_files(Kind::Local, &own, pages, found);
+    for kind in [Kind::Local, Kind::Layered] {
+        if is_missing(counters.cache(), found.of_kind(Kind::Local) + found.of_kind(Kind::Layered)) {
+            files::mapped_files(kind, &own, pages, found);
+        }
     }
     if is_missing(counters.shmem(), found.of_kind(Kind::Tmpfs)) {
         // Whoever made it may have seen less than others, but few do.

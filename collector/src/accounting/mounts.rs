@@ -17,12 +17,14 @@ pub struct Mounts {
 /// What is to be known of a file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// Files are memory: tmpfs, devtmpfs, ramfs is not (its pages are page cache).
+    /// Files are memory: tmpfs and devtmpfs (pages of ramfs count as page cache).
     Tmpfs,
     /// Huge pages, which have a counter of their own.
     Hugetlbfs,
     /// On a disk of this machine, or in memory.
     Local,
+    /// Over another, whose pages it has: cachestat(2) of such a file sees none.
+    Layered,
     /// Whoever serves it may be held, or far away; or it has no pages.
     Other,
 }
@@ -38,7 +40,7 @@ impl Kind {
             "tmpfs" | "devtmpfs" => Kind::Tmpfs,
             "hugetlbfs" => Kind::Hugetlbfs,
             // The layers below are not known, but are local nearly always.
-            "overlay" => Kind::Local,
+            "overlay" => Kind::Layered,
             name if LOCAL.contains(&name) => Kind::Local,
             _ => Kind::Other,
         }

@@ -25,7 +25,7 @@ const CACHED: &str = "pagemap, mincore(2) and kpagecgroup";
 #[must_use]
 pub fn build(counters: &Counters, found: &Found) -> (AccountNode, Vec<AccountNode>) {
     let least = counters.usage / LEAST;
-    let parts = vec![
+    let mut parts = vec![
         anonymous(counters, found, least),
         shared_memory(counters, found, least),
         page_cache(counters, found, least),
@@ -33,7 +33,7 @@ pub fn build(counters: &Counters, found: &Found) -> (AccountNode, Vec<AccountNod
         sockets_of_the_network(counters, found, least),
         huge_pages(counters, found),
     ];
-    let sum: u64 = parts.iter().map(|part| part.bytes).sum();
+    let sum = sum(&parts);
     // The root of version 2 has no memory.current.
     let usage = if counters.usage == 0 { sum } else { counters.usage };
     let source = match counters.version {
@@ -42,7 +42,6 @@ pub fn build(counters: &Counters, found: &Found) -> (AccountNode, Vec<AccountNod
     };
     let at_most = counters.ahead_at_most();
     let ahead = usage.saturating_sub(sum).min(at_most);
-    let mut parts = parts;
     parts.push(AccountNode::unexplained(
         format!("charged in advance by CPUs (up to {})", bytes(at_most)),
         ahead,
@@ -100,7 +99,7 @@ fn shared_memory(counters: &Counters, found: &Found, least: u64) -> AccountNode 
 }
 
 fn page_cache(counters: &Counters, found: &Found, least: u64) -> AccountNode {
-    let is_cache = |kind| matches!(kind, Kind::Local | Kind::Other);
+    let is_cache = |kind| matches!(kind, Kind::Local | Kind::Layered | Kind::Other);
     let sure = files(found, is_cache);
     let left = counters.cache().saturating_sub(sum(&sure));
     let parts = sure.into_iter().chain(fit(unsure(found, is_cache), left)).collect();
