@@ -101,13 +101,7 @@ impl Drop for Window {
 
 /// Counts the pages of a file of `size` bytes that are in memory and were not counted
 /// before. `is_counted` where cachestat(2) tells the truth of it; `own` is our own page map.
-pub fn look(
-    file: BorrowedFd<'_>,
-    size: u64,
-    is_counted: bool,
-    own: &Pagemap,
-    pages: &mut Pages,
-) -> io::Result<Seen> {
+pub fn look(file: BorrowedFd<'_>, size: u64, is_counted: bool, own: &Pagemap, pages: &mut Pages) -> io::Result<Seen> {
     let page = page_size();
     let mut sum = Seen::default();
     let mut residence = vec![0; (WINDOW_BYTES / page) as usize];

@@ -17,7 +17,7 @@ impl PageSet {
     #[must_use]
     pub fn contains(&self, pfn: u64) -> bool {
         let piece = self.pieces.get(&(pfn / PIECE));
-        piece.is_some_and(|piece| piece[(pfn % PIECE / 64) as usize] & 1 << (pfn % 64) != 0)
+        piece.is_some_and(|piece| piece[(pfn % PIECE / 64) as usize] & (1 << (pfn % 64)) != 0)
     }
 
     /// Adds a page frame; whether it is new.
