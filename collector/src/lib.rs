@@ -16,6 +16,7 @@ pub mod heap_env;
 pub mod hold;
 pub mod incident;
 pub mod machine;
+pub mod moment;
 pub mod run;
 pub mod signals;
 pub mod size;
