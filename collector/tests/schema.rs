@@ -58,6 +58,8 @@ fn members(source: &str) -> Vec<(String, BTreeSet<String>)> {
         let opens = |word: &str| line.strip_prefix(word)?.strip_suffix(" {");
         if let Some(name) = opens("pub struct ").or(opens("pub enum ")) {
             inside = is_stored && !name.contains('<');
+            // What derives nothing has no line of its own.
+            is_stored = false;
             if inside {
                 types.push((name.to_owned(), BTreeSet::new()));
             }

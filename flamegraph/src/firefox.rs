@@ -127,6 +127,7 @@ fn breakpad(build_id: &str) -> String {
 }
 
 /// Whose track.
+#[derive(Clone, Copy)]
 struct Names<'a> {
     pid: i64,
     thread: &'a str,

@@ -37,16 +37,18 @@ pub(crate) fn merged_stacks<'a, K: Eq + Hash>(
             *numbers.entry(look(frame)).or_insert(next)
         })
         .collect();
-    let mut sums: BTreeMap<(Vec<String>, Vec<usize>), (Vec<&Frame>, i64)> = BTreeMap::new();
+    let mut sums: HashMap<Vec<usize>, (Vec<&Frame>, i64)> = HashMap::new();
     for sample in series.profile.samples.iter().filter(|sample| series.value(sample) > 0) {
         let known = || sample.stack.iter().filter_map(|&f| Some((series.profile.frames.get(f)?, *alike.get(f)?)));
-        let titles = known().map(|(frame, _)| frame.title()).collect();
         let (_, sum) = sums
-            .entry((titles, known().map(|(_, alike)| alike).collect()))
+            .entry(known().map(|(_, alike)| alike).collect())
             .or_insert_with(|| (known().map(|(frame, _)| frame).collect(), 0));
         *sum += series.value(sample);
     }
-    sums.into_values().collect()
+    let mut sums: Vec<_> = sums.into_iter().collect();
+    let titles = |frames: &[&Frame]| frames.iter().map(|frame| frame.title()).collect::<Vec<_>>();
+    sums.sort_by_cached_key(|(alike, (frames, _))| (titles(frames), alike.clone()));
+    sums.into_iter().map(|(_, merged)| merged).collect()
 }
 
 /// The folded format separates frames by `;` and stacks by newline, and has no
