@@ -341,7 +341,7 @@ fn no_recorded_name_is_left_and_all_sums_are() {
         }
         let redacted: Value = serde_json::from_slice(&fs::read(to.join("incident.json")).unwrap()).unwrap();
         let schema = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/incident.schema.json");
-        let (errors, first) = check(&schema, &[redacted.clone()]).remove(0);
+        let (errors, first) = check(&schema, std::slice::from_ref(&redacted)).remove(0);
         assert_eq!(errors, 0, "{first}");
         // Numbers are what they were, and the same name is the same everywhere.
         assert_eq!(redacted["memcg"]["usage_bytes"], incident["memcg"]["usage_bytes"]);

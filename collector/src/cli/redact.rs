@@ -54,7 +54,7 @@ pub(super) fn run(args: &RedactArgs, config: impl Fn() -> Result<Config, Failure
             if bytes.len() < Key::LEAST_BYTES {
                 let (file, least) = (file.display(), Key::LEAST_BYTES);
                 return Err(usage(anyhow::anyhow!(
-                    "--key-file {file}: names could be guessed with {} bytes; write at least {least}, like those of `head -c {least} /dev/urandom`",
+                    "--key-file {file}: with {} bytes names could be guessed; write at least {least}, as `head -c {least} /dev/urandom` does",
                     bytes.len()
                 )));
             }

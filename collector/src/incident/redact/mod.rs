@@ -83,7 +83,7 @@ impl Redactor<'_> {
             time_unix_us,
             host: self.host(host),
             memcg: memcg.map(|memcg| self.memcg(memcg)),
-            hold: hold.map(|hold| self.hold(hold)),
+            hold: hold.map(|hold| self.hold(&hold)),
             processes: processes.into_iter().map(|process| self.process(process)).collect(),
             kernel_victims: kernel_victims.into_iter().map(|victim| self.victim(victim)).collect(),
             modules: modules.into_iter().map(|module| self.module(module)).collect(),
@@ -110,11 +110,11 @@ impl Redactor<'_> {
         MemcgState { path: self.path(&path), version, usage_bytes, limit_bytes, peak_bytes, stat, events }
     }
 
-    fn hold(&self, hold: HoldReport) -> HoldReport {
+    fn hold(&self, hold: &HoldReport) -> HoldReport {
         // All others are numbers; named, so that a new one is looked at.
         let HoldReport {
-            ref brake,
-            ref kernel,
+            brake,
+            kernel,
             stop_window_us: _,
             exposed_us: _,
             snapshot_us: _,
@@ -130,7 +130,7 @@ impl Redactor<'_> {
             deciding_faults: _,
         } = hold;
         let kernel = kernel.as_ref().map(|kernel| self.kernel_hold(kernel));
-        HoldReport { brake: self.sentence(brake), kernel, ..hold }
+        HoldReport { brake: self.sentence(brake), kernel, ..hold.clone() }
     }
 
     fn kernel_hold(&self, hold: &KernelHold) -> KernelHold {
