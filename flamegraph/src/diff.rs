@@ -1,7 +1,7 @@
 //! What grew from one profile to another.
 //!
 //! Stacks and functions are the same if their names are: lines and addresses move with each
-//! build. Where an interpreter's frames are known, its own are left out, as in
+//! build. Where an interpreter's frames are known, its native ones are left out, as in
 //! [`top`](crate::top), but not from the graph.
 
 use crate::svg::Text;
@@ -83,8 +83,8 @@ pub fn total(before: Series<'_>, after: Series<'_>) -> Change {
     change
 }
 
-/// Every stack that is not as it was: those that grew, most first, then those that shrank,
-/// most first.
+/// Every stack that is not as it was, those that grew most first, then those that shrank
+/// least.
 #[must_use]
 pub fn stacks(before: Series<'_>, after: Series<'_>) -> Vec<StackChange> {
     let mut changes: BTreeMap<Vec<&str>, (Vec<&Frame>, Change)> = BTreeMap::new();
@@ -99,7 +99,7 @@ pub fn stacks(before: Series<'_>, after: Series<'_>) -> Vec<StackChange> {
     }
     let mut changed: Vec<_> = changes.into_values().filter(|(_, change)| change.growth() != 0).collect();
     // In order of their names where they grew by the same.
-    changed.sort_by_key(|(_, change)| rank(change));
+    changed.sort_by_key(|(_, change)| Reverse(change.growth()));
     let told = |(frames, change): (Vec<&Frame>, Change)| {
         let (labels, functions): (Vec<_>, Vec<_>) = frames.into_iter().partition(|f| f.kind == FrameKind::Label);
         StackChange {
@@ -111,8 +111,8 @@ pub fn stacks(before: Series<'_>, after: Series<'_>) -> Vec<StackChange> {
     changed.into_iter().map(told).collect()
 }
 
-/// Every function whose own or total value is not as it was, in the same order by their
-/// totals; of several with the same, the innermost of more. Headings are none.
+/// Every function whose own or total value is not as it was, those whose total grew most
+/// first; of several with the same, the innermost of more. Headings are none.
 #[must_use]
 pub fn functions(before: Series<'_>, after: Series<'_>) -> Vec<FunctionChange> {
     let mut changes: BTreeMap<&str, (Change, Change)> = BTreeMap::new();
@@ -135,7 +135,7 @@ pub fn functions(before: Series<'_>, after: Series<'_>) -> Vec<FunctionChange> {
         .map(|(name, (own, total))| FunctionChange { name: name.to_owned(), own, total })
         .filter(|function| changed(&function.own) || changed(&function.total))
         .collect();
-    all.sort_by_key(|function| (rank(&function.total), rank(&function.own)));
+    all.sort_by_key(|function| Reverse((function.total.growth(), function.own.growth())));
     all
 }
 
@@ -159,11 +159,6 @@ pub fn write_svg(before: Series<'_>, after: Series<'_>, text: Text<'_>, to: impl
         .map(|(path, change)| format!("{path} {} {}", change.before, change.after))
         .collect();
     svg::draw(&lines, kind, text, to)
-}
-
-/// What grew before what shrank, more before less.
-fn rank(change: &Change) -> (bool, Reverse<u64>) {
-    (change.growth() < 0, Reverse(change.growth().unsigned_abs()))
 }
 
 fn frames<'a>(profile: &'a Profile, stack: &[usize]) -> Vec<&'a Frame> {
