@@ -7,11 +7,12 @@ mod create;
 mod hierarchy;
 mod leftovers;
 mod memcg;
+pub mod note;
 
-pub use create::{CpuGroup, create_cpu_group, create_memcg};
+pub use create::{CpuGroup, create_cpu_group, create_memcg, find_cpu_group};
 pub use hierarchy::{Hierarchy, Version, unescape};
-pub use leftovers::{clean_leftovers, name_of_own_group};
-pub use memcg::Memcg;
+pub use leftovers::{clean_leftovers, maker_is_dead, name_of_own_group};
+pub use memcg::{Memcg, UNLIMITED};
 
 use std::io;
 use std::path::PathBuf;

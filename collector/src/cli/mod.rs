@@ -7,6 +7,7 @@ mod diff;
 mod doctor;
 mod export;
 mod find;
+mod guard;
 mod heap;
 mod list;
 mod machine;
@@ -26,6 +27,7 @@ use config::ConfigArgs;
 use diff::DiffArgs;
 use doctor::DoctorArgs;
 use export::ExportArgs;
+use guard::GuardArgs;
 use heap::HeapArgs;
 use list::ListArgs;
 use machine::MachineArgs;
@@ -83,6 +85,8 @@ enum Command {
     /// Answer OOMs of the whole machine: record the biggest jobs, then kill or
     /// throttle the least important one.
     Machine(MachineArgs),
+    /// Guard cgroups that others made, for as long as it runs.
+    Guard(GuardArgs),
     /// Record a process or cgroup as it is, without an OOM and without harm.
     Snapshot(SnapshotArgs),
     /// List incidents, oldest first: all, or those of a time, cgroup, pod, process or verdict.
@@ -133,13 +137,15 @@ pub fn main() -> ExitCode {
     };
     let is_run = matches!(cli.command, Command::Run(_));
     // What can be done without is not hindered by a mistake in a file.
+    let config_dir = cli.config.clone();
     let config = || {
         let code = if is_run { RUN_FAILED } else { FAILED };
-        Config::load(&cli.config).map_err(|problems| Failure { code, error: problems.into() })
+        Config::load(&config_dir).map_err(|problems| Failure { code, error: problems.into() })
     };
     let result = match cli.command {
         Command::Run(args) => config().and_then(|config| run::run_command(args, &config)),
         Command::Machine(args) => config().and_then(|config| machine::watch(args, &config)),
+        Command::Guard(args) => guard::watch(args, cli.config),
         Command::Snapshot(args) => config().and_then(|config| snapshot::take(args, &config)),
         Command::List(args) => list::list(args, config),
         Command::Show(args) => config().and_then(|config| show::show(&args, &config)),

@@ -76,12 +76,15 @@ pub(super) fn run_command(args: RunArgs, config: &Config) -> Result<ExitCode, Fa
         command: args.command,
         limit_bytes,
         here: args.here,
-        deadline: args.deadline.unwrap_or_else(|| config.run_deadline()),
-        policy: if args.on_oom.is_empty() { config.policy() } else { Policy::fixed(args.on_oom) },
+        manner: run::Manner {
+            deadline: args.deadline.unwrap_or_else(|| config.run_deadline()),
+            policy: if args.on_oom.is_empty() { config.policy() } else { Policy::fixed(args.on_oom) },
+            options: snapshot::Options { with_cmdline: args.with_cmdline || config.records_cmdlines(), alone: false },
+            is_dry: false,
+        },
         out: args.out.or(config.store_dir()),
         limits: config.limits(),
         brake: args.brake.unwrap_or_else(|| config.run_brake()),
-        options: snapshot::Options { with_cmdline: args.with_cmdline || config.records_cmdlines(), alone: false },
         heap_period: with_heap.then(|| period.unwrap_or_else(|| heap_period(limit_bytes))),
     };
     match run::run(&request) {

@@ -3,6 +3,7 @@
 pub mod heap;
 pub mod sigbus;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::fs;
 use std::sync::atomic::{AtomicI32, Ordering::Relaxed};
 
@@ -50,7 +51,7 @@ fn run_first() {
 }
 
 /// How urgent a thread is (sched(7)). Our threads begin like every other.
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 pub struct Priority {
     policy: i32,
     param: libc::sched_param,
@@ -81,6 +82,14 @@ impl Priority {
     pub fn take(self) {
         // SAFETY: 0 is this thread; the pointer is to a live local.
         unsafe { libc::sched_setscheduler(0, self.policy, &raw const self.param) };
+    }
+}
+
+/// Each cgroup that is watched takes some open files. Without the right to more, some are
+/// left out, which is told.
+pub fn allow_many_files() {
+    if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, most, most);
     }
 }
 

@@ -19,12 +19,12 @@ pub use jobs::PRIORITY;
 use crate::cgroup::{Hierarchy, Memcg, Version};
 use crate::guardian::{self, Priority};
 use crate::hold::reserve::{self, Device};
-use crate::hold::watchdog::Watchdog;
+use crate::hold::watchdog::{Debt, Watchdog};
 use crate::hold::{BrakeError, HandBack};
 use crate::incident::store::{Limits, Store};
 use crate::incident::units;
 use crate::run::{Recorder, RunError};
-use crate::signals::Signals;
+use crate::signals::{Interrupt, Signals};
 use crate::snapshot::Options;
 use crate::verdict::machine_memory;
 use chronicle::{Chronicler, Recorded, Word};
@@ -34,7 +34,7 @@ use handover::{Handover, timeout};
 use jobs::Job;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage, setrlimit};
+use nix::sys::resource::{UsageWho, getrusage};
 use reprieve_oom_uapi::{Event, Verdict};
 use roster::Roster;
 use std::fs::File;
@@ -105,17 +105,19 @@ pub fn watch(request: &Request) -> Result<(), RunError> {
     let reserve_bytes = request.reserve_bytes.min(machine_memory().0 / RESERVE_SHARE) & !0xfff;
     let hand_back = HandBack {
         alarm: reserve::alarm(&root),
-        writes: vec![(root.dir().join("memory.oom.delay_ms"), "0"), (root.dir().join("memory.oom.reserve"), "0")],
+        writes: ["memory.oom.delay_ms", "memory.oom.reserve"]
+            .map(|file| Debt { file: root.dir().join(file), content: "0".to_owned() })
+            .into(),
         ..HandBack::default()
     };
     // It tells one hold from the next by itself: no word of ours need reach it in one.
-    let watchdog = Watchdog::start(&hand_back, request.deadline + WATCHDOG_GRACE)
+    let watchdog = Watchdog::start(hand_back, request.deadline + WATCHDOG_GRACE)
         .map_err(|e| RunError::System("the watchdog could not be started", e))?;
     for missing in guardian::settle() {
         eprintln!("reprieve: warning: {missing}");
     }
     guardian::sigbus::install().map_err(|e| RunError::System("the SIGBUS handler could not be installed", e.into()))?;
-    allow_many_files();
+    guardian::allow_many_files();
     let unstarted = |e| RunError::System("a thread could not be started", e);
     let recorder = Recorder::with_subject(store, request.limits, Some(disk), "machine".to_owned())?;
     // Who waits in the allocator tries again and again, which takes time from everybody
@@ -144,14 +146,6 @@ pub fn watch(request: &Request) -> Result<(), RunError> {
     chronicler.end();
     watchdog.dismiss();
     Ok(())
-}
-
-/// A job takes three open files. Without the right to more, some jobs are left out, which
-/// is told.
-fn allow_many_files() {
-    if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, most, most);
-    }
 }
 
 /// Files of the root cgroup, put back when dropped.

@@ -59,13 +59,13 @@ pub fn snapshot(
     // ^C must not leave the target stopped: our end detaches it, so no loop here.
     let signals = Signals::block().map_err(|e| RunError::System("signals could not be blocked", e))?;
     let store = Store::open(out)?;
-    let mut watchdog = Watchdog::start(&HandBack::default(), at_most)
+    let watchdog = Watchdog::start(HandBack::default(), at_most)
         .map_err(|e| RunError::System("the watchdog could not be started", e))?;
     guardian::sigbus::install().map_err(|e| RunError::System("the SIGBUS handler could not be installed", e.into()))?;
 
     let begun = Instant::now();
     let deadline = begun + at_most;
-    let _ = watchdog.hold_until(deadline);
+    let _ = watchdog.only().hold_until(deadline);
     let mut threads = StoppedThreads::default();
     let _ = threads.stop_all(deadline, || Ok::<_, std::convert::Infallible>(target_found.tids()));
     let stop_window = begun.elapsed();
@@ -91,7 +91,7 @@ pub fn snapshot(
     });
     let mut late = threads.resume();
     let held = begun.elapsed();
-    let _ = watchdog.released();
+    let _ = watchdog.only().released();
     watchdog.dismiss();
     drop(signals);
     if threads_stopped + threads_not_stopped == 0 {

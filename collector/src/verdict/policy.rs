@@ -125,7 +125,7 @@ impl Choice<'_> {
 #[must_use]
 pub fn is_action(text: &str) -> bool {
     let with = |value: &str| Action::from_str(&format!("{text}={value}")).is_ok();
-    Action::from_str(text).is_ok() || with("1M") || with("1s")
+    Action::from_str(text).is_ok() || ["1M", "1s", "USR1", "/a"].into_iter().any(with)
 }
 
 impl Policy {
