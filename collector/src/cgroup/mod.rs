@@ -4,12 +4,14 @@
 //! `Documentation/admin-guide/cgroup-v2.rst`, cgroups(7).
 
 mod create;
+mod glob;
 mod hierarchy;
 mod leftovers;
 mod memcg;
 pub mod note;
 
 pub use create::{CpuGroup, create_cpu_group, create_memcg, find_cpu_group};
+pub use glob::Glob;
 pub use hierarchy::{Hierarchy, Version, unescape};
 pub use leftovers::{clean_leftovers, maker_is_dead, name_of_own_group};
 pub use memcg::{Memcg, UNLIMITED};

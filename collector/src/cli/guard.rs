@@ -1,7 +1,7 @@
 //! `guard`: cgroups that others made.
 
 use super::{FAILED, Failure};
-use crate::config::Glob;
+use crate::cgroup::Glob;
 use crate::guard;
 use clap::Args;
 use std::path::PathBuf;

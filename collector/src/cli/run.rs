@@ -21,7 +21,10 @@ Actions, tried in order until the program is well again:
   grant=SIZE       raise the limit by SIZE, if the machine has it
   freeze[=TIME]    keep it stopped until a person makes room (5min)
   ask[=TIME]       ask on the terminal (30s)
+  signal=NAME      send this signal to its processes, for them to free memory
+  hook=[TIME:]PROG run this program, which has TIME to make room (5s)
   kill             kill the least important process, then the biggest
+  defer            leave it to the kernel
 When all fail, the kernel's OOM killer decides.
 
 Examples:

@@ -1,7 +1,8 @@
 //! What is configured for `reprieve guard`, as a whole and for each memcg.
 
 use super::keys::{self, Key};
-use super::{Config, Glob, Origin};
+use super::{Config, Origin};
+use crate::cgroup::Glob;
 use crate::hold::{BrakeChoice, Cushion};
 use crate::size::parse_duration;
 use crate::verdict::Action;

@@ -1,6 +1,6 @@
 //! The keys: what there is to set.
 
-use super::Glob;
+use crate::cgroup::Glob;
 use crate::hold::{BrakeChoice, Cushion};
 use crate::size::{parse_age, parse_duration, parse_size};
 use crate::verdict::Action;

@@ -4,12 +4,10 @@
 //! by the same parser; the command line wins. Each remembers the file and the line
 //! that it came from.
 
-mod glob;
 mod guard;
 mod keys;
 mod read;
 
-pub use glob::Glob;
 pub use guard::Guarded;
 use guard::Override;
 use keys::Key;
@@ -123,7 +121,9 @@ impl Config {
             let text = |text: &str| Kind::Text.as_toml(text);
             let ladder: Vec<String> = rule.ladder.iter().map(|action| text(&action.to_string())).collect();
             let (name, when) = (text(&rule.name), text(&rule.when.to_string()));
-            out.push_str(&format!("\n[[rule]]{origin}\nname = {name}\nwhen = {when}\n"));
+            let matches = rule.matches.as_ref().map(|glob| format!("match = {}\n", text(&glob.to_string())));
+            let matches = matches.unwrap_or_default();
+            out.push_str(&format!("\n[[rule]]{origin}\nname = {name}\n{matches}when = {when}\n"));
             out.push_str(&format!("on_oom = [{}]\n", ladder.join(", ")));
         }
         out
@@ -318,7 +318,7 @@ mod tests {
                 "reprieve.toml",
                 "[[rule]]\nname = 'leak'\nwhen = \"share('Cache') > 0.5\"\non_oom = ['throttle=10s', 'kill']\n",
             ),
-            ("conf.d/a.toml", "[[rule]]\nname = 'rest'\nwhen = 'true'\non_oom = ['grant=64M']\n"),
+            ("conf.d/a.toml", "[[rule]]\nname = 'rest'\nmatch = '/a/*'\nwhen = 'true'\non_oom = ['grant=64M']\n"),
         ]);
         let config = Config::load(dir.path()).unwrap();
         let names: Vec<String> = config.policy().rules.into_iter().map(|rule| rule.name).collect();
@@ -338,7 +338,7 @@ mod tests {
             "DIR/reprieve.toml:3: rule.when: ",
             "DIR/reprieve.toml:5: rule: name is missing",
             "DIR/reprieve.toml:7: rule.on_oom: unknown action \"pray\"",
-            "DIR/reprieve.toml:10: rule.what is not a key; a rule has name, when and on_oom",
+            "DIR/reprieve.toml:10: rule.what is not a key; a rule has name, match, when and on_oom",
             "DIR/reprieve.toml:11: rule.when: write a string",
             "DIR/reprieve.toml:12: rule.on_oom: there is no action",
         ]) {

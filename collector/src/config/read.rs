@@ -2,7 +2,8 @@
 
 use super::guard::{OF_ONE, Override, key_of_one};
 use super::keys::{self, KEYS, Key, Kind};
-use super::{Config, Glob, Origin, Setting};
+use super::{Config, Origin, Setting};
+use crate::cgroup::Glob;
 use crate::verdict::policy::{Condition, Rule};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -137,17 +138,20 @@ impl Reader<'_> {
             return self.problem(&rule.span(), "write [[rule]], and name, when and on_oom below it".to_owned());
         };
         let before = self.problems.len();
-        let (mut name, mut when, mut ladder) = (None, None, None);
+        let (mut name, mut matches, mut when, mut ladder) = (None, None, None, None);
         for (key, value) in table {
             let text = |kind| text_of(kind, value.get_ref());
             let read = match key.get_ref().as_ref() {
                 "name" => text(Kind::Text).map(|text| name = Some(text)),
+                "match" => {
+                    string_of(value.get_ref()).and_then(|text| Glob::parse(&text)).map(|glob| matches = Some(glob))
+                }
                 "when" => string_of(value.get_ref()).and_then(|text| Condition::parse(&text)).map(|c| when = Some(c)),
                 "on_oom" => {
                     text(Kind::List).and_then(|text| keys::actions(&text)).map(|actions| ladder = Some(actions))
                 }
                 other => {
-                    let message = format!("{RULE}.{other} is not a key; a rule has name, when and on_oom");
+                    let message = format!("{RULE}.{other} is not a key; a rule has name, match, when and on_oom");
                     self.problem(&key.span(), message);
                     continue;
                 }
@@ -163,7 +167,7 @@ impl Reader<'_> {
             && self.problems.len() == before
         {
             let origin = Origin { file: self.file.to_owned(), line: self.line(&rule.span()) };
-            self.config.rules.push((Rule { name, when, ladder }, origin));
+            self.config.rules.push((Rule { name, matches, when, ladder }, origin));
         }
     }
 

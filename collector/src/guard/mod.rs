@@ -40,7 +40,8 @@ use tree::{News, Tree};
 const SIGNALS: u64 = 0;
 const TREE: u64 = 1;
 const CREW: u64 = 2;
-const FIRST: u32 = 3;
+const WATCHDOG: u64 = 3;
+const FIRST: u32 = 4;
 /// Bells taken at a time.
 const EVENTS: usize = 64;
 /// Time that OOMs under way get to end when we end: a kill may take as long.
@@ -77,7 +78,8 @@ pub fn watch(given: Given) -> Result<(), RunError> {
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(system)?;
     let (tree, found) = Tree::plant(&hierarchy, settings.cgroups.clone())
         .map_err(|e| RunError::System("the tree of cgroups cannot be watched", e))?;
-    for (fd, number) in [(signals.fd(), SIGNALS), (tree.fd(), TREE), (crew.fd(), CREW)] {
+    let ours = [(signals.fd(), SIGNALS), (tree.fd(), TREE), (crew.fd(), CREW), (watchdog.fd(), WATCHDOG)];
+    for (fd, number) in ours {
         epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, number)).map_err(system)?;
     }
     let mut guard = Guard {
@@ -146,6 +148,8 @@ impl Guard {
                 match event.data() {
                     SIGNALS => drop(self.signals.take()),
                     TREE => self.hear_tree()?,
+                    // Nobody would give back what we hold if we died as well.
+                    WATCHDOG => return Err(RunError::Refused("the watchdog died; start the guard anew".to_owned())),
                     CREW => self.crew.take().into_iter().for_each(|done| self.done(done)),
                     number => self.look(number as u32),
                 }

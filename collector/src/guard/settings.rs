@@ -1,7 +1,8 @@
 //! What holds for the guard: the configuration, and over it what was typed.
 
 use super::lock;
-use crate::config::{Config, Glob, Guarded, Problems};
+use crate::cgroup::Glob;
+use crate::config::{Config, Guarded, Problems};
 use crate::incident::store::Limits;
 use crate::snapshot::Options;
 use std::path::PathBuf;

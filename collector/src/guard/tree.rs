@@ -3,8 +3,7 @@
 //! A folder of cgroupfs tells of new and removed cgroups, and of who writes to its
 //! files: a limit as well.
 
-use crate::cgroup::{Hierarchy, Memcg};
-use crate::config::Glob;
+use crate::cgroup::{Glob, Hierarchy, Memcg};
 use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDescriptor};
 use std::collections::HashMap;

@@ -380,3 +380,28 @@ pub fn gaps(process: &Value) -> Vec<&str> {
     let all = process["gaps"].as_array().unwrap().iter().map(|gap| gap.as_str().unwrap());
     all.filter(|gap| !gap.starts_with("its heap is not known: it was started without")).collect()
 }
+
+/// While it lives this thread runs before the guardian, whose priority is 1 (sched(7)).
+pub struct Urgent;
+
+impl Urgent {
+    pub fn start() -> Self {
+        Self::schedule(libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, 2);
+        Urgent
+    }
+
+    fn schedule(policy: i32, priority: i32) {
+        // SAFETY: sched_param has only integers, for which zero is a value.
+        let mut param: libc::sched_param = unsafe { std::mem::zeroed() };
+        param.sched_priority = priority;
+        // SAFETY: 0 is this thread; the pointer is to a live local.
+        let result = unsafe { libc::sched_setscheduler(0, policy, &raw const param) };
+        assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+    }
+}
+
+impl Drop for Urgent {
+    fn drop(&mut self) {
+        Self::schedule(libc::SCHED_OTHER, 0);
+    }
+}

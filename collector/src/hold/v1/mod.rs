@@ -147,10 +147,10 @@ impl V1Brake {
             self.memcg.write("memory.memsw.limit_in_bytes", &with_swap)?;
         }
         self.memcg.write("memory.limit_in_bytes", &text)?;
+        self.wall = bytes;
         if !raise && self.memsw {
             self.memcg.write("memory.memsw.limit_in_bytes", &with_swap)?;
         }
-        self.wall = bytes;
         Ok(())
     }
 

@@ -21,7 +21,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, send, socketpair};
 use nix::unistd::{ForkResult, Pid};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -128,6 +128,12 @@ impl Watchdog {
     #[must_use]
     pub fn only(&self) -> Line {
         self.line(ONLY)
+    }
+
+    /// Readable when it has died.
+    #[must_use]
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.line.as_fd()
     }
 
     /// Its PID.

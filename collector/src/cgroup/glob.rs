@@ -1,6 +1,6 @@
 //! Which cgroups: patterns over their paths.
 
-use glob::{MatchOptions, Pattern};
+use ::glob::{MatchOptions, Pattern};
 use std::fmt;
 
 /// A star stands for one name or a part of it, two for any number of names.
