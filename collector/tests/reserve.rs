@@ -4,7 +4,8 @@
 mod common;
 
 use common::{
-    Lab, assert_held_well, assert_reserve_fits, assert_unharmed, ended_by_itself, fixture, groups, text, wait_for,
+    Lab, Urgent, assert_held_well, assert_reserve_fits, assert_unharmed, ended_by_itself, fixture, groups, text,
+    wait_for,
 };
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;

@@ -46,10 +46,7 @@ fn charged(words: &[u32; MEMINFO_WORDS], family: Family) -> u64 {
     }
 }
 
-fn option<T: Copy + Default>(socket: BorrowedFd<'_>, name: i32) -> Option<T>
-where
-    T: Words,
-{
+fn option<T: Copy + Default + Words>(socket: BorrowedFd<'_>, name: i32) -> Option<T> {
     let mut value = T::default();
     let mut length = mem::size_of::<T>() as libc::socklen_t;
     // SAFETY: the kernel writes at most `length` bytes to `value`, of whose type every

@@ -125,11 +125,11 @@ impl Crew {
         self.shared.bell.as_fd()
     }
 
-    /// Has a thread do it.
-    pub fn put(&self, job: Job) -> Result<(), Job> {
+    /// Has a thread do it; gives the brake back where there is none.
+    pub fn put(&self, job: Job) -> Result<(), Box<dyn Brake>> {
         match &self.jobs {
-            Some(jobs) => jobs.send(job).map_err(|mpsc::SendError(job)| job),
-            None => Err(job),
+            Some(jobs) => jobs.send(job).map_err(|mpsc::SendError(job)| job.brake),
+            None => Err(job.brake),
         }
     }
 

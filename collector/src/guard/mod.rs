@@ -293,8 +293,8 @@ impl Guard {
             unrecorded: may.err(),
             left_to_kernel: if task == Task::RecordKill { post.back() } else { None },
         };
-        if let Err(job) = self.crew.put(job) {
-            post.put(job.brake);
+        if let Err(brake) = self.crew.put(job) {
+            post.put(brake);
             self.give_up(number);
         }
     }

@@ -1,5 +1,6 @@
 //! An incident for an issue, a chat or a wiki: GitHub's Markdown (github.github.com/gfm).
 
+use super::accounts;
 use super::model::{Incident, StepOutcome};
 use super::profile::View;
 use super::show;
@@ -64,6 +65,7 @@ pub fn page(incident: &Incident, drawn: &[(&View, usize)]) -> String {
         }
         line("");
     }
+    charged(&mut page, incident);
     processes(&mut page, incident);
     for (view, sample_type) in drawn {
         stacks(&mut page, incident, view, *sample_type);
@@ -75,6 +77,16 @@ pub fn page(incident: &Incident, drawn: &[(&View, usize)]) -> String {
     }
     page.truncate(page.trim_end().len());
     page + "\n"
+}
+
+fn charged(page: &mut String, incident: &Incident) {
+    let Some(line) = accounts::line(incident) else { return };
+    let _ = writeln!(page, "## What it is charged for\n\n{}\n\n| bytes | share | what |\n|--:|--:|---|", text(&line));
+    for row in accounts::rows(incident) {
+        let inset = "&emsp;".repeat(row.depth);
+        let _ = writeln!(page, "| {} | {} | {inset}{} |", row.bytes, row.share, text(&row.what));
+    }
+    page.push('\n');
 }
 
 fn processes(page: &mut String, incident: &Incident) {

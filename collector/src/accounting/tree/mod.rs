@@ -359,8 +359,8 @@ mod tests {
     #[test]
     fn thousands_of_parts_are_some() {
         let counters = of(Version::V2, 1 << 30, "anon 1073741824\nfile 536870912\n", None);
-        let mut found = Found::default();
-        found.processes = (0..3000).map(|pid| process(pid, (u64::from(pid % 7 == 0) * 2 + 1) << 16)).collect();
+        let processes = (0..3000).map(|pid| process(pid, (u64::from(pid % 7 == 0) * 2 + 1) << 16)).collect();
+        let mut found = Found { processes, ..Found::default() };
         (0..5000).for_each(|index| file(&mut found, &format!("/f/{index}"), Kind::Local, 65536));
         let (root, _) = build(&counters, &found);
         assert_adds_up(&root);

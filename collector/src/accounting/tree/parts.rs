@@ -52,8 +52,7 @@ pub fn fit(mut parts: Vec<AccountNode>, total: u64) -> Vec<AccountNode> {
 }
 
 fn shrink(node: &mut AccountNode, to: u64, of: u64) {
-    let share = |bytes: u64| (u128::from(bytes) * u128::from(to) / u128::from(of)) as u64;
-    node.bytes = share(node.bytes);
+    node.bytes = (u128::from(node.bytes) * u128::from(to) / u128::from(of)) as u64;
     node.children.iter_mut().for_each(|child| shrink(child, to, of));
     node.children.retain(|child| child.bytes > 0);
     // Rounding down leaves some bytes to none of them.

@@ -8,6 +8,7 @@
 //! Each type is taken apart field by field: a field that is new does not compile before it
 //! is decided what becomes of it.
 
+mod accounts;
 mod words;
 
 use super::model::{
@@ -55,6 +56,7 @@ fn collect(incident: &Incident, names: &mut BTreeSet<String>) {
         verdict.rule.iter().for_each(|rule| add(rule));
         verdict.steps.iter().flat_map(|step| &step.candidates).for_each(|candidate| add(&candidate.comm));
     }
+    incident.accounting.iter().for_each(|accounting| accounts::collect(accounting, &mut add));
     // These are no more than numbers and marks, which sentences are full of.
     names.retain(|name| name.chars().any(char::is_alphabetic));
 }
@@ -74,6 +76,7 @@ impl Redactor<'_> {
             modules,
             symbols,
             verdict,
+            accounting,
             gaps,
         } = incident;
         Incident {
@@ -89,6 +92,7 @@ impl Redactor<'_> {
             modules: modules.into_iter().map(|module| self.module(module)).collect(),
             symbols: self.symbols(symbols),
             verdict: verdict.map(|verdict| self.verdict(verdict)),
+            accounting: accounting.map(|accounting| self.accounting(accounting)),
             gaps: gaps.iter().map(|gap| self.sentence(gap)).collect(),
         }
     }
