@@ -224,19 +224,50 @@ mod tests {
     use super::*;
     use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
 
+    /// Pages of a mapping of its own: malloc might give some that are there already.
+    struct Pages {
+        first: std::ptr::NonNull<std::ffi::c_void>,
+        length: std::num::NonZero<usize>,
+    }
+
+    impl Pages {
+        /// So many, with these touched.
+        fn new(pages: usize, touched: impl Iterator<Item = usize>) -> Self {
+            let page = page_size() as usize;
+            let length = std::num::NonZero::new(pages * page).unwrap();
+            let (access, flags) = (ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_PRIVATE);
+            // SAFETY: a fresh mapping at an address of the kernel's choice.
+            let first = unsafe { mmap_anonymous(None, length, access, flags) }.unwrap();
+            // SAFETY: the range is the mapping's; the advice keeps huge pages out.
+            unsafe { libc::madvise(first.as_ptr(), length.get(), libc::MADV_NOHUGEPAGE) };
+            for index in touched {
+                assert!(index < pages);
+                // SAFETY: the place lies in the mapping, to which nothing else refers.
+                unsafe { first.cast::<u8>().add(index * page + page / 2).write(1) };
+            }
+            Pages { first, length }
+        }
+
+        fn first(&self) -> u64 {
+            self.first.as_ptr() as u64
+        }
+    }
+
+    impl Drop for Pages {
+        fn drop(&mut self) {
+            // SAFETY: unmaps exactly what was mapped; no reference outlives it.
+            unsafe { nix::sys::mman::munmap(self.first, self.length.get()) }.unwrap();
+        }
+    }
+
     #[test]
     fn scanned_and_read_are_the_same() {
         let page = page_size() as usize;
-        let mut bytes = vec![0u8; 300 * page];
-        // SAFETY: the range is the vector's; the advice keeps huge pages out.
-        unsafe { libc::madvise(bytes.as_mut_ptr().cast(), bytes.len(), libc::MADV_NOHUGEPAGE) };
         // Ranges of one page to a dozen, more than are asked for at once.
-        for index in (0..300).filter(|index| index % 3 == 0 || index % 40 > 28) {
-            bytes[index * page + page / 2] = 1;
-        }
+        let pages = Pages::new(300, (0..300).filter(|index| index % 3 == 0 || index % 40 > 28));
         let map = Pagemap::open(std::process::id() as i32).unwrap();
         let (mut scanned, mut read) = (vec![true; 300], vec![true; 300]);
-        let first = bytes.as_ptr() as u64;
+        let first = pages.first();
         map.read(first, &mut read).unwrap();
         assert!(read.iter().filter(|there| **there).count() > 100 && read.contains(&false));
         map.present(first, &mut scanned).unwrap();
@@ -251,17 +282,9 @@ mod tests {
     #[test]
     fn entries_are_those_of_present_pages_in_order() {
         let page = page_size() as usize;
-        let length = std::num::NonZero::new(1999 * page).unwrap();
-        let (access, flags) = (ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_PRIVATE);
-        // Not from malloc, which might take it from what was freed.
-        // SAFETY: a fresh mapping at an address of the kernel's choice.
-        let bytes = unsafe { mmap_anonymous(None, length, access, flags) }.unwrap();
-        // SAFETY: the range is the mapping's; the advice keeps huge pages out.
-        unsafe { libc::madvise(bytes.as_ptr(), length.get(), libc::MADV_NOHUGEPAGE) };
-        let first = bytes.as_ptr() as u64;
         let touched: Vec<usize> = (0..1999).filter(|index| index % 3 == 0 && index % 400 < 200).collect();
-        // SAFETY: each place lies in the mapping, to which nothing else refers.
-        touched.iter().for_each(|index| unsafe { bytes.cast::<u8>().add(index * page).write(1) });
+        let pages = Pages::new(1999, touched.iter().copied());
+        let first = pages.first();
         let map = Pagemap::open(std::process::id() as i32).unwrap();
         let mut entries = [Entry(0); 100];
         for can_scan in [true, false] {
@@ -279,7 +302,5 @@ mod tests {
             .unwrap();
             assert_eq!(seen, touched, "scan: {can_scan}");
         }
-        // SAFETY: unmaps exactly what was mapped; no reference outlives it.
-        unsafe { nix::sys::mman::munmap(bytes, length.get()) }.unwrap();
     }
 }
