@@ -271,8 +271,12 @@ impl Scene<'_> {
                 (StepOutcome::Relieved, format!("usage fell by {fell} in {took:.1} s"))
             }
             false => {
-                let free = units::bytes(self.room()?.0);
-                (StepOutcome::NotEnough, format!("usage did not fall enough in {took:.1} s ({free} free)"))
+                // What it was lent is above the limit that the user knows.
+                let left = match after.saturating_sub(self.brake.limit()) {
+                    0 => format!("{} free", units::bytes(self.room()?.0)),
+                    over => format!("{} above the limit, on loan", units::bytes(over)),
+                };
+                (StepOutcome::NotEnough, format!("usage did not fall enough in {took:.1} s ({left})"))
             }
         })
     }
