@@ -1,20 +1,23 @@
 //! The collector: holds a memcg at its limit, records it, decides and acts.
 //!
 //! Data flows one way: [`hold`] → [`snapshot`] → [`analyst`] (symbols) →
-//! [`verdict`] → [`incident`]. [`run`] drives it for one command; [`guardian`]
-//! keeps this process alive meanwhile. Only this crate touches `/proc` and
+//! [`verdict`] → [`incident`]. [`run`] drives it for one command, [`guard`] for many
+//! memcgs; [`guardian`] keeps this process alive meanwhile. Only this crate touches `/proc` and
 //! cgroupfs.
 
+pub mod accounting;
 pub mod analyst;
 pub mod cgroup;
 pub mod cli;
 pub mod config;
 pub mod doctor;
+pub mod guard;
 pub mod guardian;
 pub mod heap_env;
 pub mod hold;
 pub mod incident;
 pub mod machine;
+pub mod moment;
 pub mod run;
 pub mod signals;
 pub mod size;

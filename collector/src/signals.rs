@@ -2,11 +2,24 @@
 
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
 /// Signals that ask us to end.
 const ENDING: [Signal; 4] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
+
+/// What can end every wait of a verdict.
+pub trait Interrupt: fmt::Debug {
+    /// Readable when there may be news.
+    fn fd(&self) -> BorrowedFd<'_>;
+
+    /// Takes what is pending; returns whether something new came.
+    fn take(&mut self) -> bool;
+
+    /// The request to end, if there is one.
+    fn ending(&self) -> Option<Ending>;
+}
 
 /// Blocks the ending signals and reads them.
 #[derive(Debug)]
@@ -14,6 +27,9 @@ pub struct Signals {
     fd: SignalFd,
     ending: Option<Ending>,
     mask_before: SigSet,
+    /// The one that does not ask to end.
+    reloading: Option<Signal>,
+    reload: bool,
 }
 
 /// A request to end.
@@ -43,7 +59,17 @@ impl Signals {
         let mask_before = SigSet::thread_get_mask()?;
         ending.thread_block()?;
         let fd = SignalFd::with_flags(&ending, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
-        Ok(Signals { fd, ending: None, mask_before })
+        Ok(Signals { fd, ending: None, mask_before, reloading: None, reload: false })
+    }
+
+    /// The same for a daemon, which SIGHUP asks to read its configuration again.
+    pub fn block_for_daemon() -> io::Result<Self> {
+        Ok(Signals { reloading: Some(Signal::SIGHUP), ..Self::block()? })
+    }
+
+    /// Whether the configuration is to be read again; told once.
+    pub fn take_reload(&mut self) -> bool {
+        std::mem::take(&mut self.reload)
     }
 
     /// The mask before, for the command.
@@ -51,18 +77,21 @@ impl Signals {
     pub fn mask_before(&self) -> &SigSet {
         &self.mask_before
     }
+}
 
-    /// Readable when a signal is pending.
-    #[must_use]
-    pub fn fd(&self) -> BorrowedFd<'_> {
+impl Interrupt for Signals {
+    fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
 
-    /// Takes what is pending; returns whether something new came.
-    pub fn take(&mut self) -> bool {
+    fn take(&mut self) -> bool {
         let mut new = false;
         while let Ok(Some(info)) = self.fd.read_signal() {
             let Ok(signal) = Signal::try_from(info.ssi_signo as i32) else { continue };
+            if self.reloading == Some(signal) {
+                self.reload = true;
+                continue;
+            }
             self.ending = Some(Ending {
                 signal,
                 forward: info.ssi_code != libc::SI_KERNEL,
@@ -73,9 +102,7 @@ impl Signals {
         new
     }
 
-    /// The request to end, if there is one.
-    #[must_use]
-    pub fn ending(&self) -> Option<Ending> {
+    fn ending(&self) -> Option<Ending> {
         self.ending
     }
 }

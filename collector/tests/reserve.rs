@@ -4,7 +4,8 @@
 mod common;
 
 use common::{
-    Lab, assert_held_well, assert_reserve_fits, assert_unharmed, ended_by_itself, fixture, groups, text, wait_for,
+    Lab, Urgent, assert_held_well, assert_reserve_fits, assert_unharmed, ended_by_itself, fixture, groups, text,
+    wait_for,
 };
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -61,31 +62,6 @@ fn the_reserve_fits_threads_that_were_made_just_now() {
         let incident = incidents.first().expect("a hold that the guardian saw");
         told(incident);
         assert_eq!(incident["memcg"]["events"]["oom_hold_broken"], 0, "{}", incident["memcg"]["events"]);
-    }
-}
-
-/// While it lives this thread runs before the guardian, whose priority is 1 (sched(7)).
-struct Urgent;
-
-impl Urgent {
-    fn start() -> Self {
-        Self::schedule(libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, 2);
-        Urgent
-    }
-
-    fn schedule(policy: i32, priority: i32) {
-        // SAFETY: sched_param has only integers, for which zero is a value.
-        let mut param: libc::sched_param = unsafe { std::mem::zeroed() };
-        param.sched_priority = priority;
-        // SAFETY: 0 is this thread; the pointer is to a live local.
-        let result = unsafe { libc::sched_setscheduler(0, policy, &raw const param) };
-        assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
-    }
-}
-
-impl Drop for Urgent {
-    fn drop(&mut self) {
-        Self::schedule(libc::SCHED_OTHER, 0);
     }
 }
 

@@ -126,6 +126,29 @@ impl std::ops::AddAssign for Spread {
     }
 }
 
+/// One sample type of a profile, for files that can hold several.
+#[derive(Debug, Clone, Copy)]
+pub struct Series<'a> {
+    /// What it is called there.
+    pub title: &'a str,
+    /// The stacks.
+    pub profile: &'a Profile,
+    /// Which of their values.
+    pub sample_type: usize,
+}
+
+impl<'a> Series<'a> {
+    /// Its sample type, or an error that names the number.
+    pub(crate) fn kind(&self) -> Result<&'a SampleType, RenderError> {
+        self.profile.check(self.sample_type)
+    }
+
+    /// A sample's value in it.
+    pub(crate) fn value(&self, sample: &Sample) -> i64 {
+        sample.values.get(self.sample_type).copied().unwrap_or(0)
+    }
+}
+
 /// Value of a label.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LabelValue {
@@ -147,6 +170,9 @@ pub enum RenderError {
     /// Writing failed.
     #[error("failed to write")]
     Write(#[from] io::Error),
+    /// Writing JSON failed.
+    #[error("failed to write")]
+    Json(#[from] serde_json::Error),
 }
 
 impl SampleType {
@@ -182,10 +208,17 @@ impl Frame {
                 None => title.push_str(&format!(" ({base})")),
             }
         }
-        if self.kind == FrameKind::Guessed {
-            title.push_str(" [guessed]");
-        }
-        title
+        title + self.doubt()
+    }
+
+    /// Name alone, for formats that have a field for the place.
+    #[must_use]
+    pub fn name(&self) -> String {
+        self.name.clone() + self.doubt()
+    }
+
+    fn doubt(&self) -> &'static str {
+        if self.kind == FrameKind::Guessed { " [guessed]" } else { "" }
     }
 }
 
@@ -249,6 +282,31 @@ impl Profile {
         }
         let new = other.comments.iter().filter(|c| !self.comments.contains(c)).cloned().collect::<Vec<_>>();
         self.comments.extend(new);
+    }
+
+    /// A number among a sample's labels.
+    pub(crate) fn number(sample: &Sample, label: &str) -> Option<i64> {
+        sample.labels.iter().find_map(|(name, value)| match value {
+            LabelValue::Number(number, _) if name == label => Some(*number),
+            _ => None,
+        })
+    }
+
+    /// The same with one of its sample types alone, and without samples that have none of it.
+    #[must_use]
+    pub fn only(&self, sample_type: usize) -> Profile {
+        let mut profile = self.clone();
+        let keep = |values: &[i64]| values.get(sample_type).copied();
+        profile.sample_types = self.sample_types.get(sample_type).cloned().into_iter().collect();
+        profile.samples.retain(|sample| keep(&sample.values).is_some_and(|value| value != 0));
+        for sample in &mut profile.samples {
+            sample.values = keep(&sample.values).into_iter().collect();
+            sample.spread = sample.spread.get(sample_type).copied().into_iter().collect();
+        }
+        // It tells what is between two samples of bytes, not of anything else.
+        let unit = profile.sample_types.first().map(|kind| kind.unit.clone());
+        profile.period = self.period.clone().filter(|(kind, _)| Some(&kind.unit) == unit.as_ref());
+        profile
     }
 
     /// The place of a sample type by its kind, like `inuse_space`.

@@ -1,7 +1,7 @@
 //! Flame graphs as SVG, by inferno.
 
 use crate::tree::merged_lines;
-use crate::{Profile, RenderError};
+use crate::{Profile, RenderError, SampleType};
 use inferno::flamegraph::color::{BackgroundColor, BasicPalette, MultiPalette, Palette};
 use inferno::flamegraph::{self, Options};
 use std::io::Write;
@@ -21,6 +21,11 @@ pub fn write(profile: &Profile, sample_type: usize, text: Text<'_>, to: impl Wri
     let kind = profile.check(sample_type)?;
     let lines: Vec<String> =
         merged_lines(profile, sample_type).into_iter().map(|(path, value)| format!("{path} {value}")).collect();
+    draw(&lines, kind, text, to)
+}
+
+/// Draws folded lines; where they have two values, the second with the difference in colour.
+pub(crate) fn draw(lines: &[String], kind: &SampleType, text: Text<'_>, to: impl Write) -> Result<(), RenderError> {
     if lines.is_empty() {
         return Err(RenderError::Empty);
     }

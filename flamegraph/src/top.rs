@@ -49,7 +49,7 @@ pub fn stacks(profile: &Profile, sample_type: usize, n: usize) -> Vec<TopStack> 
 }
 
 /// Frames that tell one stack from another.
-fn telling(profile: &Profile, stack: &[usize]) -> Vec<usize> {
+pub(crate) fn telling(profile: &Profile, stack: &[usize]) -> Vec<usize> {
     let kind = |frame: &usize| profile.frames.get(*frame).map(|f| f.kind);
     let has_script = stack.iter().any(|frame| kind(frame) == Some(FrameKind::Script));
     let tells = |frame: &usize| !has_script || matches!(kind(frame), Some(FrameKind::Script | FrameKind::Label));

@@ -7,6 +7,7 @@ mod failures;
 mod fixtures;
 mod fuzz;
 mod labelled;
+mod npm;
 mod programs;
 mod test;
 mod vm;

@@ -5,7 +5,7 @@ use crate::deps::{self, Package};
 use crate::failures::Failures;
 use crate::labelled::Labelled;
 use crate::programs::test_program;
-use crate::{fixtures, fuzz, vm};
+use crate::{fixtures, fuzz, npm, vm};
 use anyhow::{Context, Result, bail};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -23,6 +23,7 @@ const TEST_PACKAGES: &[Package] = &[
     Package { name: "xz-utils", why: "MiniDebugInfo, as distributions leave it in stripped programs" },
     Package { name: "debuginfod", why: "a server to fetch debug information from, on loopback" },
     Package { name: "python3", why: "a real program to run out of memory" },
+    Package { name: "python3-jsonschema", why: "incidents and exports are checked by their schemas" },
     Package { name: "python3-numpy", why: "a C extension whose arrays belong to lines of Python" },
     Package { name: "nodejs", why: "a real program to run out of memory, and to generate code" },
     Package { name: "redis-server", why: "a real program to run out of memory" },
@@ -171,7 +172,12 @@ fn tests(root: &Path, out: Out<'_>) -> Result<()> {
     let fixtures = fixtures::build(root)?;
     fixtures::build_go(root)?;
     let library = build_heap_library(root, out)?;
-    let env = [("REPRIEVE_FIXTURES", fixtures.as_path()), ("REPRIEVE_HEAP_LIBRARY", library.as_path())];
+    let npm = npm::install(&target(root))?;
+    let env = [
+        ("REPRIEVE_FIXTURES", fixtures.as_path()),
+        ("REPRIEVE_HEAP_LIBRARY", library.as_path()),
+        ("REPRIEVE_NPM", npm.as_path()),
+    ];
     // One test at a time: each fills memory and measures time.
     cargo(
         root,

@@ -1,7 +1,7 @@
 //! The files of an incident's folder.
 
 use crate::incident::model::Incident;
-use crate::incident::profile::{View, meaning, views, whole};
+use crate::incident::profile::{View, views, whole};
 use crate::incident::report;
 use crate::incident::store::{INCIDENT, StoreError, write_atomically};
 use reprieve_flamegraph::{RenderError, folded, pprof, svg};
@@ -12,11 +12,8 @@ pub fn render(incident: &Incident, dir: &Path) -> Result<(), StoreError> {
     let mut graphs = Vec::new();
     for view in views(incident) {
         let mut drawings = Vec::new();
-        for (index, sample_type) in view.profile.sample_types.iter().enumerate() {
-            let title = match view.profile.sample_types.len() {
-                1 => view.title.to_owned(),
-                _ => format!("{}: {}", view.title, meaning(&sample_type.kind)),
-            };
+        for index in 0..view.profile.sample_types.len() {
+            let title = view.title_of(index);
             let text = svg::Text { title: &title, subtitle: &incident.id };
             let mut image = Vec::new();
             match svg::write(&view.profile, index, text, &mut image) {

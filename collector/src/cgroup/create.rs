@@ -50,6 +50,7 @@ fn enable_controllers(version: Version, dir: &Path) -> io::Result<()> {
 #[derive(Debug)]
 pub struct CpuGroup {
     dir: PathBuf,
+    is_made: bool,
 }
 
 /// Makes a `cpu` group called `name` where that controller is on version 1;
@@ -63,8 +64,22 @@ pub fn create_cpu_group(name: &str) -> Option<CpuGroup> {
     [hierarchy.own.as_str(), "/"].iter().find_map(|parent| {
         let dir = hierarchy.mount.join(parent.trim_start_matches('/')).join(name);
         fs::create_dir(&dir).ok()?;
-        Some(CpuGroup { dir })
+        Some(CpuGroup { dir, is_made: true })
     })
+}
+
+/// The `cpu` group of version 1 that others made for a memcg of theirs: of the same
+/// path, and with everybody in it who is in the memcg.
+#[must_use]
+pub fn find_cpu_group(memcg: &Memcg) -> Option<CpuGroup> {
+    let hierarchy = Hierarchy::find("cpu").ok()??;
+    if memcg.version() != Version::V1 || hierarchy.version != Version::V1 || memcg.path() == "/" {
+        return None;
+    }
+    let group = Memcg::at(&hierarchy, memcg.path());
+    let (there, here) = (group.pids().ok()?, memcg.pids().ok()?);
+    let has_all = !here.is_empty() && here.iter().all(|pid| there.contains(pid)) && there.len() == here.len();
+    has_all.then(|| CpuGroup { dir: group.dir().to_owned(), is_made: false })
 }
 
 impl CpuGroup {
@@ -74,16 +89,20 @@ impl CpuGroup {
         &self.dir
     }
 
-    /// Limits the group to `percent` of one CPU; `None` lifts the limit.
-    pub fn limit(&self, percent: Option<u32>) -> io::Result<()> {
-        let quota = percent.map_or(-1, |p| i64::from(p) * 1000);
-        fs::write(self.dir.join("cpu.cfs_quota_us"), quota.to_string())
+    /// Of what its quota is a part, in microseconds.
+    #[must_use]
+    pub fn period_us(&self) -> u32 {
+        let text = fs::read_to_string(self.dir.join("cpu.cfs_period_us")).unwrap_or_default();
+        // The kernel's default.
+        text.trim().parse().unwrap_or(100_000)
     }
 }
 
 impl Drop for CpuGroup {
     fn drop(&mut self) {
-        // Busy while a process is in it; the next run cleans it then.
-        let _ = fs::remove_dir(&self.dir);
+        if self.is_made {
+            // Busy while a process is in it; the next run cleans it then.
+            let _ = fs::remove_dir(&self.dir);
+        }
     }
 }

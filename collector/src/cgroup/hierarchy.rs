@@ -112,7 +112,8 @@ impl Hierarchy {
 }
 
 /// Undoes the octal escapes of mountinfo (space, tab, newline, backslash).
-fn unescape(field: &str) -> String {
+#[must_use]
+pub fn unescape(field: &str) -> String {
     field.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
 }
 

@@ -74,9 +74,9 @@ fn groups_of_the_dead(hierarchy: &Hierarchy) -> Vec<PathBuf> {
     found
 }
 
-/// Whether `name` is one of ours and its maker is dead. A PID that lives
+/// Whether `name` is one of [`name_of_own_group`] and its maker is dead. A PID that lives
 /// again with another start time is a different process.
-fn maker_is_dead(name: &str) -> bool {
+pub fn maker_is_dead(name: &str) -> bool {
     let Some((pid, ticks)) = name.strip_prefix(PREFIX).and_then(|rest| rest.split_once('-')) else {
         return false;
     };

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 /// From here on version 1 means unlimited (`PAGE_COUNTER_MAX` pages,
 /// include/linux/page_counter.h, whatever the page size).
-const UNLIMITED: u64 = i64::MAX as u64 & !0xffff;
+pub const UNLIMITED: u64 = i64::MAX as u64 & !0xffff;
 
 /// A memory cgroup.
 ///

@@ -4,14 +4,17 @@
 //! `Documentation/admin-guide/cgroup-v2.rst`, cgroups(7).
 
 mod create;
+mod glob;
 mod hierarchy;
 mod leftovers;
 mod memcg;
+pub mod note;
 
-pub use create::{CpuGroup, create_cpu_group, create_memcg};
-pub use hierarchy::{Hierarchy, Version};
-pub use leftovers::{clean_leftovers, name_of_own_group};
-pub use memcg::Memcg;
+pub use create::{CpuGroup, create_cpu_group, create_memcg, find_cpu_group};
+pub use glob::Glob;
+pub use hierarchy::{Hierarchy, Version, unescape};
+pub use leftovers::{clean_leftovers, maker_is_dead, name_of_own_group};
+pub use memcg::{Memcg, UNLIMITED};
 
 use std::io;
 use std::path::PathBuf;

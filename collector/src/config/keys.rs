@@ -1,10 +1,12 @@
 //! The keys: what there is to set.
 
-use crate::hold::BrakeChoice;
+use crate::cgroup::Glob;
+use crate::hold::{BrakeChoice, Cushion};
 use crate::size::{parse_age, parse_duration, parse_size};
 use crate::verdict::Action;
 use std::path::Path;
 use std::str::FromStr;
+use std::time::Duration;
 
 /// What depends on something else unless it is set.
 pub(super) const AUTO: &str = "auto";
@@ -27,6 +29,7 @@ impl Kind {
         match self {
             Kind::Text => quoted(text),
             Kind::Flag => text.to_owned(),
+            Kind::List if text.is_empty() => "[]".to_owned(),
             Kind::List => format!("[{}]", text.split(',').map(quoted).collect::<Vec<_>>().join(", ")),
         }
     }
@@ -134,6 +137,86 @@ pub const KEYS: &[Key] = &[
         check: |text| period(text).map(drop),
     },
     Key {
+        name: "guard.cgroups",
+        kind: Kind::List,
+        default: "",
+        meaning: "cgroups to guard, as patterns like /system.slice/*.service",
+        check: |text| globs(text).map(drop),
+    },
+    Key {
+        name: "guard.except",
+        kind: Kind::List,
+        default: "",
+        meaning: "cgroups to leave alone all the same",
+        check: |text| globs(text).map(drop),
+    },
+    Key {
+        name: "guard.deadline",
+        kind: Kind::Text,
+        default: "5s",
+        meaning: "longest that a cgroup is held for the analysis",
+        check: |text| parse_duration(text).map(drop),
+    },
+    Key {
+        name: "guard.on_oom",
+        kind: Kind::List,
+        default: "reclaim,kill",
+        meaning: "what to do when memory runs out in a guarded cgroup, tried in order",
+        check: |text| actions(text).map(drop),
+    },
+    Key {
+        name: "guard.brake",
+        kind: Kind::Text,
+        default: AUTO,
+        meaning: "how to hold: v1, high, reserve, or auto",
+        check: |text| BrakeChoice::from_str(text).map(drop),
+    },
+    Key {
+        name: "guard.cushion",
+        kind: Kind::Text,
+        default: AUTO,
+        meaning: "under brake v1, how far the kernel's limit stands above that of a guarded cgroup: a size, 0, or auto",
+        check: |text| cushion(text).map(drop),
+    },
+    Key {
+        name: "guard.analysts",
+        kind: Kind::Text,
+        default: "4",
+        meaning: "OOMs that are answered at the same time",
+        check: |text| match count(text) {
+            Ok(1..=MOST_ANALYSTS) => Ok(()),
+            _ => Err(format!("{text:?} is not a number of analysts; write 1 to {MOST_ANALYSTS}")),
+        },
+    },
+    Key {
+        name: "guard.reports_per_hour",
+        kind: Kind::Text,
+        default: "12",
+        meaning: "incidents of one cgroup that are written in an hour; its further OOMs are answered without",
+        check: |text| count(text).map(drop),
+    },
+    Key {
+        name: "guard.cooldown",
+        kind: Kind::Text,
+        default: "0",
+        meaning: "least time between two incidents of the machine; OOMs in between are answered without",
+        check: |text| pause(text).map(drop),
+    },
+    Key {
+        name: "guard.dry_run",
+        kind: Kind::Flag,
+        default: "false",
+        meaning: "record and tell what would be done, then let the kernel decide",
+        check: flag,
+    },
+    Key {
+        name: "guard.run_dir",
+        kind: Kind::Text,
+        default: AUTO,
+        meaning: "folder for the lock of the only guard; auto is /run/reprieve, or XDG's runtime folder",
+        check: dir,
+    },
+    Key {
         name: "snapshot.deadline",
         kind: Kind::Text,
         default: "2s",
@@ -141,6 +224,28 @@ pub const KEYS: &[Key] = &[
         check: |text| parse_duration(text).map(drop),
     },
 ];
+
+/// Each is a thread with a stack of its own.
+const MOST_ANALYSTS: usize = 64;
+
+/// Patterns with commas between them.
+pub(super) fn globs(text: &str) -> Result<Vec<Glob>, String> {
+    text.split(',').filter(|glob| !glob.is_empty()).map(Glob::parse).collect()
+}
+
+/// A cushion below the wall.
+pub(super) fn cushion(text: &str) -> Result<Cushion, String> {
+    match text {
+        AUTO => Ok(Cushion::Auto),
+        "0" => Ok(Cushion::Bytes(0)),
+        _ => parse_size(text).map(Cushion::Bytes),
+    }
+}
+
+/// A time, of which 0 is none.
+pub(super) fn pause(text: &str) -> Result<Duration, String> {
+    if text == "0" { Ok(Duration::ZERO) } else { parse_duration(text) }
+}
 
 fn dir(text: &str) -> Result<(), String> {
     match text == AUTO || Path::new(text).is_absolute() {

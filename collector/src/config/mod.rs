@@ -4,9 +4,12 @@
 //! by the same parser; the command line wins. Each remembers the file and the line
 //! that it came from.
 
+mod guard;
 mod keys;
 mod read;
 
+pub use guard::Guarded;
+use guard::Override;
 use keys::Key;
 pub use keys::{KEYS, Kind};
 pub use read::Problem;
@@ -54,6 +57,8 @@ pub struct Config {
     set: BTreeMap<&'static str, Setting>,
     /// In the order of files and lines.
     rules: Vec<(Rule, Origin)>,
+    /// The same.
+    overrides: Vec<Override>,
 }
 
 /// All that is wrong with the files, one line each.
@@ -110,12 +115,15 @@ impl Config {
                 None => out.push_str(&format!("{line:40} # default\n")),
             }
         }
+        out.push_str(&self.show_overrides(origins));
         for (rule, origin) in &self.rules {
             let origin = if origins { format!(" # {origin}") } else { String::new() };
             let text = |text: &str| Kind::Text.as_toml(text);
             let ladder: Vec<String> = rule.ladder.iter().map(|action| text(&action.to_string())).collect();
             let (name, when) = (text(&rule.name), text(&rule.when.to_string()));
-            out.push_str(&format!("\n[[rule]]{origin}\nname = {name}\nwhen = {when}\n"));
+            let matches = rule.matches.as_ref().map(|glob| format!("match = {}\n", text(&glob.to_string())));
+            let matches = matches.unwrap_or_default();
+            out.push_str(&format!("\n[[rule]]{origin}\nname = {name}\n{matches}when = {when}\n"));
             out.push_str(&format!("on_oom = [{}]\n", ladder.join(", ")));
         }
         out
@@ -202,6 +210,7 @@ impl Config {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hold::Cushion;
     use std::fs;
 
     fn dir(files: &[(&str, &str)]) -> tempfile::TempDir {
@@ -254,6 +263,8 @@ mod tests {
         }
         let _ = (config.limits(), config.run_memory(), config.run_deadline(), config.policy(), config.run_brake());
         let _ = (config.run_heap_period(), config.snapshot_deadline(), config.store_dir());
+        let _ = (config.guard_cgroups(), config.guard_except(), config.guard_analysts(), config.guard_cooldown());
+        let _ = (config.guarded("/a"), config.guard_run_dir());
     }
 
     #[test]
@@ -307,7 +318,7 @@ mod tests {
                 "reprieve.toml",
                 "[[rule]]\nname = 'leak'\nwhen = \"share('Cache') > 0.5\"\non_oom = ['throttle=10s', 'kill']\n",
             ),
-            ("conf.d/a.toml", "[[rule]]\nname = 'rest'\nwhen = 'true'\non_oom = ['grant=64M']\n"),
+            ("conf.d/a.toml", "[[rule]]\nname = 'rest'\nmatch = '/a/*'\nwhen = 'true'\non_oom = ['grant=64M']\n"),
         ]);
         let config = Config::load(dir.path()).unwrap();
         let names: Vec<String> = config.policy().rules.into_iter().map(|rule| rule.name).collect();
@@ -327,7 +338,7 @@ mod tests {
             "DIR/reprieve.toml:3: rule.when: ",
             "DIR/reprieve.toml:5: rule: name is missing",
             "DIR/reprieve.toml:7: rule.on_oom: unknown action \"pray\"",
-            "DIR/reprieve.toml:10: rule.what is not a key; a rule has name, when and on_oom",
+            "DIR/reprieve.toml:10: rule.what is not a key; a rule has name, match, when and on_oom",
             "DIR/reprieve.toml:11: rule.when: write a string",
             "DIR/reprieve.toml:12: rule.on_oom: there is no action",
         ]) {
@@ -335,6 +346,51 @@ mod tests {
         }
         assert_eq!(found.len(), 6, "{found:#?}");
         assert!(problems(&[("reprieve.toml", "rule = 3")])[0].contains("write [[rule]]"));
+    }
+
+    #[test]
+    fn what_is_said_of_one_cgroup_wins_over_all_and_later_over_earlier() {
+        let dir = dir(&[
+            (
+                "reprieve.toml",
+                "[guard]\ncgroups = ['/a/*', '/b']\ndeadline = '7s'\n[[cgroup]]\nmatch = '/a/*'\n\
+                 on_oom = ['grant=64M', 'kill']\ndry_run = true\ncushion = 0\n",
+            ),
+            ("conf.d/one.toml", "[[cgroup]]\nmatch = '/a/x*'\non_oom = ['reclaim']\nreports_per_hour = 3\n"),
+        ]);
+        let config = Config::load(dir.path()).unwrap();
+        let told = |path: &str| {
+            let one = config.guarded(path);
+            let ladder: Vec<String> = one.policy.otherwise.iter().map(ToString::to_string).collect();
+            (ladder.join(","), one.is_dry, one.reports_per_hour, one.cushion, one.deadline.as_secs())
+        };
+        assert_eq!(told("/b"), ("reclaim,kill".into(), false, 12, Cushion::Auto, 7));
+        assert_eq!(told("/a/y"), ("grant=64M,kill".into(), true, 12, Cushion::Bytes(0), 7));
+        assert_eq!(told("/a/x1"), ("reclaim".into(), true, 3, Cushion::Bytes(0), 7));
+        assert!(config.guard_cgroups()[0].matches("/a/y"));
+        let shown = config.show(false);
+        fs::remove_dir_all(dir.path().join("conf.d")).unwrap();
+        fs::write(dir.path().join("reprieve.toml"), &shown).unwrap();
+        assert_eq!(Config::load(dir.path()).unwrap().show(false), shown);
+    }
+
+    #[test]
+    fn mistakes_about_one_cgroup() {
+        let text = "[[cgroup]]\nmatch = 'a'\n[[cgroup]]\non_oom = ['kill']\n[[cgroup]]\nmatch = '/a'\nanalysts = 3\n\
+                    deadline = 'soon'\n";
+        let found = problems(&[("reprieve.toml", text)]);
+        for (problem, part) in found.iter().zip([
+            "DIR/reprieve.toml:2: cgroup.match: \"a\" does not begin with /",
+            "DIR/reprieve.toml:3: cgroup: match is missing",
+            "DIR/reprieve.toml:7: cgroup.analysts is not a key; a cgroup has match, deadline, on_oom, ",
+            "DIR/reprieve.toml:8: cgroup.deadline: ",
+        ]) {
+            assert!(problem.starts_with(part), "{problem:?} {part:?}");
+        }
+        assert_eq!(found.len(), 4, "{found:#?}");
+        let found =
+            problems(&[("reprieve.toml", "[guard]\ncgroups = ['/a[']\nanalysts = 0\n[cgroup]\nmatch = '/a'\n")]);
+        assert!(found.len() == 3 && found[2].contains("write [[cgroup]]"), "{found:#?}");
     }
 
     #[test]

@@ -1,8 +1,11 @@
 //! From TOML to checked texts.
 
+use super::guard::{OF_ONE, Override, key_of_one};
 use super::keys::{self, KEYS, Key, Kind};
 use super::{Config, Origin, Setting};
+use crate::cgroup::Glob;
 use crate::verdict::policy::{Condition, Rule};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::io;
@@ -13,6 +16,8 @@ use toml::de::{DeTable, DeValue};
 
 /// The array of rules.
 const RULE: &str = "rule";
+/// The array of what is said of some cgroups.
+const CGROUP: &str = "cgroup";
 /// How alike two names are that one may have been meant by the other (Jaro and
 /// Winkler; 1 is the same).
 const ALIKE: f64 = 0.8;
@@ -109,6 +114,12 @@ impl Reader<'_> {
                 KEYS.iter().any(|key| key.name.strip_prefix(&path).is_some_and(|rest| rest.starts_with('.')));
             match (key, value.get_ref()) {
                 (None, DeValue::Array(rules)) if path == RULE => rules.iter().for_each(|rule| self.rule(rule)),
+                (None, DeValue::Array(cgroups)) if path == CGROUP => {
+                    cgroups.iter().for_each(|cgroup| self.cgroup(cgroup));
+                }
+                (None, _) if path == CGROUP => {
+                    self.problem(&name.span(), "write [[cgroup]], and match below it".to_owned());
+                }
                 (None, _) if path == RULE => {
                     self.problem(&name.span(), "write [[rule]], and name, when and on_oom below it".to_owned());
                 }
@@ -127,17 +138,20 @@ impl Reader<'_> {
             return self.problem(&rule.span(), "write [[rule]], and name, when and on_oom below it".to_owned());
         };
         let before = self.problems.len();
-        let (mut name, mut when, mut ladder) = (None, None, None);
+        let (mut name, mut matches, mut when, mut ladder) = (None, None, None, None);
         for (key, value) in table {
             let text = |kind| text_of(kind, value.get_ref());
             let read = match key.get_ref().as_ref() {
                 "name" => text(Kind::Text).map(|text| name = Some(text)),
+                "match" => {
+                    string_of(value.get_ref()).and_then(|text| Glob::parse(&text)).map(|glob| matches = Some(glob))
+                }
                 "when" => string_of(value.get_ref()).and_then(|text| Condition::parse(&text)).map(|c| when = Some(c)),
                 "on_oom" => {
                     text(Kind::List).and_then(|text| keys::actions(&text)).map(|actions| ladder = Some(actions))
                 }
                 other => {
-                    let message = format!("{RULE}.{other} is not a key; a rule has name, when and on_oom");
+                    let message = format!("{RULE}.{other} is not a key; a rule has name, match, when and on_oom");
                     self.problem(&key.span(), message);
                     continue;
                 }
@@ -153,7 +167,43 @@ impl Reader<'_> {
             && self.problems.len() == before
         {
             let origin = Origin { file: self.file.to_owned(), line: self.line(&rule.span()) };
-            self.config.rules.push((Rule { name, when, ladder }, origin));
+            self.config.rules.push((Rule { name, matches, when, ladder }, origin));
+        }
+    }
+
+    fn cgroup(&mut self, cgroup: &Spanned<DeValue<'_>>) {
+        let Some(table) = cgroup.get_ref().as_table() else {
+            return self.problem(&cgroup.span(), "write [[cgroup]], and match below it".to_owned());
+        };
+        let (mut matches, mut set) = (None, BTreeMap::new());
+        for (name, value) in table {
+            let name_in = name.get_ref().as_ref();
+            let read = match key_of_one(name_in) {
+                _ if name_in == "match" => {
+                    string_of(value.get_ref()).and_then(|text| Glob::parse(&text)).map(|glob| matches = Some(glob))
+                }
+                Some(key) => text_of(key.kind, value.get_ref()).and_then(|text| {
+                    (key.check)(&text)?;
+                    set.insert(key.name.trim_start_matches("guard."), text);
+                    Ok(())
+                }),
+                None => {
+                    let known = OF_ONE.join(", ");
+                    let message = format!("{CGROUP}.{name_in} is not a key; a cgroup has match, {known}");
+                    self.problem(&name.span(), message);
+                    continue;
+                }
+            };
+            if let Err(message) = read {
+                self.problem(&value.span(), format!("{CGROUP}.{name_in}: {message}"));
+            }
+        }
+        if !table.iter().any(|(name, _)| name.get_ref() == "match") {
+            self.problem(&cgroup.span(), format!("{CGROUP}: match is missing"));
+        }
+        if let Some(matches) = matches {
+            let origin = Origin { file: self.file.to_owned(), line: self.line(&cgroup.span()) };
+            self.config.overrides.push(Override { matches, set, origin });
         }
     }
 

@@ -165,7 +165,7 @@ fn hold_a_child(memcg: &Memcg) -> Result<String, String> {
     let begun = Instant::now();
     let held = (|| {
         while begun.elapsed() < TRIAL_TIME {
-            let mut bell = [brake.bell()];
+            let mut bell = brake.bells();
             let _ = poll(&mut bell, PollTimeout::from(100u8));
             match brake.look().map_err(|e| e.to_string())? {
                 Look::OutOfMemory => {

@@ -1,8 +1,10 @@
 //! What lets the guardian live through an OOM: memory it already has.
 
 pub mod heap;
+pub mod relocations;
 pub mod sigbus;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::fs;
 use std::sync::atomic::{AtomicI32, Ordering::Relaxed};
 
@@ -30,6 +32,7 @@ pub fn settle() -> Vec<String> {
             std::io::Error::last_os_error()
         ));
     }
+    relocations::unlock();
     run_first();
     if let Err(error) = fs::write("/proc/self/oom_score_adj", "-1000") {
         missing.push(format!(
@@ -60,7 +63,7 @@ fn run_first() {
 }
 
 /// How urgent a thread is (sched(7)). Our threads begin like every other.
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 pub struct Priority {
     policy: i32,
     param: libc::sched_param,
@@ -91,6 +94,14 @@ impl Priority {
     pub fn take(self) {
         // SAFETY: 0 is this thread; the pointer is to a live local.
         unsafe { libc::sched_setscheduler(0, self.policy, &raw const self.param) };
+    }
+}
+
+/// Each cgroup that is watched takes some open files. Without the right to more, some are
+/// left out, which is told.
+pub fn allow_many_files() {
+    if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, most, most);
     }
 }
 

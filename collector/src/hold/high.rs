@@ -6,8 +6,9 @@
 //! it; one huge system call can still reach `memory.max`: then the kernel wins.
 
 use super::stop::{LATE_AGAIN, StoppedThreads};
-use super::{Alarm, Brake, BrakeError, HandBack, Look};
-use crate::cgroup::{CgroupError, Memcg};
+use super::{Alarm, Brake, BrakeError, HandBack, Look, debt, remember};
+use crate::cgroup::{CgroupError, Memcg, note};
+use crate::hold::watchdog::Debt;
 use nix::poll::{PollFd, PollFlags, poll};
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -26,6 +27,8 @@ const FULL_SLACK_BYTES: u64 = 1 << 20;
 /// The bell also rings when page cache is reclaimed at high; whether that
 /// succeeds shows only later.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// In a memcg that others made, for the threads by which the gap grows.
+const LOOK_AGAIN_CALM: Duration = Duration::from_secs(5);
 
 /// Holds by `memory.high`.
 #[derive(Debug)]
@@ -37,24 +40,54 @@ pub struct HighBrake {
     late: StoppedThreads,
     kernel_kills: u64,
     given_up: bool,
+    /// Of a memcg that is not ours, what its memory.high and memory.max said before.
+    before: Option<Before>,
+}
+
+/// Files of a memcg as somebody else wrote them.
+#[derive(Debug, Clone, Copy)]
+struct Before {
+    high: Option<u64>,
+    max: u64,
 }
 
 impl HighBrake {
     /// Sets `memory.max` and, below it, `memory.high`.
     pub fn arm(memcg: Memcg, limit: u64) -> Result<Self, BrakeError> {
-        let gap = gap(1);
-        if limit < 2 * gap {
-            return Err(BrakeError::TooSmall { limit, gap, least: 2 * gap });
-        }
+        fits(limit)?;
         memcg.write("memory.max", &limit.to_string())?;
         // Swap would only delay the OOM and make the limit mean less.
         let _ = memcg.write("memory.swap.max", "0");
+        Self::below(memcg, limit, None)
+    }
+
+    /// Sets `memory.high` below the limit that somebody else set.
+    pub fn adopt(memcg: Memcg) -> Result<Self, BrakeError> {
+        let limit = memcg.limit()?.ok_or_else(|| BrakeError::Unlimited { path: memcg.path().to_owned() })?;
+        fits(limit)?;
+        let before = Before { high: memcg.read_number("memory.high")?, max: limit };
+        remember(&memcg, &writes(&memcg, Some(before)));
+        Self::below(memcg, limit, Some(before))
+    }
+
+    fn below(memcg: Memcg, limit: u64, before: Option<Before>) -> Result<Self, BrakeError> {
         let bell = File::open(memcg.dir().join("memory.events")).map_err(BrakeError::Bell)?;
         let kernel_kills = memcg.kernel_kills()?;
         let late = StoppedThreads::default();
-        let mut brake = HighBrake { memcg, bell, limit, high: 0, late, kernel_kills, given_up: false };
-        brake.set_high(limit - gap)?;
+        let mut brake = HighBrake { memcg, bell, limit, high: 0, late, kernel_kills, given_up: false, before };
+        brake.set_high(limit - gap(1))?;
         Ok(brake)
+    }
+
+    /// Takes over a limit that somebody else wrote into a memcg of his.
+    fn follow_owner(&mut self) -> Result<(), CgroupError> {
+        let Some(before) = self.before.as_mut() else { return Ok(()) };
+        let written = self.memcg.limit()?.unwrap_or(u64::MAX);
+        // One that is too small for us is the kernel's to keep.
+        if written != self.limit && fits(written).is_ok() {
+            (before.max, self.limit) = (written, written);
+        }
+        Ok(())
     }
 
     fn set_high(&mut self, bytes: u64) -> Result<(), CgroupError> {
@@ -108,8 +141,20 @@ fn is_full(memcg: &Memcg, high: u64) -> Result<bool, CgroupError> {
     Ok(usage.saturating_sub(reclaimable) + FULL_SLACK_BYTES >= high)
 }
 
+/// Whether there is room for a gap below a limit.
+fn fits(limit: u64) -> Result<(), BrakeError> {
+    let gap = gap(1);
+    if limit < 2 * gap { Err(BrakeError::TooSmall { limit, gap, least: 2 * gap }) } else { Ok(()) }
+}
+
+/// What the kernel is given back.
+fn writes(memcg: &Memcg, before: Option<Before>) -> Vec<Debt> {
+    let high = before.and_then(|before| before.high).map_or("max".to_owned(), |bytes| bytes.to_string());
+    vec![debt(memcg, "memory.high", high), debt(memcg, "cgroup.freeze", "0")]
+}
+
 /// For the watchdog: tasks that crawl above high.
-fn alarm(memcg: &Memcg) -> Option<Alarm> {
+pub fn alarm(memcg: &Memcg) -> Option<Alarm> {
     let waits = |alarm: &Alarm| {
         let high = alarm.memcg.read_number("memory.high").ok().flatten();
         high.is_some_and(|high| is_full(&alarm.memcg, high).unwrap_or(false))
@@ -128,13 +173,19 @@ impl Brake for HighBrake {
         "high"
     }
 
-    fn bell(&self) -> PollFd<'_> {
+    fn bells(&self) -> Vec<PollFd<'_>> {
         // To kernfs every file is readable at all times; POLLPRI is the change.
-        PollFd::new(self.bell.as_fd(), PollFlags::POLLPRI)
+        vec![PollFd::new(self.bell.as_fd(), PollFlags::POLLPRI)]
     }
 
     fn look_again(&self) -> Duration {
-        if self.late.is_empty() { LOOK_AGAIN } else { LATE_AGAIN }
+        // Of many memcgs most are well below.
+        let is_calm = || self.memcg.usage().is_ok_and(|usage| usage + GAP_MIN_BYTES < self.high);
+        match self.late.is_empty() {
+            true if self.before.is_some() && !self.given_up && is_calm() => LOOK_AGAIN_CALM,
+            true => LOOK_AGAIN,
+            false => LATE_AGAIN,
+        }
     }
 
     fn look(&mut self) -> Result<Look, CgroupError> {
@@ -153,6 +204,7 @@ impl Brake for HighBrake {
         if self.given_up {
             return Ok(Look::Well);
         }
+        self.follow_owner()?;
         if is_full(&self.memcg, self.high)? {
             return Ok(Look::OutOfMemory);
         }
@@ -203,13 +255,49 @@ impl Brake for HighBrake {
         self.adapt_gap()
     }
 
+    fn put_back(&mut self) -> Result<(), CgroupError> {
+        self.given_up = true;
+        for Debt { file, content } in writes(&self.memcg, self.before) {
+            std::fs::write(&file, &content).map_err(|source| CgroupError::Write {
+                path: file,
+                value: content,
+                source,
+            })?;
+        }
+        // A grant that is in use stays: below the usage the kernel would kill for it.
+        if let Some(before) = self.before.filter(|before| before.max < self.limit)
+            && self.memcg.usage()? < before.max
+        {
+            self.memcg.write("memory.max", &before.max.to_string())?;
+        }
+        note::forget(&self.memcg);
+        Ok(())
+    }
+
+    fn follow(&mut self, bytes: u64) -> Result<(), CgroupError> {
+        if let Some(before) = &mut self.before {
+            before.max = before.max.saturating_add(bytes);
+        }
+        self.grant(bytes)
+    }
+
+    fn debts(&self) -> Vec<Debt> {
+        writes(&self.memcg, self.before)
+    }
+
     fn hand_back(&self) -> HandBack {
         HandBack {
             alarm: alarm(&self.memcg),
-            writes: vec![(self.memcg.dir().join("memory.high"), "max"), (self.memcg.dir().join("cgroup.freeze"), "0")],
-            memcg: Some(self.memcg.dir().to_owned()),
+            writes: self.debts(),
+            memcg: self.before.is_none().then(|| self.memcg.dir().to_owned()),
             beside: Vec::new(),
+            adopted: None,
         }
+    }
+
+    fn release_late(&mut self) -> bool {
+        self.late.release_late();
+        self.late.is_empty()
     }
 
     fn limit(&self) -> u64 {

@@ -3,12 +3,15 @@
 //! A [`Brake`] notices the OOM, stops the tasks, and lets them go. The kernel's
 //! own OOM killer is never further away than a [`watchdog`].
 
+mod adopt;
 mod high;
 pub mod reserve;
 pub mod stop;
 mod v1;
 pub mod watchdog;
 
+use adopt::remember;
+pub use adopt::{Cushion, adopt, undo};
 pub use high::HighBrake;
 pub use reserve::ReserveBrake;
 pub use v1::V1Brake;
@@ -22,6 +25,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 use stop::StoppedThreads;
+use watchdog::Debt;
 
 /// Mechanism behind a hold, as the user names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,21 +124,24 @@ impl Alarm {
 pub struct HandBack {
     /// How to notice that the guardian should have answered.
     pub alarm: Option<Alarm>,
-    /// File and content, in order.
-    pub writes: Vec<(PathBuf, &'static str)>,
+    /// What to write, in order.
+    pub writes: Vec<Debt>,
     /// The memcg, to be removed when it is empty, if it is ours.
     pub memcg: Option<PathBuf>,
     /// Other cgroup folders to be removed then.
     pub beside: Vec<PathBuf>,
+    /// The memcg, if others made it, which bears a note of what is to be written.
+    pub adopted: Option<Memcg>,
 }
 
 /// A way to hold a memcg at its limit.
-pub trait Brake: fmt::Debug {
+pub trait Brake: fmt::Debug + Send {
     /// `v1`, `high` or `reserve`.
     fn name(&self) -> &'static str;
 
-    /// Becomes ready when [`Brake::look`] may have news; the look silences it.
-    fn bell(&self) -> PollFd<'_>;
+    /// One of them becomes ready when [`Brake::look`] may have news; the look silences
+    /// them.
+    fn bells(&self) -> Vec<PollFd<'_>>;
 
     /// Longest to wait for the bell before looking anyway.
     fn look_again(&self) -> Duration;
@@ -184,14 +191,32 @@ pub trait Brake: fmt::Debug {
     /// Raises the limit by `bytes`.
     fn grant(&mut self, bytes: u64) -> Result<(), CgroupError>;
 
+    /// Raises the limit by `bytes`, as somebody else has done already.
+    fn follow(&mut self, bytes: u64) -> Result<(), CgroupError> {
+        self.grant(bytes)
+    }
+
     /// Lets the kernel decide this OOM and those to come.
     fn give_up(&mut self) -> Result<(), CgroupError>;
 
     /// Takes up guarding again after [`Brake::give_up`].
     fn rearm(&mut self) -> Result<(), CgroupError>;
 
+    /// Leaves a memcg that others made as it was found. What is refused for now, as a
+    /// limit below the usage, is left to the watchdog.
+    fn put_back(&mut self) -> Result<(), CgroupError> {
+        self.give_up()
+    }
+
+    /// What to write to give it back, in order.
+    fn debts(&self) -> Vec<Debt>;
+
     /// How a watchdog does the same when we cannot.
     fn hand_back(&self) -> HandBack;
+
+    /// Lets threads go that stopped too late for it; whether none is left. Only the
+    /// thread that stopped them can.
+    fn release_late(&mut self) -> bool;
 
     /// The limit in bytes now.
     fn limit(&self) -> u64;
@@ -251,6 +276,12 @@ pub enum BrakeError {
         /// Our cgroup.
         path: String,
     },
+    /// Nothing limits a memcg that is to be guarded.
+    #[error("{path} has no limit")]
+    Unlimited {
+        /// The cgroup.
+        path: String,
+    },
     /// The handler's place is taken.
     #[error("{path} has a handler already (another reprieve, by its memory.oom.state); end that one first")]
     Taken {
@@ -264,6 +295,18 @@ pub enum BrakeError {
         path: String,
         /// Why.
         source: std::io::Error,
+    },
+    /// A memcg's own handler is there already.
+    #[error("{path}/memory.oom_control says oom_kill_disable 1: somebody else answers its OOMs; end that one first")]
+    Disabled {
+        /// The cgroup.
+        path: String,
+    },
+    /// Another guardian adopted it.
+    #[error("another reprieve guards {path} already; end that one first")]
+    Guarded {
+        /// The cgroup.
+        path: String,
     },
     /// No holds there, and we may not allow any.
     #[error(
@@ -283,7 +326,7 @@ pub fn arm_here(memcg: &Memcg, choice: BrakeChoice) -> Result<Box<dyn Brake>, Br
     if memcg.version() != Version::V2 || !is_ours || !ReserveBrake::is_there() {
         return Err(BrakeError::HereNeedsReserve);
     }
-    Ok(Box::new(ReserveBrake::adopt(memcg.clone())?))
+    Ok(Box::new(ReserveBrake::adopt(memcg.clone(), true)?))
 }
 
 /// Limits `memcg` to `limit_bytes` and arms a brake on it.
@@ -302,4 +345,20 @@ pub fn arm(memcg: &Memcg, limit_bytes: u64, choice: BrakeChoice) -> Result<Box<d
         (BrakeChoice::High, _) => Err(BrakeError::WrongVersion { brake: "high", needs: 2, has: has.number() }),
         (BrakeChoice::Reserve, _) => Err(BrakeError::WrongVersion { brake: "reserve", needs: 2, has: has.number() }),
     }
+}
+
+/// How a watchdog notices an OOM under the brake of this name.
+#[must_use]
+pub fn alarm_of(brake: &str, memcg: &Memcg) -> Option<Alarm> {
+    match brake {
+        "v1" => v1::alarm(memcg).ok(),
+        "high" => high::alarm(memcg),
+        "reserve" => reserve::alarm(memcg),
+        _ => None,
+    }
+}
+
+/// What `file` of a memcg is to say again.
+fn debt(memcg: &Memcg, file: &str, content: impl Into<String>) -> Debt {
+    Debt { file: memcg.dir().join(file), content: content.into() }
 }

@@ -6,8 +6,9 @@
 //! it ends it anyway at `memory.oom.delay_ms`.
 
 use super::stop::{LATE_AGAIN, StoppedThreads};
-use super::{Alarm, Brake, BrakeError, HandBack, Look};
-use crate::cgroup::{CgroupError, Memcg};
+use super::{Alarm, Brake, BrakeError, HandBack, Look, debt, remember};
+use crate::cgroup::{CgroupError, Memcg, note};
+use crate::hold::watchdog::Debt;
 use crate::incident::model::KernelHold;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags};
@@ -41,6 +42,8 @@ const ROOM_BYTES: u64 = 256 << 10;
 const ROOM_INSIDE_BYTES: u64 = 2 << 20;
 /// The bell tells all that happens; this is for what the reserve must grow by.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// The same in memcgs that others made, of which there may be many.
+const LOOK_AGAIN_CALM: Duration = Duration::from_secs(5);
 
 nix::ioctl_write_ptr_bad!(
     /// Becomes the handler of a cgroup.
@@ -85,6 +88,8 @@ pub struct ReserveBrake {
     given_up: bool,
     /// Of a memcg that is not ours, what its files said before.
     before: Option<Before>,
+    /// Whether we take memory in it, too.
+    is_inside: bool,
 }
 
 /// Files of a memcg as somebody else wrote them.
@@ -125,6 +130,7 @@ impl ReserveBrake {
             kernel_kills,
             given_up: false,
             before: None,
+            is_inside: false,
         };
         brake.adapt_reserve()?;
         brake.memcg.write("memory.oom.delay_ms", &DELAY_MS.to_string())?;
@@ -132,8 +138,9 @@ impl ReserveBrake {
     }
 
     /// Becomes the handler of a memcg that somebody else made and limited. What of its
-    /// files we may write is raised for as long as we are there.
-    pub fn adopt(memcg: Memcg) -> Result<Self, BrakeError> {
+    /// files we may write is raised for as long as we are there; by more where we may be
+    /// in it ourselves.
+    pub fn adopt(memcg: Memcg, is_inside: bool) -> Result<Self, BrakeError> {
         let device = Device::open()?;
         let path = || memcg.path().to_owned();
         let limit = memcg.limit()?.ok_or_else(|| BrakeError::NoLimit { path: path() })?;
@@ -147,6 +154,9 @@ impl ReserveBrake {
         })?;
         if memcg.write("memory.oom.delay_ms", &DELAY_MS.to_string()).is_err() && before.delay_ms == 0 {
             return Err(BrakeError::NoDelay { path: path() });
+        }
+        if !is_inside {
+            remember(&memcg, &writes(&memcg, Some(before)));
         }
         let kernel_kills = memcg.kernel_kills()?;
         let mut brake = ReserveBrake {
@@ -164,6 +174,7 @@ impl ReserveBrake {
             kernel_kills,
             given_up: false,
             before: Some(before),
+            is_inside,
         };
         let threads = brake.adapt_reserve()?.len();
         let needed = brake.needed_reserve(threads);
@@ -177,14 +188,24 @@ impl ReserveBrake {
         Ok(brake)
     }
 
+    /// Takes over a limit that somebody else wrote into a memcg of his.
+    fn follow_owner(&mut self) -> Result<(), CgroupError> {
+        let Some(before) = self.before.as_mut().filter(|_| !self.is_inside) else { return Ok(()) };
+        let written = self.memcg.limit()?.unwrap_or(u64::MAX);
+        if written != self.limit.saturating_add(self.lent) {
+            (before.limit, self.limit, self.lent) = (written, written, 0);
+        }
+        Ok(())
+    }
+
     /// What must be free below a limit that is written: it can be used up meanwhile.
     fn room(&self) -> u64 {
-        if self.before.is_some() { ROOM_INSIDE_BYTES } else { ROOM_BYTES }
+        if self.is_inside { ROOM_INSIDE_BYTES } else { ROOM_BYTES }
     }
 
     /// Bytes for so many threads, and for us where we are inside.
     fn needed_reserve(&self, threads: usize) -> u64 {
-        let ours = if self.before.is_some() { RESERVE_INSIDE_BYTES } else { 0 };
+        let ours = if self.is_inside { RESERVE_INSIDE_BYTES } else { 0 };
         RESERVE_BYTES + ours + threads as u64 * RESERVE_PER_THREAD_BYTES
     }
 
@@ -329,6 +350,15 @@ impl Drop for ReserveBrake {
     }
 }
 
+/// What the kernel is given back: no holds, or as many as others had allowed.
+fn writes(memcg: &Memcg, before: Option<Before>) -> Vec<Debt> {
+    let Some(before) = before else { return vec![debt(memcg, "memory.oom.delay_ms", "0")] };
+    vec![
+        debt(memcg, "memory.oom.delay_ms", before.delay_ms.to_string()),
+        debt(memcg, "memory.oom.reserve", before.reserve.to_string()),
+    ]
+}
+
 /// For the watchdog: tasks that wait for a handler.
 pub fn alarm(memcg: &Memcg) -> Option<Alarm> {
     let bell = File::open(memcg.dir().join("memory.oom.state")).ok()?;
@@ -375,12 +405,16 @@ impl Brake for ReserveBrake {
         "reserve"
     }
 
-    fn bell(&self) -> PollFd<'_> {
-        self.device.bell()
+    fn bells(&self) -> Vec<PollFd<'_>> {
+        vec![self.device.bell()]
     }
 
     fn look_again(&self) -> Duration {
-        if self.late.is_empty() { LOOK_AGAIN } else { LATE_AGAIN }
+        match self.late.is_empty() {
+            true if self.before.is_some() && !self.is_inside => LOOK_AGAIN_CALM,
+            true => LOOK_AGAIN,
+            false => LATE_AGAIN,
+        }
     }
 
     fn look(&mut self) -> Result<Look, CgroupError> {
@@ -400,6 +434,7 @@ impl Brake for ReserveBrake {
         if self.answered.is_some() && !self.given_up {
             return Ok(Look::OutOfMemory);
         }
+        self.follow_owner()?;
         self.take_back()?;
         self.adapt_reserve()?;
         Ok(Look::Well)
@@ -494,13 +529,37 @@ impl Brake for ReserveBrake {
         }
     }
 
+    fn follow(&mut self, bytes: u64) -> Result<(), CgroupError> {
+        if let Some(before) = &mut self.before {
+            before.limit = before.limit.saturating_add(bytes);
+        }
+        self.grant(bytes)
+    }
+
+    /// The rest is put back when it is dropped.
+    fn put_back(&mut self) -> Result<(), CgroupError> {
+        self.give_up()?;
+        note::forget(&self.memcg);
+        Ok(())
+    }
+
+    fn debts(&self) -> Vec<Debt> {
+        writes(&self.memcg, self.before.filter(|_| !self.is_inside))
+    }
+
     fn hand_back(&self) -> HandBack {
         HandBack {
             alarm: alarm(&self.memcg),
-            writes: vec![(self.memcg.dir().join("memory.oom.delay_ms"), "0")],
+            writes: self.debts(),
             memcg: self.before.is_none().then(|| self.memcg.dir().to_owned()),
             beside: Vec::new(),
+            adopted: None,
         }
+    }
+
+    fn release_late(&mut self) -> bool {
+        self.late.release_late();
+        self.late.is_empty()
     }
 
     fn limit(&self) -> u64 {

@@ -5,6 +5,7 @@
 //! (microseconds), `_unix_us` (microseconds since 1970). An absent value is
 //! `null`, never a sentinel.
 
+use super::accounting::Accounting;
 use reprieve_symbolizer::{Frame, RawStack, Registers, SymbolSource, Tried};
 use serde::{Deserialize, Serialize};
 
@@ -40,6 +41,9 @@ pub struct Incident {
     pub symbols: Symbols,
     /// What was decided and what it did. `None` for a snapshot.
     pub verdict: Option<Verdict>,
+    /// What the memcg is charged for; `None` without a memcg.
+    #[serde(default)]
+    pub accounting: Option<Accounting>,
     /// Everything that could not be had, each a sentence; empty is complete.
     pub gaps: Vec<String>,
 }

@@ -1,5 +1,6 @@
 //! An incident's evidence as profiles.
 
+use super::accounts;
 use super::model::{Estimate, Heap, HeapFrame, Incident, ModuleAddress, Process, ResolvedAddress, Thread};
 use reprieve_flamegraph::{Frame, FrameKind, LabelValue, Mapping, Profile, Sample, SampleType, Spread};
 use reprieve_symbolizer::{FoundBy, StackEnd};
@@ -30,7 +31,26 @@ impl View {
             _ => self.name.to_owned(),
         }
     }
+
+    /// Heading of a drawing.
+    #[must_use]
+    pub fn title_of(&self, sample_type: usize) -> String {
+        match self.profile.sample_types.get(sample_type) {
+            Some(t) if self.profile.sample_types.len() > 1 => format!("{}: {}", self.title, meaning(&t.kind)),
+            _ => self.title.to_owned(),
+        }
+    }
+
+    /// Names by which its sample types are selected, in their order; memory by mapping by
+    /// the view's own, since `space` could be anything's.
+    pub fn selectable(&self) -> impl Iterator<Item = &str> {
+        let name = |kind| if self.name == MEMORY { MEMORY } else { kind };
+        self.profile.sample_types.iter().map(move |sample_type| name(sample_type.kind.as_str()))
+    }
 }
+
+/// The view of memory by mapping.
+const MEMORY: &str = "memory";
 
 /// What a sample type is, for people.
 #[must_use]
@@ -40,6 +60,7 @@ pub fn meaning(kind: &str) -> &str {
         "inuse_objects" => "live objects",
         "alloc_space" => "bytes ever allocated",
         "alloc_objects" => "objects ever allocated",
+        "charged" => "bytes charged to the cgroup",
         other => other,
     }
 }
@@ -47,6 +68,17 @@ pub fn meaning(kind: &str) -> &str {
 /// All views that the incident has evidence for.
 #[must_use]
 pub fn views(incident: &Incident) -> Vec<View> {
+    views_with(incident, memory(incident))
+}
+
+/// The same to be compared with another incident's: processes are known by their names,
+/// since PIDs are others each time.
+#[must_use]
+pub fn comparable_views(incident: &Incident) -> Vec<View> {
+    views_with(incident, memory_by(incident, |process| process.comm.clone(), |_| "smaller mappings".to_owned()))
+}
+
+fn views_with(incident: &Incident, memory: Profile) -> Vec<View> {
     let mut views = Vec::new();
     if incident.processes.iter().any(|p| !p.heaps.is_empty()) {
         views.push(View {
@@ -65,27 +97,49 @@ pub fn views(incident: &Incident) -> Vec<View> {
             profile: threads(incident),
         },
         View {
-            name: "memory",
+            name: MEMORY,
             title: "Memory by process and mapping",
             explanation: "Resident and swapped memory of each process (PSS: shared pages divided among \
                 their users), by mapping. Width is bytes.",
-            profile: memory(incident),
+            profile: memory,
         },
     ]);
+    if incident.accounting.is_some() {
+        views.push(View {
+            name: "accounting",
+            title: "Where every charged byte went",
+            explanation: "All that the kernel charges the cgroup, by cause and owner, each page once and only if it is \
+                charged here. Width is bytes. What nobody could explain is there with its size.",
+            profile: accounting(incident),
+        });
+    }
     views
 }
 
 /// Everything in one profile, for pprof: heap sample types first, where there are
-/// any, then threads.
+/// any, then threads, then what is charged.
 #[must_use]
 pub fn whole(incident: &Incident) -> Profile {
     let threads = threads(incident);
-    if incident.processes.iter().all(|p| p.heaps.is_empty()) {
-        return threads;
+    let mut whole = if incident.processes.iter().all(|p| p.heaps.is_empty()) {
+        threads
+    } else {
+        let mut heap = heap(incident);
+        heap.append(&threads);
+        heap
+    };
+    if incident.accounting.is_some() {
+        whole.append(&accounting(incident));
     }
-    let mut whole = heap(incident);
-    whole.append(&threads);
     whole
+}
+
+/// What the memcg is charged for, by cause and owner; empty without a memcg.
+#[must_use]
+pub fn accounting(incident: &Incident) -> Profile {
+    let mut profile = start(incident, accounts::sample_type());
+    accounts::fill(&mut profile, incident);
+    profile
 }
 
 /// What the heap's view shows.
@@ -326,9 +380,13 @@ fn module_name(incident: &Incident, index: u32) -> &str {
 /// Memory by process, kind and mapping.
 #[must_use]
 pub fn memory(incident: &Incident) -> Profile {
+    memory_by(incident, |process| format!("{} [{}]", process.comm, process.pid), others)
+}
+
+fn memory_by(incident: &Incident, name: impl Fn(&Process) -> String, others: impl Fn(&Process) -> String) -> Profile {
     let mut profile = start(incident, SampleType::new("space", "bytes"));
     for process in &incident.processes {
-        let root = profile.frame(Frame::label(&format!("{} [{}]", process.comm, process.pid)));
+        let root = profile.frame(Frame::label(&name(process)));
         let mut add = |kind: &str, name: &str, bytes: u64| {
             if bytes > 0 {
                 let stack = vec![root, profile.frame(Frame::label(kind)), profile.frame(Frame::label(name))];

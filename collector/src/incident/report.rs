@@ -1,5 +1,6 @@
 //! `report.html`: the incident for a browser, in one file.
 
+use super::accounts::{self, AccountRow};
 use super::heaps::{self, HeapRow};
 use super::mallocs::{self, MallocRow};
 use super::model::{Estimate, Incident, Process, StepOutcome};
@@ -23,6 +24,8 @@ struct Report<'a> {
     heap_line: Option<String>,
     heaps: Vec<HeapRow<'a>>,
     malloc: Vec<MallocRow>,
+    account_line: Option<String>,
+    accounts: Vec<AccountRow>,
     graphs: Vec<Graph<'a>>,
     unknown: Vec<String>,
 }
@@ -68,6 +71,7 @@ pub fn html(incident: &Incident, graphs: &[(View, Vec<String>)]) -> String {
     for process in &incident.processes {
         unknown.extend(process.gaps.iter().map(|gap| format!("{} [{}]: {gap}", process.comm, process.pid)));
     }
+    unknown.extend(accounts::gaps(incident));
     let top_of = |name: &str| {
         let profiles = graphs.iter().filter(|(view, _)| view.name == name).map(|(view, _)| &view.profile);
         profiles
@@ -87,6 +91,8 @@ pub fn html(incident: &Incident, graphs: &[(View, Vec<String>)]) -> String {
         owners: top_of("heap"),
         heap_line: show::heap_line(incident),
         malloc: mallocs::rows(incident),
+        account_line: accounts::line(incident),
+        accounts: accounts::rows(incident),
         heaps: heaps::rows(incident),
         graphs: graphs.iter().map(|(view, images)| Graph::new(view, images)).collect(),
         unknown,

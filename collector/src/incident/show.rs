@@ -3,7 +3,7 @@
 use super::model::{Estimate, HoldReport, Incident, Process, Subject, SymbolState, Trigger};
 use super::profile;
 use super::units::{bytes, count, grouped, micros, time};
-use super::{heaps, mallocs};
+use super::{accounts, heaps, mallocs};
 use reprieve_flamegraph::top::{self, TopStack};
 use reprieve_flamegraph::{Profile, SampleType};
 use serde::Serialize;
@@ -30,30 +30,48 @@ pub struct Layout<'a> {
 /// What happened, in one sentence.
 #[must_use]
 pub fn headline(incident: &Incident) -> String {
-    let what = match incident.trigger {
+    let biggest = incident.processes.iter().max_by_key(|p| p.memory.pss_bytes);
+    let memcg = incident.memcg.as_ref();
+    sentence(&Happened {
+        trigger: incident.trigger,
+        victim: incident.kernel_victims.first().map(|victim| (victim.comm.as_str(), victim.pid)),
+        biggest: biggest.map(|process| (process.comm.as_str(), process.pid)),
+        memcg: memcg.map(|memcg| (memcg.path.as_str(), memcg.usage_bytes, memcg.limit_bytes)),
+    })
+}
+
+/// What the headline tells of.
+pub(super) struct Happened<'a> {
+    pub trigger: Trigger,
+    /// Whom the kernel killed.
+    pub victim: Option<(&'a str, i32)>,
+    /// The process that used most.
+    pub biggest: Option<(&'a str, i32)>,
+    /// Path, usage and limit.
+    pub memcg: Option<(&'a str, u64, Option<u64>)>,
+}
+
+pub(super) fn sentence(happened: &Happened<'_>) -> String {
+    let what = match happened.trigger {
         Trigger::Oom => "ran out of memory and was held",
         Trigger::KilledByKernel => "ran out of memory and was killed by the kernel",
         Trigger::Snapshot => "was recorded on request",
     };
-    let biggest = incident.processes.iter().max_by_key(|p| p.memory.pss_bytes);
-    let named = |comm: &str, pid: i32| format!("{comm} [{pid}]");
-    let who = match (incident.kernel_victims.first(), biggest, incident.trigger) {
-        (Some(victim), ..) => named(&victim.comm, victim.pid),
-        (None, Some(process), Trigger::Oom | Trigger::Snapshot) => named(&process.comm, process.pid),
+    let named = |(comm, pid): (&str, i32)| format!("{comm} [{pid}]");
+    let who = match (happened.victim, happened.biggest, happened.trigger) {
+        (Some(victim), ..) => named(victim),
+        (None, Some(process), Trigger::Oom | Trigger::Snapshot) => named(process),
         (None, _, Trigger::KilledByKernel) => "a process".to_owned(),
         (None, None, _) => "a cgroup".to_owned(),
     };
-    let usage = incident.memcg.as_ref().map_or(String::new(), |m| match m.limit_bytes {
+    let usage = happened.memcg.map_or(String::new(), |(_, usage, limit)| match limit {
         // What is charged after a kill tells nothing.
-        Some(limit) if incident.trigger == Trigger::KilledByKernel => format!(" at a limit of {}", bytes(limit)),
-        Some(limit) => format!(": {} of {} charged", bytes(m.usage_bytes), bytes(limit)),
-        None => format!(": {} charged, no limit", bytes(m.usage_bytes)),
+        Some(limit) if happened.trigger == Trigger::KilledByKernel => format!(" at a limit of {}", bytes(limit)),
+        Some(limit) => format!(": {} of {} charged", bytes(usage), bytes(limit)),
+        None => format!(": {} charged, no limit", bytes(usage)),
     });
-    let place = incident
-        .memcg
-        .as_ref()
-        .and_then(|m| m.path.rsplit('/').next())
-        .map_or(String::new(), |leaf| format!(" in {leaf}"));
+    let leaf = happened.memcg.and_then(|(path, ..)| path.rsplit('/').next());
+    let place = leaf.map_or(String::new(), |leaf| format!(" in {leaf}"));
     format!("{who} {what}{usage}{place}")
 }
 
@@ -245,12 +263,11 @@ pub fn page(incident: &Incident, dir: &Path, layout: Layout<'_>) -> String {
         }
     }
     page.processes(incident);
+    page.accounting(incident);
     page.heap(incident, layout.sample_type);
     page.malloc(incident);
     page.threads(incident);
-    let mut unknown = misses(incident);
-    unknown.extend(incident.gaps.iter().cloned());
-    unknown.extend(gaps_of_processes(incident));
+    let unknown = unknown(incident);
     if !unknown.is_empty() {
         page.row("\nNOT KNOWN");
         for gap in &unknown {
@@ -260,6 +277,16 @@ pub fn page(incident: &Incident, dir: &Path, layout: Layout<'_>) -> String {
     // A path must be whole to be of use.
     let _ = writeln!(page.text, "\nreport  {}", dir.join("report.html").display());
     page.text
+}
+
+/// Everything that is not known, each a sentence.
+#[must_use]
+pub fn unknown(incident: &Incident) -> Vec<String> {
+    let mut unknown = misses(incident);
+    unknown.extend(incident.gaps.iter().cloned());
+    unknown.extend(gaps_of_processes(incident));
+    unknown.extend(accounts::gaps(incident));
+    unknown
 }
 
 /// What is missing of processes; what many lack is said once.
@@ -348,6 +375,16 @@ impl Page {
         }
     }
 
+    fn accounting(&mut self, incident: &Incident) {
+        let Some(line) = accounts::line(incident) else { return };
+        self.prose("\nWHERE EVERY BYTE WENT  ", &line);
+        for row in accounts::rows(incident) {
+            let indent = "  ".repeat(row.depth);
+            let mark = if row.is_unexplained { "? " } else { "" };
+            self.row(&format!("  {:>9} {:>7}  {indent}{mark}{}", row.bytes, row.share, row.what));
+        }
+    }
+
     fn heap(&mut self, incident: &Incident, sample_type: &str) {
         let Some(line) = heap_line(incident) else { return };
         self.prose("\nWHO OWNS THE HEAP  ", &line);
@@ -413,44 +450,14 @@ impl Page {
     }
 }
 
-/// One line per incident for `list`: the ID names time and program.
-#[must_use]
-pub fn list_line(incident: &Incident, width: usize) -> String {
-    let what = match &incident.verdict {
-        Some(verdict) => verdict.summary.clone(),
-        None => headline(incident),
-    };
-    let line: Vec<char> = format!("{}  {what}", incident.id).chars().map(printable).collect();
-    if line.len() <= width {
-        line.into_iter().collect()
-    } else {
-        line[..width - 1].iter().chain(['…'].iter()).collect()
-    }
-}
-
-/// The same for a script.
-#[must_use]
-pub fn list_json(incident: &Incident, dir: &Path) -> serde_json::Value {
-    serde_json::json!({
-        "id": incident.id,
-        "time_unix_us": incident.time_unix_us,
-        "trigger": incident.trigger,
-        "memcg": incident.memcg.as_ref().map(|m| &m.path),
-        "limit_bytes": incident.memcg.as_ref().and_then(|m| m.limit_bytes),
-        "relieved": incident.verdict.as_ref().map(|v| v.relieved),
-        "verdict": incident.verdict.as_ref().map(|v| &v.summary),
-        "dir": dir,
-    })
-}
-
 /// Control characters, which a hostile name could hold, must not reach a
 /// terminal.
-fn printable(c: char) -> char {
+pub(super) fn printable(c: char) -> char {
     if c.is_control() { '?' } else { c }
 }
 
 /// Cuts in the middle, where names are least telling.
-fn fit(text: &str, width: usize) -> String {
+pub(super) fn fit(text: &str, width: usize) -> String {
     let chars: Vec<char> = text.chars().map(printable).collect();
     if chars.len() <= width || width < 8 {
         return chars.into_iter().collect();

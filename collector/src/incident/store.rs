@@ -5,6 +5,7 @@
 //! published by the next one if it holds an `incident.json`.
 
 use super::model::{Incident, SCHEMA};
+use crate::moment::parse_moment;
 use crate::snapshot::process::start_ticks;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
@@ -191,6 +192,13 @@ impl Store {
     /// The incident with this ID or unique beginning of one; the newest
     /// without. Returns its folder too.
     pub fn load(&self, wanted: Option<&str>) -> Result<(PathBuf, Incident), StoreError> {
+        // A whole name needs no look at all the others, of which there can be thousands.
+        let is_name = |wanted: &&str| !wanted.is_empty() && !wanted.starts_with('.') && !wanted.contains('/');
+        if let Some(dir) = wanted.filter(is_name).map(|wanted| self.dir.join(wanted))
+            && dir.join(INCIDENT).is_file()
+        {
+            return read_incident(&dir.join(INCIDENT)).map(|incident| (dir, incident));
+        }
         let ids = self.ids()?;
         let not_found =
             || StoreError::NotFound { wanted: wanted.unwrap_or("(newest)").to_owned(), path: self.dir.clone() };
@@ -309,6 +317,16 @@ fn is_own_name(name: &str) -> bool {
         && time.bytes().all(|b| b.is_ascii_digit() || b"T.Z".contains(&b))
         && random.len() == 6
         && random.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
+/// When a folder with one of our names was named, in microseconds since 1970.
+#[must_use]
+pub fn time_of(id: &str) -> Option<u64> {
+    let time = id.split('-').next().filter(|_| is_own_name(id))?;
+    // As moments are written: 20261123T174801.042Z.
+    let part = |range: std::ops::Range<usize>| time.get(range).unwrap_or_default();
+    let date = format!("{}-{}-{}", part(0..4), part(4..6), part(6..8));
+    parse_moment(&format!("{date}T{}:{}:{}", part(9..11), part(11..13), part(13..20))).ok()
 }
 
 /// Reads and checks an `incident.json`.
@@ -480,6 +498,15 @@ mod tests {
         store.trim(&Limits { max_count: 1, ..all }, 1);
         assert_eq!(left(), [""; 0]);
         assert!(kept.join(INCIDENT).exists());
+    }
+
+    #[test]
+    fn names_tell_their_time() {
+        let (_dir, store) = store();
+        let time = 1_795_596_373_632_000;
+        assert_eq!(time_of(&store.new_id(time, "sort")), Some(time));
+        assert_eq!(time_of("20261125T084613.632Z-somebody-s"), None);
+        assert_eq!(time_of("mine"), None);
     }
 
     #[test]

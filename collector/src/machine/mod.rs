@@ -25,7 +25,7 @@ use crate::hold::{BrakeError, HandBack};
 use crate::incident::store::{Limits, Store};
 use crate::incident::units;
 use crate::run::{Recorder, RunError};
-use crate::signals::Signals;
+use crate::signals::{Interrupt, Signals};
 use crate::snapshot::Options;
 use crate::verdict::machine_memory;
 use chronicle::{Chronicler, Recorded, Word};
@@ -35,7 +35,7 @@ use handover::{Handover, timeout};
 use jobs::Job;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage, setrlimit};
+use nix::sys::resource::{UsageWho, getrusage};
 use reprieve_oom_uapi::{Event, Verdict};
 use roster::Roster;
 use settings::Settings;
@@ -108,12 +108,12 @@ pub fn watch(request: &Request) -> Result<(), RunError> {
     let settings = Settings::of(&root);
     let hand_back = HandBack { alarm: reserve::alarm(&root), writes: settings.put_back(), ..HandBack::default() };
     // It tells one hold from the next by itself: no word of ours need reach it in one.
-    let watchdog = Watchdog::start(&hand_back, request.deadline + WATCHDOG_GRACE)
+    let watchdog = Watchdog::start(hand_back, request.deadline + WATCHDOG_GRACE)
         .map_err(|e| RunError::System("the watchdog could not be started", e))?;
     let missing = guardian::settle().into_iter().chain(guardian::lock_what_comes());
     missing.for_each(|missing| eprintln!("reprieve: warning: {missing}"));
     guardian::sigbus::install().map_err(|e| RunError::System("the SIGBUS handler could not be installed", e.into()))?;
-    allow_many_files();
+    guardian::allow_many_files();
     let unstarted = |e| RunError::System("a thread could not be started", e);
     let recorder = Recorder::with_subject(store, request.limits, Some(disk), "machine".to_owned())?;
     // Who waits in the allocator tries again and again, which takes time from everybody
@@ -145,14 +145,6 @@ pub fn watch(request: &Request) -> Result<(), RunError> {
     chronicler.end();
     watchdog.dismiss();
     Ok(())
-}
-
-/// A job takes three open files. Without the right to more, some jobs are left out, which
-/// is told.
-fn allow_many_files() {
-    if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, most, most);
-    }
 }
 
 /// The world of the thread that decides: descriptors that are open, and queues.

@@ -1,6 +1,7 @@
 //! What of the machine is set otherwise while it is watched, and put back.
 
 use crate::cgroup::Memcg;
+use crate::hold::watchdog::Debt;
 use crate::run::RunError;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,22 +17,23 @@ const COMPACT_LOCKED: &str = "/proc/sys/vm/compact_unevictable_allowed";
 #[derive(Debug)]
 pub struct Settings {
     /// File and content, in the order of putting back.
-    put_back: Vec<(PathBuf, &'static str)>,
+    put_back: Vec<Debt>,
 }
 
 impl Settings {
     /// For a watch of `root`.
     pub fn of(root: &Memcg) -> Self {
-        let mut put_back =
-            vec![(root.dir().join("memory.oom.delay_ms"), "0"), (root.dir().join("memory.oom.reserve"), "0")];
+        let debt = |file: PathBuf, content: &str| Debt { file, content: content.to_owned() };
+        let mut put_back: Vec<Debt> =
+            ["memory.oom.delay_ms", "memory.oom.reserve"].map(|file| debt(root.dir().join(file), "0")).into();
         if fs::read_to_string(COMPACT_LOCKED).is_ok_and(|value| value.trim() == "1") {
-            put_back.push((COMPACT_LOCKED.into(), "1"));
+            put_back.push(debt(COMPACT_LOCKED.into(), "1"));
         }
         Settings { put_back }
     }
 
     /// For whoever puts it back when we cannot.
-    pub fn put_back(&self) -> Vec<(PathBuf, &'static str)> {
+    pub fn put_back(&self) -> Vec<Debt> {
         self.put_back.clone()
     }
 
@@ -49,7 +51,7 @@ impl Settings {
         delay: Duration,
     ) -> Result<(Written, Option<String>), RunError> {
         let written = Written(self);
-        let moves = written.0.put_back.iter().any(|(path, _)| path == Path::new(COMPACT_LOCKED));
+        let moves = written.0.put_back.iter().any(|debt| debt.file == Path::new(COMPACT_LOCKED));
         let missing = moves.then(|| fs::write(COMPACT_LOCKED, "0").err()).flatten();
         root.write("memory.oom.reserve", &reserve_bytes.to_string())?;
         root.write("memory.oom.delay_ms", &delay.as_millis().min(60_000).to_string())?;
@@ -65,8 +67,8 @@ pub struct Written(Settings);
 
 impl Drop for Written {
     fn drop(&mut self) {
-        for (path, content) in &self.0.put_back {
-            let _ = fs::write(path, content);
+        for Debt { file, content } in &self.0.put_back {
+            let _ = fs::write(file, content);
         }
     }
 }

@@ -1,11 +1,13 @@
 //! `run` and `snapshot`: the whole way from a limit to an incident.
 
+mod answer;
 mod command;
 mod on_demand;
 mod recorder;
 mod scribe;
 mod session;
 
+pub use answer::{Answered, Answerer, Manner};
 pub use on_demand::snapshot;
 pub use recorder::Recorder;
 pub use scribe::Staged;
@@ -16,8 +18,6 @@ use crate::hold::watchdog::Watchdog;
 use crate::hold::{self, BrakeChoice, BrakeError};
 use crate::incident::store::{Limits, Store, StoreError};
 use crate::signals::Signals;
-use crate::snapshot::Options;
-use crate::verdict::policy::Policy;
 use crate::witness::HeapTable;
 use std::ffi::{CString, OsString};
 use std::io;
@@ -36,18 +36,14 @@ pub struct Request {
     pub limit_bytes: u64,
     /// Guard the memcg that we are in, instead of one made for the command.
     pub here: bool,
-    /// Longest the analysis may hold.
-    pub deadline: Duration,
-    /// What to do about an OOM.
-    pub policy: Policy,
+    /// How an OOM is answered.
+    pub manner: Manner,
     /// Folder for incidents.
     pub out: Option<PathBuf>,
     /// What is kept there.
     pub limits: Limits,
     /// How to hold.
     pub brake: BrakeChoice,
-    /// What to record.
-    pub options: Options,
     /// Mean bytes between sampled allocations; `None` to leave the heap alone.
     pub heap_period: Option<u64>,
 }
@@ -67,6 +63,12 @@ pub enum RunError {
     /// There is no such process or cgroup.
     #[error("{0}")]
     NoTarget(String),
+    /// It cannot be done as configured; the whole sentence.
+    #[error("{0}")]
+    Refused(String),
+    /// Another guard is there.
+    #[error(transparent)]
+    Lock(#[from] crate::guard::LockError),
     /// We may not look at it.
     #[error("{0}")]
     NotAllowed(String),
@@ -103,7 +105,7 @@ pub fn run(request: &Request) -> Result<u8, RunError> {
     };
     let mut hand_back = brake.hand_back();
     hand_back.beside.extend(group.cpu.iter().map(|c| c.dir().to_owned()));
-    let watchdog = Watchdog::start(&hand_back, request.deadline)
+    let watchdog = Watchdog::start(hand_back, request.manner.deadline)
         .map_err(|e| RunError::System("the watchdog could not be started", e))?;
     for missing in guardian::settle() {
         eprintln!("reprieve: warning: {missing}");

@@ -2,6 +2,7 @@
 
 use super::RunError;
 use super::recorder::{Recorder, state_of};
+use crate::accounting;
 use crate::cgroup::{Hierarchy, Memcg};
 use crate::guardian;
 use crate::hold::HandBack;
@@ -58,13 +59,13 @@ pub fn snapshot(
     // ^C must not leave the target stopped: our end detaches it, so no loop here.
     let signals = Signals::block().map_err(|e| RunError::System("signals could not be blocked", e))?;
     let store = Store::open(out)?;
-    let mut watchdog = Watchdog::start(&HandBack::default(), at_most)
+    let watchdog = Watchdog::start(HandBack::default(), at_most)
         .map_err(|e| RunError::System("the watchdog could not be started", e))?;
     guardian::sigbus::install().map_err(|e| RunError::System("the SIGBUS handler could not be installed", e.into()))?;
 
     let begun = Instant::now();
     let deadline = begun + at_most;
-    let _ = watchdog.hold_until(deadline);
+    let _ = watchdog.only().hold_until(deadline);
     let mut threads = StoppedThreads::default();
     let _ = threads.stop_all(deadline, || Ok::<_, std::convert::Infallible>(target_found.tids()));
     let stop_window = begun.elapsed();
@@ -76,6 +77,14 @@ pub fn snapshot(
     let pids = target_found.pids();
     let heaps = || Some(witness::read_tables(None, &pids));
     let evidence = snapshot::take(&pids, threads.threads(), heaps, options);
+    let accounting = match &target_found {
+        Target::Cgroup(memcg) => {
+            // Nobody waits for a verdict: who gives it longer wants more to be seen.
+            let left = deadline.saturating_duration_since(Instant::now()) / 2;
+            Some(accounting::take(memcg, &evidence.processes, left))
+        }
+        Target::Process(_) => None,
+    };
     let snapshot_time = begun.elapsed();
     let refused = threads.threads().values().find_map(|t| match &t.outcome {
         StopOutcome::NotStopped(why) => Some(why.clone()),
@@ -83,7 +92,7 @@ pub fn snapshot(
     });
     let mut late = threads.resume();
     let held = begun.elapsed();
-    let _ = watchdog.released();
+    let _ = watchdog.only().released();
     watchdog.dismiss();
     drop(signals);
     if threads_stopped + threads_not_stopped == 0 {
@@ -103,6 +112,7 @@ pub fn snapshot(
     };
     let recorder = Recorder::with_subject(store, limits, None, subject)?;
     let mut incident = recorder.draft(Trigger::Snapshot, memcg, evidence);
+    incident.accounting = accounting;
     let micros = |d: Duration| d.as_micros() as u64;
     incident.hold = Some(HoldReport {
         brake: "none".to_owned(),

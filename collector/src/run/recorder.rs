@@ -55,14 +55,30 @@ impl Recorder {
         Ok(Recorder { store, limits, subject, kind, space, scribe })
     }
 
+    /// What its incidents are about, unless somebody says otherwise.
+    pub fn subject(&self) -> &str {
+        &self.subject
+    }
+
     /// An incident from evidence, unsymbolized.
     pub fn draft(&self, trigger: Trigger, memcg: Option<MemcgState>, evidence: Evidence) -> Incident {
+        self.draft_about(&self.subject, trigger, memcg, evidence)
+    }
+
+    /// The same with a subject of its own.
+    pub fn draft_about(
+        &self,
+        subject: &str,
+        trigger: Trigger,
+        memcg: Option<MemcgState>,
+        evidence: Evidence,
+    ) -> Incident {
         let time_unix_us = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros() as u64;
         let (memory_bytes, available_bytes) = machine_memory();
         let read = |file: &str| std::fs::read_to_string(file).map(|t| t.trim().to_owned()).unwrap_or_default();
         Incident {
             schema: SCHEMA.to_owned(),
-            id: self.store.new_id(time_unix_us, &self.subject),
+            id: self.store.new_id(time_unix_us, subject),
             trigger,
             time_unix_us,
             host: Host {
@@ -79,6 +95,7 @@ impl Recorder {
             modules: evidence.modules,
             symbols: Symbols::default(),
             verdict: None,
+            accounting: None,
             gaps: evidence.gaps,
         }
     }

@@ -1,31 +1,20 @@
 //! The guardian's loop around one command.
 
+use super::answer::{Answered, Answerer};
 use super::command::{self, StartFailure, Started};
-use super::recorder::{Recorder, state_of};
+use super::recorder::Recorder;
 use super::{Group, Request, RunError};
-use crate::guardian::{heap, own_status_bytes};
-use crate::hold::watchdog::Watchdog;
+use crate::hold::watchdog::{Line, Watchdog};
 use crate::hold::{Brake, Look};
-use crate::incident::model::{HoldReport, SymbolState, Symbols, Trigger};
-use crate::incident::{show, units};
-use crate::signals::Signals;
-use crate::snapshot;
+use crate::signals::{Interrupt, Signals};
 use crate::snapshot::kernel_log::KernelLog;
-use crate::verdict::{self, Scene};
-use crate::witness::{self, HeapTable};
+use crate::witness::HeapTable;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-/// Time that stopping threads may take of a hold.
-const STOP_TIME: Duration = Duration::from_secs(1);
-/// Most of a hold that symbols may take before the verdict.
-const SYMBOL_TIME: Duration = Duration::from_secs(2);
-/// Part of a hold kept for the verdict itself.
-const VERDICT_TIME: Duration = Duration::from_millis(500);
 /// Time a command gets to end after a signal, before it is killed.
 const ENDING_TIME: Duration = Duration::from_secs(10);
 
@@ -35,6 +24,7 @@ pub struct Session<'a> {
     group: &'a Group,
     brake: Box<dyn Brake>,
     watchdog: Watchdog,
+    line: Line,
     signals: Signals,
     recorder: Recorder,
     heap: Option<HeapTable>,
@@ -62,6 +52,7 @@ impl<'a> Session<'a> {
             request,
             group,
             brake,
+            line: watchdog.only(),
             watchdog,
             signals,
             recorder,
@@ -152,7 +143,8 @@ impl<'a> Session<'a> {
         if ended {
             timeout = timeout.min(Duration::from_millis(20));
         }
-        let mut fds = vec![PollFd::new(self.signals.fd(), PollFlags::POLLIN), self.brake.bell()];
+        let mut fds = vec![PollFd::new(self.signals.fd(), PollFlags::POLLIN)];
+        fds.extend(self.brake.bells());
         fds.extend(started.exec_fd().map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
         if !ended {
             fds.push(PollFd::new(std::os::fd::AsFd::as_fd(&started.pidfd), PollFlags::POLLIN));
@@ -161,140 +153,39 @@ impl<'a> Session<'a> {
         let _ = poll(&mut fds, PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX));
     }
 
-    /// One OOM, the whole way.
-    fn answer(&mut self) -> Result<(), RunError> {
-        let noticed = Instant::now();
-        let deadline = noticed + self.request.deadline;
-        // A watchdog that died leaves the kernel's own OOM killer switched off
-        // without a second pair of eyes; the hold is short and we go on.
-        let _ = self.watchdog.hold_until(deadline);
-        let heap_before = heap::mark();
-        let threads = self.brake.stop(deadline.min(noticed + STOP_TIME))?;
-        let stop_window = noticed.elapsed();
-        let (threads_stopped, threads_not_stopped) = threads.counts();
-        if threads_stopped == 0 && threads_not_stopped == 0 {
-            // All who were there are dying, of a kill just before.
-            let _ = self.watchdog.released();
-            return Ok(self.brake.resume(threads)?);
-        }
-        let pids = self.group.memcg.pids()?;
-        let mut state = state_of(&self.group.memcg);
-        // Not the few KiB that the stop may have lent.
-        state.limit_bytes = Some(self.brake.limit());
-        let heaps = || self.heap.as_ref().map(|heap| witness::read_tables(Some(heap), &pids));
-        let evidence = snapshot::take(&pids, threads.threads(), heaps, self.request.options);
-        let snapshot_time = noticed.elapsed();
-        self.brake.measure();
-        let mut incident = self.recorder.draft(Trigger::Oom, Some(state), evidence);
-        // The draft was made when the evidence was complete.
-        incident.time_unix_us -= noticed.elapsed().as_micros() as u64;
-
-        let staging = match self.recorder.stage(&incident) {
-            Ok(staging) => Some(staging),
-            Err(error) => {
-                eprintln!("reprieve: this OOM leaves no incident: {error}");
-                None
-            }
-        };
-        let mut symbolized_us = None;
-        if let Some(staging) = &staging {
-            let left = deadline.saturating_duration_since(Instant::now()).saturating_sub(VERDICT_TIME);
-            match self.recorder.symbolize(staging, left.min(SYMBOL_TIME)) {
-                Ok(symbols) => {
-                    incident.symbols = symbols;
-                    symbolized_us = Some(noticed.elapsed().as_micros() as u64);
-                }
-                Err(failure) => {
-                    incident.symbols =
-                        Symbols { state: SymbolState::AfterVerdict(failure.to_string()), ..Symbols::default() };
-                }
-            }
-        }
-        self.brake.measure();
-        let summary = show::headline(&incident);
-        let choice = self.request.policy.choose(&incident);
-        let mut scene = Scene {
+    fn answerer(&mut self) -> (Answerer<'_>, &mut std::io::Result<KernelLog>) {
+        let answerer = Answerer {
             brake: &mut *self.brake,
             memcg: &self.group.memcg,
             cpu: self.group.cpu.as_ref(),
-            processes: &incident.processes,
-            threads: Some(threads),
-            watchdog: Some(&mut self.watchdog),
-            signals: &mut self.signals,
-            summary: &summary,
-            released: None,
+            watchdog: &self.line,
+            recorder: &self.recorder,
+            interrupt: &mut self.signals,
+            manner: &self.request.manner,
+            subject: self.recorder.subject(),
+            heap: self.heap.as_ref(),
+            reads_heaps: self.heap.is_some(),
+            teller: "",
+            unrecorded: None,
         };
-        let mut verdict = verdict::decide(&mut scene, choice.ladder);
-        (verdict.rule, verdict.problems) = (choice.rule.map(str::to_owned), choice.problems);
-        verdict.problems.iter().for_each(|problem| eprintln!("reprieve: {problem}"));
-        let held = scene.released.unwrap_or_else(Instant::now) - noticed;
-        let _ = self.watchdog.released();
-        let micros = |d: Duration| d.as_micros() as u64;
-        let heap_table_bytes = self.heap.as_ref().map_or(0, HeapTable::ready_bytes);
-        incident.hold = Some(HoldReport {
-            brake: self.brake.name().to_owned(),
-            kernel: self.brake.told(),
-            stop_window_us: micros(stop_window),
-            exposed_us: micros(self.brake.exposed()),
-            snapshot_us: micros(snapshot_time),
-            symbolized_us,
-            held_us: micros(held),
-            deadline_us: micros(self.request.deadline),
-            threads_stopped,
-            threads_not_stopped,
-            guardian_locked_bytes: own_status_bytes("VmLck").saturating_sub(heap_table_bytes),
-            heap_table_bytes,
-            guardian_peak_bytes: own_status_bytes("VmHWM"),
-            guardian_hold_heap_bytes: heap::peak_since(heap_before) as u64,
-            deciding_faults: None,
-        });
-        let not = if threads_not_stopped > 0 { format!(", {threads_not_stopped} not stopped,") } else { String::new() };
-        eprintln!(
-            "reprieve: out of memory at {}; {}{not} held {}. {}",
-            units::bytes(incident.memcg.as_ref().map_or(0, |m| m.usage_bytes)),
-            units::count(threads_stopped.into(), "thread"),
-            units::micros(micros(held)),
-            verdict.summary
-        );
-        self.left_to_kernel = (!verdict.relieved).then(|| incident.id.clone());
-        incident.verdict = Some(verdict);
-        if let Some(staging) = staging {
-            self.recorder.finish(incident, staging);
+        (answerer, &mut self.kernel_log)
+    }
+
+    fn answer(&mut self) -> Result<(), RunError> {
+        let answered = self.answerer().0.answer()?;
+        if answered != Answered::Nobody {
+            self.left_to_kernel = match answered {
+                Answered::LeftToKernel(id) => id,
+                _ => None,
+            };
         }
         Ok(())
     }
 
-    /// The kernel was faster, or was left to decide: record what is left.
     fn record_kernel_kill(&mut self) {
-        let pids = self.group.memcg.pids().unwrap_or_default();
-        let mut evidence = snapshot::take(&pids, &BTreeMap::new(), || None, self.request.options);
-        evidence.gaps.push(match &self.left_to_kernel {
-            Some(id) => format!("no action helped, so the kernel decided: the stacks are in {id}"),
-            None => "the kernel's OOM killer was first: there are no stacks of whom it killed".to_owned(),
-        });
-        let victims = match &mut self.kernel_log {
-            Ok(log) => log.victims(self.group.memcg.dir()),
-            Err(error) => {
-                evidence.gaps.push(format!("whom it killed is not known: /dev/kmsg: {error}"));
-                Vec::new()
-            }
-        };
-        if self.kernel_log.is_ok() && victims.is_empty() {
-            evidence.gaps.push("the kernel log does not say whom it killed".to_owned());
-        }
-        let mut state = state_of(&self.group.memcg);
-        // Not the wall above it.
-        state.limit_bytes = Some(self.brake.limit());
-        let mut incident = self.recorder.draft(Trigger::KilledByKernel, Some(state), evidence);
-        incident.kernel_victims = victims;
-        eprintln!("reprieve: {}", show::headline(&incident));
-        match self.recorder.stage(&incident) {
-            Ok(staging) => self.recorder.finish(incident, staging),
-            Err(error) => eprintln!("reprieve: this OOM leaves no incident: {error}"),
-        }
-        if let Err(error) = self.brake.rearm() {
-            eprintln!("reprieve: the brake could not be armed again: {error}");
-        }
+        let left = self.left_to_kernel.clone();
+        let (mut answerer, log) = self.answerer();
+        answerer.record_kernel_kill(log, left.as_deref());
     }
 
     /// Answers a request to end as a shell would.

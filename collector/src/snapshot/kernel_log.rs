@@ -16,10 +16,15 @@ const RECORD_BYTES: usize = 8192;
 /// mm/oom_kill.c).
 const LOG_TRAILS: Duration = Duration::from_millis(200);
 
+/// Victims of other memcgs that are kept until somebody asks for them.
+const KEPT_VICTIMS: usize = 64;
+
 /// The kernel log from now on.
 #[derive(Debug)]
 pub struct KernelLog {
     file: File,
+    /// What was read and not told yet.
+    seen: Parser,
 }
 
 impl KernelLog {
@@ -32,19 +37,18 @@ impl KernelLog {
     pub fn open() -> io::Result<Self> {
         let mut file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open("/dev/kmsg")?;
         file.seek(SeekFrom::End(0))?;
-        Ok(KernelLog { file })
+        Ok(KernelLog { file, seen: Parser::default() })
     }
 
     /// Processes killed for the memcg in folder `dir` since the last call; waits
     /// a moment for the first. PIDs are those of the initial PID namespace.
     pub fn victims(&mut self, dir: &Path) -> Vec<KernelVictim> {
         let begun = Instant::now();
-        let mut log = Parser::default();
         loop {
             for record in self.records() {
-                log.take(&record);
+                self.seen.take(&record);
             }
-            let victims = log.victims_in(&dir.file_name().unwrap_or_default().to_string_lossy());
+            let victims = self.seen.take_victims_in(&dir.file_name().unwrap_or_default().to_string_lossy());
             if !victims.is_empty() || begun.elapsed() > LOG_TRAILS {
                 return victims;
             }
@@ -123,9 +127,19 @@ impl Parser {
         }
     }
 
-    fn victims_in(&self, name: &str) -> Vec<KernelVictim> {
-        let here = |pid| self.memcgs.get(&pid).is_some_and(|path| path.split('/').any(|part| part == name));
-        self.killed.iter().filter(|v| here(v.pid)).cloned().collect()
+    /// Those in a memcg of this name; others are left for who asks for theirs.
+    fn take_victims_in(&mut self, name: &str) -> Vec<KernelVictim> {
+        let Parser { memcgs, killed, .. } = self;
+        let here = |pid| memcgs.get(&pid).is_some_and(|path| path.split('/').any(|part| part == name));
+        let victims = killed.extract_if(.., |victim| here(victim.pid)).collect();
+        // Nobody may ever ask for them.
+        let old = killed.len().saturating_sub(KEPT_VICTIMS);
+        killed.drain(..old);
+        // A place is told just before its victim.
+        if memcgs.len() > 2 * KEPT_VICTIMS {
+            memcgs.retain(|pid, _| killed.iter().any(|victim| victim.pid == *pid));
+        }
+        victims
     }
 }
 
@@ -156,8 +170,9 @@ mod tests {
             log.take(record);
         }
         let expected = KernelVictim { pid: 77, comm: "x) (,pid=9,y".to_owned(), rss_bytes: 2048 * 1024 };
-        assert_eq!(log.victims_in("reprieve-1-2"), [expected]);
-        assert_eq!(log.victims_in("reprieve-1-3"), []);
+        assert_eq!(log.take_victims_in("reprieve-1-3"), []);
+        assert_eq!(log.take_victims_in("reprieve-1-2"), [expected]);
+        assert_eq!(log.take_victims_in("reprieve-1-2"), []);
     }
 
     #[test]

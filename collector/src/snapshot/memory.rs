@@ -1,12 +1,18 @@
 //! Memory of a target, read from outside without faulting a page in.
 //!
-//! A read through process_vm_readv(2) of an absent page would make the kernel
-//! fault it in and charge it to the very memcg that is out of memory. So the
-//! page map is asked first and absent pages are only counted.
+//! A read of an absent page would make the kernel fault it in and charge it to the
+//! very memcg that is out of memory. So the page map is asked first and absent pages
+//! are only counted.
+//!
+//! `/proc/PID/mem` is read, not process_vm_readv(2): that one pins pages, and of an
+//! anonymous page that processes share since a fork the kernel first makes a copy for
+//! the target (gup_must_unshare, mm/internal.h, since Linux 5.19), which is charged.
 
 use super::pagemap::{Pagemap, page_size};
 use reprieve_heap_walk::Memory;
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 
 /// Pages fetched together: a thread's interesting stack is mostly below 16 KiB.
 const WINDOW_PAGES: usize = 4;
@@ -16,7 +22,7 @@ const AHEAD_PAGES: usize = 64;
 /// Reads a target's memory through a small window.
 #[derive(Debug)]
 pub struct TargetMemory {
-    pid: i32,
+    file: File,
     pagemap: Pagemap,
     page: u64,
     window_start: u64,
@@ -45,7 +51,7 @@ impl TargetMemory {
     fn with_window(pid: i32, first_pages: usize, pages: usize) -> io::Result<Self> {
         let page = page_size();
         Ok(TargetMemory {
-            pid,
+            file: File::open(format!("/proc/{pid}/mem"))?,
             pagemap: Pagemap::open(pid)?,
             page,
             window_start: u64::MAX,
@@ -124,7 +130,8 @@ impl TargetMemory {
         let run = present.iter().take_while(|present| **present).count();
         if run > 0 {
             let wanted = run * self.page as usize;
-            let got = read_process(self.pid, start, &mut self.window[..wanted]);
+            // Less than asked for where a page went meanwhile.
+            let got = self.file.read_at(&mut self.window[..wanted], start).unwrap_or(0);
             self.window_pages = got as u64 / self.page;
         }
     }
@@ -136,16 +143,10 @@ impl Memory for TargetMemory {
     }
 }
 
-/// process_vm_readv(2); returns how many bytes were read.
-fn read_process(pid: i32, address: u64, out: &mut [u8]) -> usize {
-    let remote = [nix::sys::uio::RemoteIoVec { base: address as usize, len: out.len() }];
-    let mut local = [io::IoSliceMut::new(out)];
-    nix::sys::uio::process_vm_readv(nix::unistd::Pid::from_raw(pid), &mut local, &remote).unwrap_or(0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::snapshot::pagemap::Entry;
 
     /// A private mapping of four pages of which 0 and 2 were touched.
     struct Holes(*mut u8, usize);
@@ -209,5 +210,40 @@ mod tests {
         let mut memory = TargetMemory::open(std::process::id() as i32).unwrap();
         assert_eq!(memory.u64(u64::MAX - 3), None);
         assert_eq!(memory.u64(0), None);
+    }
+
+    /// A page that a child shares with its parent stays the page that it is.
+    #[test]
+    fn reading_makes_no_copies() {
+        let holes = Holes::new();
+        // SAFETY: the child only waits for its end, which needs nothing of this process
+        // that another thread could hold.
+        let child = unsafe { nix::unistd::fork() }.unwrap();
+        let nix::unistd::ForkResult::Parent { child } = child else {
+            loop {
+                nix::unistd::pause();
+            }
+        };
+        let base = holes.0 as u64;
+        let entry = || {
+            let mut entries = [Entry(0)];
+            let mut seen = Entry(0);
+            let map = Pagemap::open(child.as_raw()).unwrap();
+            let one = |_: u64, entries: &[Entry]| {
+                seen = entries[0];
+                false
+            };
+            map.each_present(base, base + page_size(), &mut entries, one).unwrap();
+            seen
+        };
+        let before = entry();
+        let mut byte = [0];
+        let read = TargetMemory::open(child.as_raw()).unwrap().read(base, &mut byte);
+        let after = entry();
+        nix::sys::signal::kill(child, nix::sys::signal::Signal::SIGKILL).unwrap();
+        nix::sys::wait::waitpid(child, None).unwrap();
+        assert!(read && byte == [7], "{byte:?}");
+        assert!(before.is_present() && !before.is_exclusive(), "{before:?}");
+        assert_eq!(before, after);
     }
 }

@@ -14,7 +14,7 @@ mod threads;
 
 pub use memory::TargetMemory;
 pub use modules::LoadedModule;
-pub use pagemap::{Pagemap, page_size};
+pub use pagemap::{Entry, Pagemap, page_size};
 pub use smaps::{MapLine, read_maps};
 pub use threads::locate;
 

@@ -1,7 +1,7 @@
 //! Asking a person on the terminal while the program is stopped.
 
 use super::Action;
-use crate::signals::Signals;
+use crate::signals::Interrupt;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 /// Shows `summary` and reads an action from the controlling terminal. The
 /// error says why nobody answered.
-pub fn ask(summary: &str, time: Duration, signals: &mut Signals) -> Result<Action, String> {
+pub fn ask(summary: &str, time: Duration, signals: &mut dyn Interrupt) -> Result<Action, String> {
     let mut terminal = OpenOptions::new()
         .read(true)
         .write(true)
@@ -33,7 +33,7 @@ pub fn ask(summary: &str, time: Duration, signals: &mut Signals) -> Result<Actio
 }
 
 /// Reads a line before the deadline.
-fn read_line(terminal: &mut File, deadline: Instant, signals: &mut Signals) -> Result<String, String> {
+fn read_line(terminal: &mut File, deadline: Instant, signals: &mut dyn Interrupt) -> Result<String, String> {
     let mut line = Vec::new();
     loop {
         let left = deadline.saturating_duration_since(Instant::now());

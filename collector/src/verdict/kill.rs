@@ -4,6 +4,7 @@ use crate::cgroup::Memcg;
 use crate::hold::watchdog::{open_pidfd, signal_pidfd, wait_pidfd};
 use crate::incident::model::{Candidate, Process};
 use crate::snapshot::process::start_ticks;
+use nix::sys::signal::Signal;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
@@ -95,6 +96,11 @@ pub fn send(pid: i32, ticks: u64) -> io::Result<()> {
     // SAFETY: no pointers; the descriptor is open.
     unsafe { libc::syscall(libc::SYS_process_mrelease, pidfd.as_raw_fd(), 0) };
     Ok(())
+}
+
+/// Sends a signal to a process that was seen with this start time.
+pub fn signal(pid: i32, ticks: u64, signal: Signal) -> io::Result<()> {
+    signal_pidfd(&open_same(pid, ticks)?, signal as i32)
 }
 
 /// Waits until a killed process has ended.

@@ -2,8 +2,10 @@
 
 mod action;
 mod console;
+mod hook;
 mod kill;
 pub mod policy;
+mod quota;
 mod view;
 
 pub use action::Action;
@@ -12,12 +14,15 @@ pub use view::View;
 use crate::cgroup::{CgroupError, CpuGroup, Memcg, Version};
 use crate::hold::Brake;
 use crate::hold::stop::StoppedThreads;
-use crate::hold::watchdog::Watchdog;
+use crate::hold::watchdog::Line;
 use crate::incident::model::{Candidate, Process, Step, StepOutcome, Verdict};
 use crate::incident::units;
-use crate::signals::Signals;
+use crate::signals::Interrupt;
 use crate::snapshot::process::Stat;
 use nix::poll::{PollFd, PollFlags, poll};
+use nix::sys::signal::Signal;
+use quota::Quota;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// A memcg has room when this share of its limit, or [`ROOM_MIN_BYTES`], is free.
@@ -53,9 +58,9 @@ pub struct Scene<'a> {
     /// Threads that are stopped; empty once let go.
     pub threads: Option<StoppedThreads>,
     /// Told how long each action may take.
-    pub watchdog: Option<&'a mut Watchdog>,
+    pub watchdog: Option<&'a Line>,
     /// ^C ends every wait.
-    pub signals: &'a mut Signals,
+    pub interrupt: &'a mut dyn Interrupt,
     /// Lines for a person who is asked.
     pub summary: &'a str,
     /// When the threads were let go.
@@ -87,7 +92,7 @@ pub fn decide(scene: &mut Scene<'_>, ladder: &[Action]) -> Verdict {
     let mut free_again = false;
     // Before the first, between two, and before it is left to the kernel.
     for action in ladder.iter().map(Some).chain([None]) {
-        if scene.signals.ending().is_some() {
+        if scene.interrupt.ending().is_some() {
             break;
         }
         free_again = untouched && scene.threads.is_some() && scene.brake.ended_by_itself();
@@ -95,15 +100,16 @@ pub fn decide(scene: &mut Scene<'_>, ladder: &[Action]) -> Verdict {
         let Some(action) = action.filter(|_| !free_again) else { break };
         let step = scene.try_action(action);
         relieved = step.outcome == StepOutcome::Relieved;
+        let is_last = *action == Action::Defer;
         untouched &= step.outcome == StepOutcome::Failed || matches!(action, Action::Freeze(_));
         steps.push(step);
-        if relieved {
+        if relieved || is_last {
             break;
         }
     }
     let mut verdict = Verdict { summary: String::new(), relieved, rule: None, problems: Vec::new(), steps };
-    if let Some(ending) = scene.signals.ending() {
-        verdict.summary = format!("{} was received: the hold is released and the command ended", ending.signal);
+    if let Some(ending) = scene.interrupt.ending() {
+        verdict.summary = format!("{} was received: the hold is released", ending.signal);
     } else if free_again {
         let room = scene.room().map_or(0, |(room, _)| room);
         verdict.summary = format!(
@@ -112,6 +118,11 @@ pub fn decide(scene: &mut Scene<'_>, ladder: &[Action]) -> Verdict {
         );
     } else if let Some(step) = verdict.steps.last().filter(|_| relieved) {
         verdict.summary = format!("{}: {}", step.action, step.effect);
+    } else if verdict.steps.last().is_some_and(|step| step.action == Action::Defer.to_string()) {
+        verdict.summary = match scene.brake.give_up() {
+            Ok(()) => "defer: the kernel's OOM killer decides".to_owned(),
+            Err(error) => format!("defer: handing back to the kernel failed: {error}"),
+        };
     } else {
         let tried: Vec<&str> = verdict.steps.iter().map(|s| s.action.as_str()).collect();
         let tried = if tried.is_empty() { "no action".to_owned() } else { tried.join(", ") };
@@ -126,11 +137,24 @@ pub fn decide(scene: &mut Scene<'_>, ladder: &[Action]) -> Verdict {
     verdict
 }
 
+/// Does nothing of it, and leaves it to the kernel, which would have decided without us.
+pub fn rehearse(scene: &mut Scene<'_>, ladder: &[Action]) -> Verdict {
+    let ladder: Vec<String> = ladder.iter().map(ToString::to_string).collect();
+    let mut summary = format!("dry run: would have tried {}; the kernel's OOM killer decides", ladder.join(", "));
+    if let Err(error) = scene.brake.give_up() {
+        summary.push_str(&format!("; handing back to it failed: {error}"));
+    }
+    if let Err(error) = scene.let_go() {
+        summary.push_str(&format!("; letting the threads go failed: {error}"));
+    }
+    Verdict { summary, relieved: false, rule: None, problems: Vec::new(), steps: Vec::new() }
+}
+
 impl Scene<'_> {
     fn try_action(&mut self, action: &Action) -> Step {
         let begun = Instant::now();
         let limit = action.time_limit();
-        if let Some(watchdog) = &mut self.watchdog {
+        if let Some(watchdog) = self.watchdog {
             // A dead watchdog protects nobody, but is no reason to stop here.
             let _ = watchdog.hold_until(begun + limit + Duration::from_secs(1));
         }
@@ -142,6 +166,9 @@ impl Scene<'_> {
             Action::Freeze(time) => self.freeze(*time),
             Action::Ask(time) => self.ask(*time),
             Action::Kill => self.kill(begun + limit),
+            Action::Signal(signal) => self.signal(*signal, limit),
+            Action::Hook(program, time) => self.hook(program, *time),
+            Action::Defer => Ok(Effect::new(StepOutcome::NotEnough, "as configured", "left to the kernel")),
         };
         let effect = effect.unwrap_or_else(|error| {
             let error = anyhow::Error::new(error);
@@ -201,12 +228,21 @@ impl Scene<'_> {
     }
 
     fn throttle(&mut self, time: Duration) -> Result<Effect, CgroupError> {
-        // A quota would be ours, too.
-        let reason = match self.memcg.has_us() {
-            true => "let run to see whether it frees memory by itself; its CPU is the guardian's, too".to_owned(),
-            false => format!("given {THROTTLE_CPU_PERCENT} % of a CPU to see whether it frees memory by itself"),
+        let quota = Quota::set(self.memcg, self.cpu, THROTTLE_CPU_PERCENT, self.watchdog)?;
+        let reason = match (&quota, self.memcg.has_us()) {
+            (Some(_), _) => format!("given {THROTTLE_CPU_PERCENT} % of a CPU to see whether it frees memory by itself"),
+            (None, true) => {
+                "let run to see whether it frees memory by itself; its CPU is the guardian's, too".to_owned()
+            }
+            (None, false) => "let run to see whether it frees memory by itself; its CPU cannot be limited".to_owned(),
         };
-        self.limit_cpu(Some(THROTTLE_CPU_PERCENT))?;
+        let (outcome, effect) = self.let_recover(time)?;
+        drop(quota);
+        Ok(Effect::new(outcome, reason, effect))
+    }
+
+    /// Lets it run, with a little room, and sees whether usage falls.
+    fn let_recover(&mut self, time: Duration) -> Result<(StepOutcome, String), CgroupError> {
         let mut loans = 1;
         self.brake.lend(loans)?;
         self.let_go()?;
@@ -227,32 +263,48 @@ impl Scene<'_> {
             }
         }
         self.brake.take_back()?;
-        self.limit_cpu(None)?;
         let after = self.memcg.usage()?;
         let took = begun.elapsed().as_secs_f64();
-        let effect = if well {
-            format!("usage fell by {} in {took:.1} s", units::bytes(before.saturating_sub(after)))
-        } else {
-            format!("usage did not fall enough in {took:.1} s ({} free)", units::bytes(self.room()?.0))
-        };
-        Ok(Effect::new(if well { StepOutcome::Relieved } else { StepOutcome::NotEnough }, reason, effect))
+        Ok(match well {
+            true => {
+                let fell = units::bytes(before.saturating_sub(after));
+                (StepOutcome::Relieved, format!("usage fell by {fell} in {took:.1} s"))
+            }
+            false => {
+                // What it was lent is above the limit that the user knows.
+                let left = match after.saturating_sub(self.brake.limit()) {
+                    0 => format!("{} free", units::bytes(self.room()?.0)),
+                    over => format!("{} above the limit, on loan", units::bytes(over)),
+                };
+                (StepOutcome::NotEnough, format!("usage did not fall enough in {took:.1} s ({left})"))
+            }
+        })
     }
 
-    fn limit_cpu(&self, percent: Option<u32>) -> Result<(), CgroupError> {
-        match self.cpu {
-            Some(group) => group.limit(percent).map_err(|source| CgroupError::Write {
-                path: group.dir().join("cpu.cfs_quota_us"),
-                value: format!("{percent:?}"),
-                source,
-            }),
-            None if self.memcg.version() == Version::V2 && !self.memcg.has_us() => {
-                let max = percent.map_or("max 100000".to_owned(), |p| format!("{} 100000", p * 1000));
-                // Without the cpu controller memory.high alone is the throttle.
-                let _ = self.memcg.write("cpu.max", &max);
-                Ok(())
-            }
-            None => Ok(()),
+    fn signal(&mut self, signal: Signal, time: Duration) -> Result<Effect, CgroupError> {
+        let send = |process: &&Process| kill::signal(process.pid, process.start_ticks, signal).is_ok();
+        let told = self.processes.iter().filter(send).count();
+        let reason = format!("{signal} asks {} to free memory", units::count(told as u64, "process"));
+        if told == 0 {
+            return Ok(Effect::new(StepOutcome::Failed, reason, "nobody could be told"));
         }
+        let (outcome, effect) = self.let_recover(time)?;
+        Ok(Effect::new(outcome, reason, effect))
+    }
+
+    fn hook(&mut self, program: &Path, time: Duration) -> Result<Effect, CgroupError> {
+        let reason = "a program of the operator's makes room while it is stopped";
+        let status = match hook::run(program, self.memcg, self.brake.limit(), time) {
+            Ok(status) => status,
+            Err(why) => return Ok(Effect::new(StepOutcome::Failed, reason, why)),
+        };
+        let (room, enough) = self.room()?;
+        let effect = format!("{status}, {} free below the limit", units::bytes(room));
+        let enough = enough && self.brake.is_well()?;
+        if enough {
+            self.let_go()?;
+        }
+        Ok(Effect::new(if enough { StepOutcome::Relieved } else { StepOutcome::NotEnough }, reason, effect))
     }
 
     fn grant(&mut self, bytes: u64, watch: Duration) -> Result<Effect, CgroupError> {
@@ -293,7 +345,7 @@ impl Scene<'_> {
             let limit = self.memcg.limit()?.unwrap_or(u64::MAX);
             if limit > limit_before {
                 // Adopt what the person wrote, so that later steps build on it.
-                self.brake.grant(limit - limit_before)?;
+                self.brake.follow(limit - limit_before)?;
                 limit_before = self.memcg.limit()?.unwrap_or(u64::MAX);
             }
             room = self.room()?.1;
@@ -311,7 +363,7 @@ impl Scene<'_> {
     }
 
     fn ask(&mut self, time: Duration) -> Result<Effect, CgroupError> {
-        let answer = console::ask(self.summary, time, self.signals);
+        let answer = console::ask(self.summary, time, self.interrupt);
         let action = match answer {
             Ok(action) => action,
             Err(why) => return Ok(Effect::new(StepOutcome::Failed, "a person decides", why)),
@@ -414,9 +466,9 @@ impl Scene<'_> {
 
     /// Waits a moment; true when the user wants to end.
     fn interrupted(&mut self, moment: Duration) -> bool {
-        let _ = poll(&mut [PollFd::new(self.signals.fd(), PollFlags::POLLIN)], moment.as_millis() as u16);
-        self.signals.take();
-        self.signals.ending().is_some()
+        let _ = poll(&mut [PollFd::new(self.interrupt.fd(), PollFlags::POLLIN)], moment.as_millis() as u16);
+        self.interrupt.take();
+        self.interrupt.ending().is_some()
     }
 }
 
@@ -449,7 +501,9 @@ pub fn machine_memory() -> (u64, u64) {
 mod tests {
     use super::*;
     use crate::cgroup::Hierarchy;
+    use crate::hold::watchdog::Debt;
     use crate::hold::{HandBack, Look};
+    use crate::signals::Signals;
     use std::fs::File;
     use std::os::fd::AsFd;
 
@@ -467,8 +521,8 @@ mod tests {
         fn name(&self) -> &'static str {
             "told"
         }
-        fn bell(&self) -> PollFd<'_> {
-            PollFd::new(self.bell.as_fd(), PollFlags::POLLIN)
+        fn bells(&self) -> Vec<PollFd<'_>> {
+            vec![PollFd::new(self.bell.as_fd(), PollFlags::POLLIN)]
         }
         fn look_again(&self) -> Duration {
             Duration::ZERO
@@ -503,8 +557,14 @@ mod tests {
         fn rearm(&mut self) -> Result<(), CgroupError> {
             Ok(())
         }
+        fn debts(&self) -> Vec<Debt> {
+            Vec::new()
+        }
         fn hand_back(&self) -> HandBack {
             HandBack::default()
+        }
+        fn release_late(&mut self) -> bool {
+            true
         }
         fn limit(&self) -> u64 {
             64 << 20
@@ -531,7 +591,7 @@ mod tests {
             processes: &[],
             threads: Some(StoppedThreads::default()),
             watchdog: None,
-            signals: &mut Signals::block().unwrap(),
+            interrupt: &mut Signals::block().unwrap(),
             summary: "",
             released: None,
         };
@@ -554,6 +614,13 @@ mod tests {
         assert!(verdict.relieved, "{verdict:?}");
         assert_eq!(verdict.steps.iter().map(|step| &*step.action).collect::<Vec<_>>(), ["grant=1M"]);
         assert_eq!((brake.grants, brake.given_up, brake.resumed), (1, false, true));
+    }
+
+    #[test]
+    fn what_is_deferred_is_the_kernels_at_once() {
+        let (verdict, brake) = decided(false, &[Action::Defer]);
+        assert_eq!((verdict.relieved, &*verdict.summary), (false, "defer: the kernel's OOM killer decides"));
+        assert_eq!((brake.grants, brake.given_up, brake.resumed), (0, true, true));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use super::Action;
 use super::view::View;
+use crate::cgroup::Glob;
 use crate::incident::model::Incident;
 use cel::{Program, Value};
 use std::fmt;
@@ -63,6 +64,8 @@ impl Condition {
 pub struct Rule {
     /// Its name, for people.
     pub name: String,
+    /// The memcgs that it is for; all of them without.
+    pub matches: Option<Glob>,
     /// When it is the one.
     pub when: Condition,
     /// What is done, in order.
@@ -125,7 +128,7 @@ impl Choice<'_> {
 #[must_use]
 pub fn is_action(text: &str) -> bool {
     let with = |value: &str| Action::from_str(&format!("{text}={value}")).is_ok();
-    Action::from_str(text).is_ok() || with("1M") || with("1s")
+    Action::from_str(text).is_ok() || ["1M", "1s", "USR1", "/a"].into_iter().any(with)
 }
 
 impl Policy {
@@ -141,7 +144,8 @@ impl Policy {
         let mut problems = Vec::new();
         if !self.rules.is_empty() {
             let view = View::of(incident, self.rules.iter().any(|rule| rule.when.wants_stacks()));
-            for rule in &self.rules {
+            let is_for = |rule: &&Rule| rule.matches.as_ref().is_none_or(|glob| glob.matches(&view.memcg.path));
+            for rule in self.rules.iter().filter(is_for) {
                 match rule.when.holds(&view) {
                     Ok(true) => return Choice { rule: Some(&rule.name), ladder: &rule.ladder, problems },
                     Ok(false) => {}
@@ -201,6 +205,7 @@ mod tests {
     fn the_first_that_holds_and_none_that_fails() {
         let rule = |name: &str, when: &str, action: Action| Rule {
             name: name.to_owned(),
+            matches: None,
             when: Condition::parse(when).unwrap(),
             ladder: vec![action],
         };
@@ -216,6 +221,17 @@ mod tests {
         ];
         let choice = policy.choose(&incident);
         assert_eq!((choice.rule, choice.ladder), (Some("leak"), &[Action::Grant(1 << 20)][..]));
+        // One that is for other memcgs is not tried.
+        let path = incident.memcg.as_ref().unwrap().path.clone();
+        policy.rules.insert(
+            0,
+            Rule { matches: Some(Glob::parse("/elsewhere/*").unwrap()), ..rule("else", "true", Action::Kill) },
+        );
+        assert_eq!(policy.choose(&incident).rule, Some("leak"));
+        policy.rules[0].matches = Some(Glob::parse(&path).unwrap());
+        assert_eq!(policy.choose(&incident).rule, Some("else"));
+        policy.rules.remove(0);
+        let choice = policy.choose(&incident);
         // This incident has no heap, so there is no first stack.
         assert!(choice.problems.len() == 1 && choice.problems[0].contains("\"fails\""), "{:?}", choice.problems);
     }

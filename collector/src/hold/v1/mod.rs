@@ -11,9 +11,13 @@
 //! it touches memory again ("arm, then release").
 
 use super::stop::{LATE_AGAIN, StoppedThreads};
-use super::{Alarm, Brake, BrakeError, HandBack, Look};
-use crate::cgroup::{CgroupError, Memcg};
+mod adopted;
+
+use super::{Alarm, Brake, BrakeError, Cushion, HandBack, Look, debt};
+use crate::cgroup::{CgroupError, Memcg, UNLIMITED};
+use crate::hold::watchdog::Debt;
 use crate::snapshot::page_size;
+use adopted::Before;
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::fs::File;
@@ -78,6 +82,11 @@ pub struct V1Brake {
     starved_since: Option<Instant>,
     /// Whether the kernel decides for now.
     given_up: bool,
+    cushion: Cushion,
+    /// Of a memcg that is not ours, its limits as others wrote them.
+    before: Option<Before>,
+    /// When to look again.
+    again: Duration,
 }
 
 impl V1Brake {
@@ -85,17 +94,23 @@ impl V1Brake {
     pub fn arm(memcg: Memcg, limit: u64) -> Result<Self, BrakeError> {
         // The kernel rounds down to pages.
         let limit = limit / page_size() * page_size();
-        let wall = limit + cushion(limit);
+        let wall = limit + cushion(limit, Cushion::Auto);
         memcg.write("memory.limit_in_bytes", &wall.to_string())?;
         // Equal limits leave no room for swap: the limit means what it says.
         let memsw = memcg.write("memory.memsw.limit_in_bytes", &wall.to_string()).is_ok();
+        let mut brake = Self::new(memcg, limit, wall, Cushion::Auto)?;
+        brake.memsw = memsw;
+        brake.memcg.write("memory.oom_control", "1")?;
+        Ok(brake)
+    }
+
+    fn new(memcg: Memcg, limit: u64, wall: u64, cushion: Cushion) -> Result<Self, BrakeError> {
         let bell = bells(&memcg, limit)?;
         let pressure = new_bell()?;
         listen(&memcg, &pressure, "memory.pressure_level", "critical")?;
-        memcg.write("memory.oom_control", "1")?;
         Ok(V1Brake {
             bell,
-            memsw,
+            memsw: false,
             limit,
             wall,
             lent: 0,
@@ -105,13 +120,19 @@ impl V1Brake {
             pressure,
             starved_since: None,
             given_up: false,
+            cushion,
+            before: None,
+            again: LOOK_AGAIN,
             memcg,
         })
     }
 
     /// Where the wall is when nothing is used above it.
     fn home(&self) -> u64 {
-        self.limit + cushion(self.limit) + self.lent
+        if self.limit >= UNLIMITED {
+            return self.limit;
+        }
+        self.limit + cushion(self.limit, self.cushion) + self.lent
     }
 
     /// Tells the kernel. memsw must never be below the limit, so the order
@@ -119,14 +140,17 @@ impl V1Brake {
     fn set_wall(&mut self, bytes: u64) -> Result<(), CgroupError> {
         let text = bytes.to_string();
         let raise = bytes > self.wall;
+        // What others give to swap stays the same.
+        let swap = self.before.and_then(|before| Some(before.memsw?.saturating_sub(before.limit))).unwrap_or(0);
+        let with_swap = bytes.saturating_add(swap).to_string();
         if raise && self.memsw {
-            self.memcg.write("memory.memsw.limit_in_bytes", &text)?;
+            self.memcg.write("memory.memsw.limit_in_bytes", &with_swap)?;
         }
         self.memcg.write("memory.limit_in_bytes", &text)?;
-        if !raise && self.memsw {
-            self.memcg.write("memory.memsw.limit_in_bytes", &text)?;
-        }
         self.wall = bytes;
+        if !raise && self.memsw {
+            self.memcg.write("memory.memsw.limit_in_bytes", &with_swap)?;
+        }
         Ok(())
     }
 
@@ -173,14 +197,13 @@ impl V1Brake {
     /// that got nowhere, which is critical pressure (vmpressure_prio): when that
     /// goes on in a full memcg, it is an OOM too. (failcnt does not tell: where
     /// swap is accounted, the counter that fails has none.)
-    fn is_starved(&mut self) -> Result<bool, CgroupError> {
-        let pressed = self.pressure.read().is_ok();
+    fn is_starved(&mut self, pressed: bool) -> Result<bool, CgroupError> {
         let full = pressed && self.is_full(self.limit - self.limit / OWN_SHARE)?;
         self.starved_since = if full { self.starved_since.or(Some(Instant::now())) } else { None };
         Ok(self.starved_since.is_some_and(|since| since.elapsed() >= STARVED_TIME))
     }
 
-    fn is_out_of_memory(&mut self, rang: bool, begun: Instant) -> Result<bool, CgroupError> {
+    fn is_out_of_memory(&mut self, rang: bool, pressed: bool, begun: Instant) -> Result<bool, CgroupError> {
         self.exposed = Duration::ZERO;
         let parked = self.under_oom()?;
         if parked || rang && self.memcg.usage()? + LOAN_BYTES > self.wall {
@@ -191,10 +214,11 @@ impl V1Brake {
                 return Ok(true);
             }
         }
-        if self.is_full(self.limit)? {
+        let may_swap = self.before.is_some_and(|before| before.may_swap);
+        if !may_swap && self.is_full(self.limit)? {
             return Ok(true);
         }
-        let starved = self.is_starved()?;
+        let starved = self.is_starved(pressed)?;
         self.exposed = self.starved_since.filter(|_| starved).map_or(Duration::ZERO, |since| since.elapsed());
         Ok(starved)
     }
@@ -205,7 +229,10 @@ impl V1Brake {
 }
 
 /// Distance of the wall above the limit.
-fn cushion(limit: u64) -> u64 {
+fn cushion(limit: u64, wanted: Cushion) -> u64 {
+    if let Cushion::Bytes(bytes) = wanted {
+        return bytes / page_size() * page_size();
+    }
     let cpus = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
     let share = limit / CUSHION_SHARE / page_size() * page_size();
     (CUSHION_BYTES + cpus * CUSHION_PER_CPU_BYTES).min(share)
@@ -220,7 +247,7 @@ fn bells(memcg: &Memcg, limit: u64) -> Result<EventFd, BrakeError> {
 }
 
 /// For the watchdog: tasks that wait at the wall.
-fn alarm(memcg: &Memcg) -> Result<Alarm, BrakeError> {
+pub fn alarm(memcg: &Memcg) -> Result<Alarm, BrakeError> {
     let bell = new_bell()?;
     listen(memcg, &bell, "memory.oom_control", "")?;
     let waits = |alarm: &Alarm| {
@@ -247,23 +274,28 @@ impl Brake for V1Brake {
         "v1"
     }
 
-    fn bell(&self) -> PollFd<'_> {
-        PollFd::new(self.bell.as_fd(), PollFlags::POLLIN)
+    fn bells(&self) -> Vec<PollFd<'_>> {
+        let mut bells = vec![PollFd::new(self.bell.as_fd(), PollFlags::POLLIN)];
+        // Elsewhere it is looked at often enough.
+        bells.extend(self.before.map(|_| PollFd::new(self.pressure.as_fd(), PollFlags::POLLIN)));
+        bells
     }
 
     fn look_again(&self) -> Duration {
-        if self.late.is_empty() { LOOK_AGAIN } else { LATE_AGAIN }
+        if self.late.is_empty() { self.again } else { LATE_AGAIN }
     }
 
     fn look(&mut self) -> Result<Look, CgroupError> {
         let begun = Instant::now();
         // EAGAIN: nobody rang. The state below is what counts.
         let rang = self.bell.read().is_ok();
+        let pressed = self.pressure.read().is_ok();
         if !self.memcg.exists() {
             return Ok(Look::Well);
         }
         self.late.release_late();
-        let out_of_memory = !self.given_up && self.is_out_of_memory(rang, begun)?;
+        self.follow_owner()?;
+        let out_of_memory = !self.given_up && self.is_out_of_memory(rang, pressed, begun)?;
         let kills = self.memcg.kernel_kills()?;
         let killed = kills > self.kernel_kills;
         self.kernel_kills = kills;
@@ -273,7 +305,9 @@ impl Brake for V1Brake {
             Look::OutOfMemory
         } else {
             // Somebody freed memory, or the kernel found some.
+            self.take_back_grant()?;
             self.lower_wall()?;
+            self.again = self.patience()?;
             Look::Well
         })
     }
@@ -326,7 +360,7 @@ impl Brake for V1Brake {
 
     fn grant(&mut self, bytes: u64) -> Result<(), CgroupError> {
         let limit = self.limit.saturating_add(bytes) / page_size() * page_size();
-        self.set_wall((limit + cushion(limit)).max(self.wall))?;
+        self.set_wall((limit + cushion(limit, self.cushion)).max(self.wall))?;
         self.limit = limit;
         // Without a threshold at the new limit the wall and the looks remain.
         if let Ok(bell) = bells(&self.memcg, limit) {
@@ -345,13 +379,44 @@ impl Brake for V1Brake {
         self.memcg.write("memory.oom_control", "1")
     }
 
+    fn put_back(&mut self) -> Result<(), CgroupError> {
+        self.give_up()?;
+        self.put_limits_back()
+    }
+
+    fn follow(&mut self, bytes: u64) -> Result<(), CgroupError> {
+        // What others wrote is what they will find again.
+        if let Some(before) = &mut self.before {
+            before.limit = before.limit.saturating_add(bytes);
+            before.memsw = before.memsw.map(|memsw| memsw.saturating_add(bytes));
+        }
+        self.grant(bytes)
+    }
+
+    /// In the order in which the kernel takes it: memory+swap's limit is never below the
+    /// other.
+    fn debts(&self) -> Vec<Debt> {
+        let mut debts = vec![debt(&self.memcg, "memory.oom_control", "0")];
+        if let Some(before) = self.before {
+            debts.push(debt(&self.memcg, "memory.limit_in_bytes", before.limit.to_string()));
+            debts.extend(before.memsw.map(|bytes| debt(&self.memcg, "memory.memsw.limit_in_bytes", bytes.to_string())));
+        }
+        debts
+    }
+
     fn hand_back(&self) -> HandBack {
         HandBack {
             alarm: alarm(&self.memcg).ok(),
-            writes: vec![(self.memcg.dir().join("memory.oom_control"), "0")],
-            memcg: Some(self.memcg.dir().to_owned()),
+            writes: self.debts(),
+            memcg: self.before.is_none().then(|| self.memcg.dir().to_owned()),
             beside: Vec::new(),
+            adopted: None,
         }
+    }
+
+    fn release_late(&mut self) -> bool {
+        self.late.release_late();
+        self.late.is_empty()
     }
 
     fn limit(&self) -> u64 {

@@ -1,0 +1,121 @@
+//! What is configured for `reprieve guard`, as a whole and for each memcg.
+
+use super::keys::{self, Key};
+use super::{Config, Origin};
+use crate::cgroup::Glob;
+use crate::hold::{BrakeChoice, Cushion};
+use crate::size::parse_duration;
+use crate::verdict::Action;
+use crate::verdict::policy::Policy;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+/// What `[[cgroup]]` can say otherwise than `[guard]`.
+pub const OF_ONE: [&str; 6] = ["deadline", "on_oom", "brake", "cushion", "reports_per_hour", "dry_run"];
+
+/// What is said of some memcgs only.
+#[derive(Debug, Clone)]
+pub struct Override {
+    /// Which.
+    pub matches: Glob,
+    /// Texts by their key's name below `guard`.
+    pub set: BTreeMap<&'static str, String>,
+    /// Where it begins.
+    pub origin: Origin,
+}
+
+/// How a memcg is guarded.
+#[derive(Debug, Clone)]
+pub struct Guarded {
+    /// Longest that the analysis holds.
+    pub deadline: Duration,
+    /// What is done.
+    pub policy: Policy,
+    /// How it is held.
+    pub brake: BrakeChoice,
+    /// On version 1, how far the kernel's limit is raised.
+    pub cushion: Cushion,
+    /// Most incidents of it in an hour.
+    pub reports_per_hour: usize,
+    /// Whether what would be done is only told.
+    pub is_dry: bool,
+}
+
+impl Config {
+    /// The cgroups to guard.
+    #[must_use]
+    pub fn guard_cgroups(&self) -> Vec<Glob> {
+        self.parsed("guard.cgroups", keys::globs)
+    }
+
+    /// Those to leave alone all the same.
+    #[must_use]
+    pub fn guard_except(&self) -> Vec<Glob> {
+        self.parsed("guard.except", keys::globs)
+    }
+
+    /// Most OOMs that are answered at the same time.
+    #[must_use]
+    pub fn guard_analysts(&self) -> usize {
+        self.parsed("guard.analysts", keys::count)
+    }
+
+    /// Least time between two incidents of the machine.
+    #[must_use]
+    pub fn guard_cooldown(&self) -> Duration {
+        self.parsed("guard.cooldown", keys::pause)
+    }
+
+    /// Folder for the lock; `None` is that of the user.
+    #[must_use]
+    pub fn guard_run_dir(&self) -> Option<PathBuf> {
+        Some(self.get("guard.run_dir")).filter(|dir| *dir != keys::AUTO).map(PathBuf::from)
+    }
+
+    /// How the memcg at `path` is guarded: as `[guard]` says, and each `[[cgroup]]` that
+    /// matches, a later one before an earlier one.
+    #[must_use]
+    pub fn guarded(&self, path: &str) -> Guarded {
+        let text = |name: &'static str| {
+            let said = self.overrides.iter().rev().filter(|one| one.matches.matches(path));
+            let own = said.filter_map(|one| one.set.get(name)).next();
+            own.map_or_else(|| self.get(&format!("guard.{name}")), String::as_str)
+        };
+        fn parsed<T>(text: &str, parse: impl Fn(&str) -> Result<T, String>) -> T {
+            // Every text was checked by the same parser when it was read.
+            parse(text).unwrap_or_else(|error| unreachable!("{error}"))
+        }
+        let otherwise: Vec<Action> = parsed(text("on_oom"), keys::actions);
+        Guarded {
+            deadline: parsed(text("deadline"), parse_duration),
+            policy: Policy { rules: self.rules.iter().map(|(rule, _)| rule.clone()).collect(), otherwise },
+            brake: parsed(text("brake"), BrakeChoice::from_str),
+            cushion: parsed(text("cushion"), keys::cushion),
+            reports_per_hour: parsed(text("reports_per_hour"), keys::count),
+            is_dry: text("dry_run") == "true",
+        }
+    }
+
+    /// `[[cgroup]]` as files have it.
+    pub(super) fn show_overrides(&self, origins: bool) -> String {
+        let mut out = String::new();
+        for one in &self.overrides {
+            let origin = if origins { format!(" # {}", one.origin) } else { String::new() };
+            let matches = keys::Kind::Text.as_toml(&one.matches.to_string());
+            out.push_str(&format!("\n[[cgroup]]{origin}\nmatch = {matches}\n"));
+            for (name, text) in &one.set {
+                let kind = key_of_one(name).map_or(keys::Kind::Text, |key| key.kind);
+                out.push_str(&format!("{name} = {}\n", kind.as_toml(text)));
+            }
+        }
+        out
+    }
+}
+
+/// The key of `[guard]` that `[[cgroup]]` may set as well.
+pub(super) fn key_of_one(name: &str) -> Option<&'static Key> {
+    let name = OF_ONE.iter().find(|one| **one == name)?;
+    keys::KEYS.iter().find(|key| key.name.strip_prefix("guard.") == Some(name))
+}

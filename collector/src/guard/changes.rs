@@ -1,0 +1,220 @@
+//! Which memcgs are guarded: as they come and go, and as the configuration says.
+
+use super::post::{Over, Post};
+use super::settings::Settings;
+use super::tree::Tree;
+use super::{ENDING_TIME, Guard, TREE, TROUBLE_TIME, recorder, system};
+use crate::cgroup::Memcg;
+use crate::hold::{self, BrakeError};
+use crate::incident::units;
+use crate::run::RunError;
+use crate::signals::Interrupt;
+use nix::sys::epoll::{EpollEvent, EpollFlags};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+impl Guard {
+    pub(super) fn consider_those_settled(&mut self) {
+        let now = Instant::now();
+        let settled: Vec<String> =
+            self.settling.iter().filter(|(_, at)| **at <= now).map(|(path, _)| path.clone()).collect();
+        for path in settled {
+            self.settling.remove(&path);
+            self.consider(&path);
+        }
+    }
+
+    /// Guards a cgroup if it is to be guarded, can be, and is not yet; else looks whether
+    /// its limit is another.
+    pub(super) fn consider(&mut self, path: &str) {
+        if let Some(&number) = self.numbers.get(path) {
+            return self.look(number);
+        }
+        let memcg = Memcg::at(&self.hierarchy, path);
+        if !self.settings.wants(path) {
+            // A guard that died with its watchdog may have been to guard more; of one that
+            // lives it is no business of ours.
+            let _ = hold::undo(&memcg);
+            return;
+        }
+        if memcg.has_us() {
+            eprintln!("reprieve: {path} is not guarded: reprieve itself is in it");
+            return;
+        }
+        if self.revive(path) {
+            return;
+        }
+        let Some(watchdog) = &self.watchdog else { return };
+        let (number, guarded) = (self.next, self.settings.config.guarded(path));
+        let line = watchdog.line(number);
+        match Post::take(number, memcg, self.given.apply(guarded), self.settings.options, line) {
+            Ok(mut post) => {
+                self.next += 1;
+                if let Some(brake) = post.brake() {
+                    eprintln!(
+                        "reprieve: guarding {path}: limit {}, brake {}",
+                        units::bytes(brake.limit()),
+                        brake.name()
+                    );
+                }
+                self.posts.insert(number, post);
+                self.numbers.insert(path.to_owned(), number);
+                self.listen(number, true);
+            }
+            // It will be told when somebody limits it.
+            Err(BrakeError::Unlimited { .. }) => {}
+            // It is gone again.
+            Err(_) if !Memcg::at(&self.hierarchy, path).exists() => {}
+            Err(error) => eprintln!("reprieve: {path} is not guarded: {:#}", anyhow::Error::new(error)),
+        }
+    }
+
+    /// Goes on with a memcg that was given up but is still with us.
+    fn revive(&mut self, path: &str) -> bool {
+        let is_it = |post: &&mut Post| post.over == Some(Over::Unwanted) && post.memcg.path() == path;
+        let Some(number) = self.posts.values_mut().find(is_it).map(|post| post.number) else { return false };
+        let guarded = self.given.apply(self.settings.config.guarded(path));
+        let Some(post) = self.posts.get_mut(&number) else { return false };
+        if post.is_out() && post.change(guarded, self.settings.options) {
+            post.over = None;
+            self.numbers.insert(path.to_owned(), number);
+            return true;
+        }
+        // Half of it is given back already: from the beginning.
+        if !post.is_out() {
+            let _ = post.line.forget();
+            self.posts.remove(&number);
+        }
+        false
+    }
+
+    pub(super) fn gone(&mut self, path: &str) {
+        if let Some(number) = self.numbers.remove(path) {
+            self.drop_post(number);
+        }
+    }
+
+    /// Nothing is left of the memcg; a thread that has it brings it back first.
+    pub(super) fn drop_post(&mut self, number: u32) {
+        let Some(post) = self.posts.get_mut(&number) else { return };
+        post.over = Some(Over::Gone);
+        if post.is_out() {
+            return;
+        }
+        eprintln!("reprieve: {} is gone", post.memcg.path());
+        let _ = post.line.forget();
+        self.posts.remove(&number);
+    }
+
+    /// Gives a memcg back; what the kernel refuses for now is left to the watchdog.
+    pub(super) fn release(&mut self, number: u32) {
+        self.listen(number, false);
+        let Some(post) = self.posts.get_mut(&number) else { return };
+        if post.over.replace(Over::Unwanted).is_none() {
+            eprintln!("reprieve: {} is not guarded any more", post.memcg.path());
+        }
+        self.numbers.remove(post.memcg.path());
+        post.waits = None;
+        if post.is_out() {
+            return;
+        }
+        if post.release() {
+            self.posts.remove(&number);
+        } else {
+            // Tried again until it is allowed.
+            post.look_at = Instant::now() + TROUBLE_TIME;
+        }
+    }
+
+    /// What is there may be other than what was told.
+    pub(super) fn look_everywhere(&mut self) -> Result<(), RunError> {
+        let unwatched = |e| RunError::System("the tree of cgroups cannot be watched", e);
+        let (tree, found) = Tree::plant(&self.hierarchy, self.settings.cgroups.clone()).map_err(unwatched)?;
+        // The old one is closed, and so out of the epoll.
+        self.tree = tree;
+        self.epoll.add(self.tree.fd(), EpollEvent::new(EpollFlags::EPOLLIN, TREE)).map_err(system)?;
+        let gone: Vec<String> = self.numbers.keys().filter(|path| !found.contains(path)).cloned().collect();
+        for path in gone {
+            match Memcg::at(&self.hierarchy, &path).exists() {
+                // It is not watched any more, since no glob leads to it.
+                true => self.numbers.get(&path).copied().into_iter().for_each(|number| self.release(number)),
+                false => self.gone(&path),
+            }
+        }
+        found.iter().for_each(|path| self.consider(path));
+        Ok(())
+    }
+
+    /// Reads the configuration again; the old one stays where the new one is wrong.
+    pub(super) fn reload(&mut self) {
+        let settings = match Settings::load(&self.given) {
+            Ok(settings) => settings,
+            Err(problems) => {
+                eprintln!("{problems}\nreprieve: the old configuration stays in force");
+                return;
+            }
+        };
+        if settings.out != self.settings.out || settings.limits != self.settings.limits {
+            match recorder(&settings) {
+                // The old one writes what it has, and ends.
+                Ok(recorder) => self.recorder = Arc::new(recorder),
+                Err(error) => {
+                    eprintln!("reprieve: {error}\nreprieve: the old configuration stays in force");
+                    return;
+                }
+            }
+        }
+        // What was started stays as it is until the end: the lock and the threads.
+        let before = std::mem::replace(&mut self.settings, settings);
+        (self.settings.run_dir, self.settings.analysts) = (before.run_dir, before.analysts);
+        let numbers: Vec<(u32, String)> = self.numbers.iter().map(|(path, number)| (*number, path.clone())).collect();
+        for (number, path) in numbers {
+            let guarded = self.given.apply(self.settings.config.guarded(&path));
+            let options = self.settings.options;
+            let Some(post) = self.posts.get_mut(&number) else { continue };
+            if !self.settings.wants(&path) || !post.change(guarded, options) {
+                self.release(number);
+            }
+        }
+        if let Err(error) = self.look_everywhere() {
+            eprintln!("reprieve: {error}");
+        }
+        eprintln!(
+            "reprieve: the configuration was read again; guarding {}",
+            units::count(self.numbers.len() as u64, "cgroup")
+        );
+    }
+
+    /// Gives everything back.
+    pub(super) fn end(mut self) {
+        if let Some(ending) = self.signals.ending() {
+            eprintln!("reprieve: {} was received: everything is given back to the kernel", ending.signal);
+            self.crew.halt(ending.signal);
+        }
+        let until = Instant::now() + ENDING_TIME;
+        while self.posts.values().any(Post::is_out) && Instant::now() < until {
+            for done in self.crew.take() {
+                if let Some(post) = self.posts.get_mut(&done.number) {
+                    post.put(done.brake);
+                }
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let mut is_all = true;
+        for post in self.posts.values_mut() {
+            is_all &= post.release();
+        }
+        if let Some(watchdog) = self.watchdog.take() {
+            // What was refused for now, or is still with a thread, is the watchdog's.
+            if is_all { watchdog.dismiss() } else { watchdog.give_back() }
+        }
+        drop(self.posts);
+        // A thread may be about to let go of it.
+        while Arc::strong_count(&self.recorder) > 1 && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        if let Some(recorder) = Arc::into_inner(self.recorder) {
+            recorder.drain(|| {});
+        }
+    }
+}

@@ -1,0 +1,362 @@
+//! `reprieve guard`: every memcg that the configuration matches, for as long as it runs.
+//!
+//! One thread waits for bells and news of the tree ([`Tree`]), and looks; what is out of
+//! memory goes to a thread of the [`Crew`] and comes back. It asks for nothing at
+//! intervals while all is well.
+
+mod changes;
+mod crew;
+mod lock;
+mod post;
+mod ration;
+mod settings;
+mod tree;
+
+pub use lock::LockError;
+pub use settings::{Given, Settings};
+
+use crate::cgroup::Hierarchy;
+use crate::guardian::{self, Priority};
+use crate::hold::Look;
+use crate::hold::watchdog::Watchdog;
+use crate::incident::store::Store;
+use crate::incident::units;
+use crate::run::{Answered, Recorder, RunError};
+use crate::signals::{Interrupt, Signals};
+use crew::{Crew, Done, Job, Task};
+use lock::Lock;
+use nix::errno::Errno;
+use nix::poll::PollFlags;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use post::{Over, Post};
+use ration::Ration;
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tree::{News, Tree};
+
+/// What the epoll tells of: first these, then memcgs by their numbers.
+const SIGNALS: u64 = 0;
+const TREE: u64 = 1;
+const CREW: u64 = 2;
+const WATCHDOG: u64 = 3;
+const FIRST: u32 = 4;
+/// Bells taken at a time.
+const EVENTS: usize = 64;
+/// Time that OOMs under way get to end when we end: a kill may take as long.
+const ENDING_TIME: Duration = Duration::from_secs(10);
+/// A memcg whose brake cannot be read is looked at again after this.
+const TROUBLE_TIME: Duration = Duration::from_secs(1);
+/// After an owner wrote a limit he may be about to write the next, which the kernel
+/// refuses if the first does not say what he wrote (memory+swap below memory).
+const SETTLE_TIME: Duration = Duration::from_millis(40);
+
+/// Guards until a signal ends it.
+pub fn watch(given: Given) -> Result<(), RunError> {
+    let signals = Signals::block_for_daemon().map_err(|e| RunError::System("signals could not be blocked", e))?;
+    let settings = Settings::load(&given).map_err(|problems| RunError::Refused(problems.to_string()))?;
+    if settings.cgroups.is_empty() {
+        return Err(RunError::Refused(
+            "there is nothing to guard; name cgroups, like `reprieve guard '/system.slice/*.service'`, or write \
+             cgroups = [\"/system.slice/*.service\"] below [guard] in reprieve.toml"
+                .to_owned(),
+        ));
+    }
+    let _lock = Lock::take(&settings.run_dir)?;
+    let hierarchy = Hierarchy::memory()?;
+    guardian::allow_many_files();
+    let watchdog = Watchdog::start_for_many(hierarchy.clone())
+        .map_err(|e| RunError::System("the watchdog could not be started", e))?;
+    for missing in guardian::settle() {
+        eprintln!("reprieve: warning: {missing}");
+    }
+    guardian::sigbus::install().map_err(|e| RunError::System("the SIGBUS handler could not be installed", e.into()))?;
+    let recorder = Arc::new(recorder(&settings)?);
+    let crew = Crew::start(settings.analysts, Priority::of_this_thread())
+        .map_err(|e| RunError::System("a thread could not be started", e))?;
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(system)?;
+    let (tree, found) = Tree::plant(&hierarchy, settings.cgroups.clone())
+        .map_err(|e| RunError::System("the tree of cgroups cannot be watched", e))?;
+    let ours = [(signals.fd(), SIGNALS), (tree.fd(), TREE), (crew.fd(), CREW), (watchdog.fd(), WATCHDOG)];
+    for (fd, number) in ours {
+        epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, number)).map_err(system)?;
+    }
+    let mut guard = Guard {
+        given,
+        settings,
+        hierarchy,
+        watchdog: Some(watchdog),
+        recorder,
+        crew,
+        epoll,
+        tree,
+        signals,
+        posts: BTreeMap::new(),
+        numbers: HashMap::new(),
+        next: FIRST,
+        ration: Ration::default(),
+        settling: BTreeMap::new(),
+    };
+    found.iter().for_each(|path| guard.consider(path));
+    eprintln!("reprieve: guarding {}", units::count(guard.posts.len() as u64, "cgroup"));
+    let result = guard.run();
+    guard.end();
+    result
+}
+
+fn system(errno: Errno) -> RunError {
+    RunError::System("the bells could not be listened to", errno.into())
+}
+
+fn recorder(settings: &Settings) -> Result<Recorder, RunError> {
+    let store = Store::open(settings.out.clone())?;
+    let reserve = store.reserve()?;
+    Recorder::with_subject(store, settings.limits, Some(reserve), "guard".to_owned())
+}
+
+struct Guard {
+    given: Given,
+    settings: Settings,
+    hierarchy: Hierarchy,
+    /// `None` when it has been sent home.
+    watchdog: Option<Watchdog>,
+    recorder: Arc<Recorder>,
+    crew: Crew,
+    epoll: Epoll,
+    tree: Tree,
+    signals: Signals,
+    posts: BTreeMap<u32, Post>,
+    /// Their numbers, by their paths; not of those that are over.
+    numbers: HashMap<String, u32>,
+    next: u32,
+    ration: Ration,
+    /// Cgroups that are new, or that somebody limits, until when they are let alone.
+    settling: BTreeMap<String, Instant>,
+}
+
+impl Guard {
+    fn run(&mut self) -> Result<(), RunError> {
+        let mut events = [EpollEvent::empty(); EVENTS];
+        while self.signals.ending().is_none() {
+            let count = match self.epoll.wait(&mut events, self.timeout()) {
+                Ok(count) => count,
+                Err(Errno::EINTR) => 0,
+                Err(errno) => return Err(system(errno)),
+            };
+            for event in &events[..count] {
+                match event.data() {
+                    SIGNALS => drop(self.signals.take()),
+                    TREE => self.hear_tree()?,
+                    // Nobody would give back what we hold if we died as well.
+                    WATCHDOG => return Err(RunError::Refused("the watchdog died; start the guard anew".to_owned())),
+                    CREW => self.crew.take().into_iter().for_each(|done| self.done(done)),
+                    number => self.look(number as u32),
+                }
+            }
+            self.look_at_those_due();
+            self.consider_those_settled();
+            self.serve();
+            if self.signals.take_reload() {
+                self.reload();
+            }
+        }
+        Ok(())
+    }
+
+    /// Until the next look, or the end of somebody's wait.
+    fn timeout(&self) -> EpollTimeout {
+        let due = self.posts.values().filter(|post| !post.is_out()).filter_map(|post| match post.waits {
+            Some((Task::Answer, since)) => Some(since + post.guarded.deadline),
+            // Until a thread is free.
+            Some((Task::RecordKill, _)) => None,
+            None => Some(post.look_at),
+        });
+        due.chain(self.settling.values().copied()).min().map_or(EpollTimeout::NONE, |at| {
+            // Rounded up: one of 0 ms would spin through the last one.
+            let left = at.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+            EpollTimeout::try_from(left).unwrap_or(EpollTimeout::MAX)
+        })
+    }
+
+    fn hear_tree(&mut self) -> Result<(), RunError> {
+        let news = self.tree.news().map_err(|e| RunError::System("the tree of cgroups cannot be watched", e))?;
+        for news in news {
+            match news {
+                News::Appeared(path) | News::Limited(path) => {
+                    self.settling.insert(path, Instant::now() + SETTLE_TIME);
+                }
+                News::Gone(path) => {
+                    self.settling.remove(&path);
+                    self.gone(&path);
+                }
+                News::Lost => self.look_everywhere()?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Hears the bells of a memcg, or not while somebody answers them.
+    fn listen(&mut self, number: u32, wanted: bool) {
+        let Some(brake) = self.posts.get_mut(&number).and_then(Post::brake) else { return };
+        for bell in brake.bells() {
+            // Both are as asked for if it was so already.
+            let _ = self.epoll.delete(bell.as_fd());
+            let priority = match bell.events().contains(PollFlags::POLLPRI) {
+                true => EpollFlags::EPOLLPRI,
+                false => EpollFlags::EPOLLIN,
+            };
+            if wanted && let Err(errno) = self.epoll.add(bell.as_fd(), EpollEvent::new(priority, number.into())) {
+                eprintln!("reprieve: a bell cannot be heard, it is looked at instead: {errno}");
+            }
+        }
+    }
+
+    fn look_at_those_due(&mut self) {
+        let now = Instant::now();
+        let is_due = |post: &&Post| !post.is_out() && post.waits.is_none() && post.look_at <= now;
+        let due: Vec<u32> = self.posts.iter().filter(|(_, post)| is_due(post)).map(|(number, _)| *number).collect();
+        due.into_iter().for_each(|number| self.look(number));
+    }
+
+    fn look(&mut self, number: u32) {
+        let Some(post) = self.posts.get_mut(&number).filter(|post| post.waits.is_none()) else { return };
+        if post.over.is_some() {
+            return self.release(number);
+        }
+        let Some(brake) = post.brake() else { return };
+        let look = brake.look();
+        if !post.memcg.exists() {
+            let path = post.memcg.path().to_owned();
+            return self.gone(&path);
+        }
+        let task = match look {
+            Ok(Look::Well) => None,
+            Ok(Look::OutOfMemory) => Some(Task::Answer),
+            Ok(Look::KilledByKernel) => Some(Task::RecordKill),
+            Err(error) => {
+                eprintln!("reprieve: {}: {:#}", post.memcg.path(), anyhow::Error::new(error));
+                post.look_at = Instant::now() + TROUBLE_TIME;
+                return;
+            }
+        };
+        post.retake();
+        let Some(task) = task else {
+            let again = post.brake().map_or(TROUBLE_TIME, |brake| brake.look_again());
+            post.look_at = Instant::now() + again;
+            post.tell_watchdog();
+            // A grant or a new limit comes with a new bell.
+            return self.listen(number, true);
+        };
+        post.waits = Some((task, Instant::now()));
+        if task == Task::Answer {
+            let _ = post.line.hold_until(Instant::now() + post.guarded.deadline);
+        }
+        self.listen(number, false);
+    }
+
+    /// Gives who waits to threads that are free, the longest wait first; whose time is
+    /// over is left to the kernel.
+    fn serve(&mut self) {
+        let mut waiting: Vec<(Instant, u32)> =
+            self.posts.iter().filter_map(|(number, post)| Some((post.waits?.1, *number))).collect();
+        waiting.sort_unstable();
+        for (since, number) in waiting {
+            let busy: Vec<&str> = self.posts.values().filter(|p| p.is_out()).map(|p| p.memcg.path()).collect();
+            let Some(post) = self.posts.get(&number) else { continue };
+            // One thread has one tracer.
+            let is_free = !busy.iter().any(|path| are_nested(path, post.memcg.path()));
+            if busy.len() < self.settings.analysts && is_free {
+                self.dispatch(number);
+            } else if post.waits.is_some_and(|(task, _)| task == Task::Answer)
+                && since.elapsed() >= post.guarded.deadline
+            {
+                self.give_up(number);
+            }
+        }
+    }
+
+    fn dispatch(&mut self, number: u32) {
+        let Some(post) = self.posts.get_mut(&number) else { return };
+        let Some((task, _)) = post.waits else { return };
+        let path = post.memcg.path();
+        let may = self.ration.take(path, post.guarded.reports_per_hour, self.settings.cooldown, Instant::now());
+        let Some(brake) = post.give() else { return };
+        let job = Job {
+            number,
+            task,
+            memcg: post.memcg.clone(),
+            brake,
+            manner: Arc::clone(&post.manner),
+            line: post.line.clone(),
+            recorder: Arc::clone(&self.recorder),
+            unrecorded: may.err(),
+            left_to_kernel: if task == Task::RecordKill { post.back() } else { None },
+        };
+        if let Err(brake) = self.crew.put(job) {
+            post.put(brake);
+            self.give_up(number);
+        }
+    }
+
+    /// The kernel decides, since nobody is free to look.
+    fn give_up(&mut self, number: u32) {
+        let Some(post) = self.posts.get_mut(&number) else { return };
+        post.waits = None;
+        eprintln!("reprieve: {}: no analyst was free in time; the kernel's OOM killer decides", post.memcg.path());
+        if let Some(brake) = post.brake()
+            && let Err(error) = brake.give_up()
+        {
+            eprintln!("reprieve: {}: {:#}", post.memcg.path(), anyhow::Error::new(error));
+        }
+        post.leave(None);
+        post.look_at = Instant::now();
+        let _ = post.line.released();
+        self.listen(number, true);
+    }
+
+    fn done(&mut self, done: Done) {
+        let Some(post) = self.posts.get_mut(&done.number) else { return };
+        post.put(done.brake);
+        match done.answered {
+            Ok(Answered::LeftToKernel(incident)) => post.leave(incident),
+            Ok(Answered::Relieved | Answered::Nobody) => {}
+            Err(_) if !post.memcg.exists() => {}
+            Err(error) => {
+                eprintln!("reprieve: {}: {error}; the kernel's OOM killer decides", post.memcg.path());
+                if let Some(brake) = post.brake() {
+                    let _ = brake.give_up();
+                }
+                post.leave(None);
+                let _ = post.line.released();
+            }
+        }
+        match post.over {
+            Some(Over::Gone) => self.drop_post(done.number),
+            _ if !post.memcg.exists() => {
+                let path = post.memcg.path().to_owned();
+                self.numbers.remove(&path);
+                self.drop_post(done.number);
+            }
+            Some(Over::Unwanted) => self.release(done.number),
+            None => self.listen(done.number, true),
+        }
+    }
+}
+
+/// Whether one is the other, or is above it.
+fn are_nested(a: &str, b: &str) -> bool {
+    let is_above = |above: &str, below: &str| below.strip_prefix(above).is_some_and(|rest| rest.starts_with('/'));
+    a == b || is_above(a, b) || is_above(b, a)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::are_nested;
+
+    #[test]
+    fn nested_are_those_that_share_threads() {
+        assert!(are_nested("/a", "/a") && are_nested("/a", "/a/b") && are_nested("/a/b/c", "/a"));
+        assert!(!are_nested("/a", "/ab") && !are_nested("/a/b", "/a/c"));
+    }
+}

@@ -1,0 +1,171 @@
+//! One memcg under guard.
+
+use super::crew::Task;
+use crate::cgroup::Memcg;
+use crate::config::Guarded;
+use crate::hold::watchdog::{Charge, Debt, Line};
+use crate::hold::{self, Brake, BrakeError};
+use crate::run::Manner;
+use crate::snapshot::Options;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// The kernel that was left to decide, and then did not have to, is relieved after this.
+const KERNEL_TIME: Duration = Duration::from_secs(10);
+
+/// A memcg, its brake, and where it is with its OOMs.
+#[derive(Debug)]
+pub struct Post {
+    /// Its number.
+    pub number: u32,
+    /// The memcg.
+    pub memcg: Memcg,
+    /// How it is guarded.
+    pub guarded: Guarded,
+    /// The same for who answers.
+    pub manner: Arc<Manner>,
+    /// To the watchdog.
+    pub line: Line,
+    /// `None` while a thread has it.
+    brake: Option<Box<dyn Brake>>,
+    debts: Vec<Debt>,
+    /// What waits for a thread, since when.
+    pub waits: Option<(Task, Instant)>,
+    /// When to look without a bell.
+    pub look_at: Instant,
+    /// Since when the kernel decides, after which incident.
+    left: Option<(Instant, Option<String>)>,
+    /// Why it is not guarded any more.
+    pub over: Option<Over>,
+}
+
+/// Why a memcg is not guarded any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Over {
+    /// It is gone; what has its path now is another.
+    Gone,
+    /// It is to be as it was found.
+    Unwanted,
+}
+
+impl Post {
+    /// Arms the best brake, and tells the watchdog.
+    pub fn take(number: u32, memcg: Memcg, guarded: Guarded, options: Options, line: Line) -> Result<Self, BrakeError> {
+        let brake = hold::adopt(&memcg, guarded.brake, guarded.cushion)?;
+        let manner = Arc::new(manner(&guarded, options));
+        let mut post = Post {
+            number,
+            memcg,
+            guarded,
+            manner,
+            line,
+            brake: Some(brake),
+            debts: Vec::new(),
+            waits: None,
+            look_at: Instant::now(),
+            left: None,
+            over: None,
+        };
+        post.tell_watchdog();
+        Ok(post)
+    }
+
+    /// The brake, unless a thread has it.
+    pub fn brake(&mut self) -> Option<&mut (dyn Brake + 'static)> {
+        self.brake.as_deref_mut()
+    }
+
+    /// Whether a thread has it.
+    pub fn is_out(&self) -> bool {
+        self.brake.is_none()
+    }
+
+    /// For a thread.
+    pub fn give(&mut self) -> Option<Box<dyn Brake>> {
+        self.waits = None;
+        self.brake.take()
+    }
+
+    /// From a thread.
+    pub fn put(&mut self, brake: Box<dyn Brake>) {
+        self.brake = Some(brake);
+        // Bells that rang meanwhile were heard, and more may have happened.
+        self.look_at = Instant::now();
+        self.tell_watchdog();
+    }
+
+    /// Says anew what is to be given back, where that has changed.
+    pub fn tell_watchdog(&mut self) {
+        let Some(brake) = &self.brake else { return };
+        let debts = brake.debts();
+        if debts == self.debts {
+            return;
+        }
+        let charge = Charge {
+            path: self.memcg.path().to_owned(),
+            brake: brake.name().to_owned(),
+            answer_us: self.guarded.deadline.as_micros() as u64,
+            writes: debts.clone(),
+        };
+        match self.line.guard(charge) {
+            Ok(()) => self.debts = debts,
+            Err(error) => {
+                eprintln!("reprieve: {}: the watchdog does not know of it: {error}", self.memcg.path());
+            }
+        }
+    }
+
+    /// Other settings for a memcg that stays under guard; false where another brake is
+    /// wanted.
+    pub fn change(&mut self, guarded: Guarded, options: Options) -> bool {
+        if guarded.brake != self.guarded.brake || guarded.cushion != self.guarded.cushion {
+            return false;
+        }
+        if guarded.deadline != self.guarded.deadline {
+            self.debts.clear();
+        }
+        self.manner = Arc::new(manner(&guarded, options));
+        self.guarded = guarded;
+        self.tell_watchdog();
+        true
+    }
+
+    /// The kernel was left to decide after this incident.
+    pub fn leave(&mut self, incident: Option<String>) {
+        self.left = Some((Instant::now(), incident));
+    }
+
+    /// What was left to the kernel is over; after which incident it was.
+    pub fn back(&mut self) -> Option<String> {
+        self.left.take().and_then(|(_, incident)| incident)
+    }
+
+    /// Takes up guarding again where the kernel did not have to kill.
+    pub fn retake(&mut self) {
+        if self.left.as_ref().is_some_and(|(since, _)| since.elapsed() > KERNEL_TIME)
+            && let Some(brake) = self.brake.as_mut()
+        {
+            self.left = None;
+            if let Err(error) = brake.rearm() {
+                eprintln!("reprieve: {}: the brake could not be armed again: {error}", self.memcg.path());
+            }
+        }
+    }
+
+    /// Leaves it as it was found; false where the watchdog has to go on with that.
+    pub fn release(&mut self) -> bool {
+        let Some(brake) = self.brake.as_mut() else { return false };
+        match brake.put_back() {
+            Err(_) if self.memcg.exists() => false,
+            // One that is gone needs nothing.
+            _ => {
+                let _ = self.line.forget();
+                true
+            }
+        }
+    }
+}
+
+fn manner(guarded: &Guarded, options: Options) -> Manner {
+    Manner { deadline: guarded.deadline, policy: guarded.policy.clone(), options, is_dry: guarded.is_dry }
+}

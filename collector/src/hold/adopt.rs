@@ -1,0 +1,102 @@
+//! Memcgs that others made and limited: taken under a brake, and left as they were.
+//!
+//! What has to be written to leave one is known three times: to us, to the watchdog, and
+//! to the memcg itself, for the next guardian when both of us have died.
+
+use super::watchdog::Debt;
+use super::{Brake, BrakeChoice, BrakeError, HighBrake, ReserveBrake, V1Brake};
+use crate::cgroup::{self, Memcg, Version, note};
+
+/// Arms a brake on a memcg that others made and limited, and that we are not in, until
+/// [`Brake::put_back`]. `cushion` is for brakes that hold below the kernel's limit.
+pub fn adopt(memcg: &Memcg, choice: BrakeChoice, cushion: Cushion) -> Result<Box<dyn Brake>, BrakeError> {
+    undo(memcg)?;
+    if memcg.limit()?.is_none() {
+        return Err(BrakeError::Unlimited { path: memcg.path().to_owned() });
+    }
+    let has = memcg.version();
+    let wrong = |brake, needs| Err(BrakeError::WrongVersion { brake, needs, has: has.number() });
+    match (choice, has) {
+        (BrakeChoice::Auto | BrakeChoice::V1, Version::V1) => Ok(Box::new(V1Brake::adopt(memcg.clone(), cushion)?)),
+        (BrakeChoice::Auto, Version::V2) if ReserveBrake::is_there() => {
+            Ok(Box::new(ReserveBrake::adopt(memcg.clone(), false)?))
+        }
+        (BrakeChoice::Reserve, Version::V2) => Ok(Box::new(ReserveBrake::adopt(memcg.clone(), false)?)),
+        (BrakeChoice::Auto | BrakeChoice::High, Version::V2) => Ok(Box::new(HighBrake::adopt(memcg.clone())?)),
+        (BrakeChoice::V1, _) => wrong("v1", 1),
+        (BrakeChoice::High, _) => wrong("high", 2),
+        (BrakeChoice::Reserve, _) => wrong("reserve", 2),
+    }
+}
+
+/// How far above the limit the kernel's own stands on version 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cushion {
+    /// As far as noticing takes.
+    Auto,
+    /// So many bytes.
+    Bytes(u64),
+}
+
+/// Undoes what a guardian that died with its watchdog left of an adoption.
+///
+/// # Errors
+///
+/// Another guardian, which lives, has adopted it.
+pub fn undo(memcg: &Memcg) -> Result<(), BrakeError> {
+    let Some(text) = note::read(memcg) else { return Ok(()) };
+    let (maker, text) = text.split_once('\n').unwrap_or_default();
+    if maker != cgroup::name_of_own_group() && !cgroup::maker_is_dead(maker) {
+        return Err(BrakeError::Guarded { path: memcg.path().to_owned() });
+    }
+    let writes = text.lines().filter_map(|line| line.split_once(' '));
+    let undone = writes.filter(|(file, content)| memcg.write(file, content).is_err()).count();
+    // A limit that is refused, since more is in use, stays too high for now; nobody is
+    // held by it.
+    if undone == 0 {
+        note::forget(memcg);
+    }
+    Ok(())
+}
+
+/// Remembers with the memcg itself what [`undo`] has to write, and who we are.
+pub(super) fn remember(memcg: &Memcg, writes: &[Debt]) {
+    let line = |debt: &Debt| Some(format!("{} {}\n", debt.file.file_name()?.to_str()?, debt.content));
+    let lines: String = writes.iter().filter_map(line).collect();
+    // Without the right to it, it takes the watchdog's death as well to lose it.
+    let _ = note::keep(memcg, &format!("{}\n{lines}", cgroup::name_of_own_group()));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cgroup::Hierarchy;
+    use std::fs;
+
+    #[test]
+    fn only_what_the_dead_left_is_undone() {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let hierarchy = Hierarchy { version: Version::V1, mount: dir.path().to_owned(), own: "/".to_owned() };
+        let memcg = Memcg::at(&hierarchy, "/");
+        let limit = dir.path().join("memory.limit_in_bytes");
+        fs::write(&limit, "200").unwrap();
+        let writes = [Debt { file: limit.clone(), content: "100".to_owned() }];
+        // The first process of the machine lives, and is not we.
+        let start = crate::snapshot::process::start_ticks(1).unwrap();
+        note::keep(&memcg, &format!("reprieve-1-{start}\nmemory.limit_in_bytes 100\n")).unwrap();
+        assert!(undo(&memcg).unwrap_err().to_string().contains("another reprieve guards"));
+        assert_eq!(fs::read_to_string(&limit).unwrap(), "200");
+        note::keep(&memcg, "reprieve-1-0\nmemory.limit_in_bytes 100\n").unwrap();
+        undo(&memcg).unwrap();
+        assert_eq!((&*fs::read_to_string(&limit).unwrap(), note::read(&memcg)), ("100", None));
+        fs::write(&limit, "200").unwrap();
+        remember(&memcg, &writes);
+        undo(&memcg).unwrap();
+        assert_eq!((&*fs::read_to_string(&limit).unwrap(), note::read(&memcg)), ("100", None));
+        // What cannot be written is kept.
+        remember(&memcg, &[Debt { file: dir.path().join("none").join("x"), content: "1".to_owned() }]);
+        fs::create_dir(dir.path().join("x")).unwrap();
+        undo(&memcg).unwrap();
+        assert!(note::read(&memcg).is_some());
+    }
+}

@@ -1,0 +1,341 @@
+//! An incident without names, to show it to others.
+//!
+//! Whatever could be a name is replaced by digits of a hash with a secret key, the same name
+//! by the same digits; without the key nobody can try whether a name that he guesses is one
+//! of them. Paths are replaced part by part. Our own sentences stay, word by word, as far as
+//! their words are in a list; every other word is taken for a name.
+//!
+//! Each type is taken apart field by field: a field that is new does not compile before it
+//! is decided what becomes of it.
+
+mod accounts;
+mod words;
+
+use super::model::{
+    Candidate, GeneratedAddress, Heap, HeapFrame, HoldReport, Host, Incident, KernelHold, KernelVictim, MallocState,
+    Mapping, MemcgState, Module, Process, ResolvedAddress, ScriptFrame, Search, Step, StopOutcome, SymbolState,
+    Symbols, Thread, Verdict,
+};
+use reprieve_symbolizer::{Frame, Tried};
+use std::collections::BTreeSet;
+use words::Redactor;
+
+pub use words::Key;
+
+/// The incident without names.
+#[must_use]
+pub fn redact(incident: Incident, key: &Key) -> Incident {
+    let mut names = BTreeSet::new();
+    collect(&incident, &mut names);
+    Redactor::new(key, names).incident(incident)
+}
+
+/// Names that sentences could have in them, with spaces, too.
+fn collect(incident: &Incident, names: &mut BTreeSet<String>) {
+    let mut add = |name: &str| {
+        if !name.is_empty() {
+            names.insert(name.to_owned());
+        }
+    };
+    add(&incident.host.name);
+    if let Some(memcg) = &incident.memcg {
+        memcg.path.split('/').for_each(&mut add);
+        add(&memcg.path);
+    }
+    for process in &incident.processes {
+        add(&process.comm);
+        process.exe.iter().for_each(|exe| add(exe));
+        process.cgroup.split('/').for_each(&mut add);
+        add(&process.cgroup);
+        process.threads.iter().for_each(|thread| add(&thread.comm));
+        process.mappings.iter().for_each(|mapping| add(&mapping.name));
+    }
+    incident.kernel_victims.iter().for_each(|victim| add(&victim.comm));
+    incident.modules.iter().for_each(|module| add(&module.path));
+    if let Some(verdict) = &incident.verdict {
+        verdict.rule.iter().for_each(|rule| add(rule));
+        verdict.steps.iter().flat_map(|step| &step.candidates).for_each(|candidate| add(&candidate.comm));
+    }
+    incident.accounting.iter().for_each(|accounting| accounts::collect(accounting, &mut add));
+    // These are no more than numbers and marks, which sentences are full of.
+    names.retain(|name| name.chars().any(char::is_alphabetic));
+}
+
+impl Redactor<'_> {
+    fn incident(&self, incident: Incident) -> Incident {
+        let Incident {
+            schema,
+            id,
+            trigger,
+            time_unix_us,
+            host,
+            memcg,
+            hold,
+            processes,
+            kernel_victims,
+            modules,
+            symbols,
+            verdict,
+            accounting,
+            gaps,
+        } = incident;
+        Incident {
+            schema,
+            id: self.id(&id),
+            trigger,
+            time_unix_us,
+            host: self.host(host),
+            memcg: memcg.map(|memcg| self.memcg(memcg)),
+            hold: hold.map(|hold| self.hold(&hold)),
+            processes: processes.into_iter().map(|process| self.process(process)).collect(),
+            kernel_victims: kernel_victims.into_iter().map(|victim| self.victim(victim)).collect(),
+            modules: modules.into_iter().map(|module| self.module(module)).collect(),
+            symbols: self.symbols(symbols),
+            verdict: verdict.map(|verdict| self.verdict(verdict)),
+            accounting: accounting.map(|accounting| self.accounting(accounting)),
+            gaps: gaps.iter().map(|gap| self.sentence(gap)).collect(),
+        }
+    }
+
+    fn host(&self, host: Host) -> Host {
+        let Host { name, kernel, memory_bytes, available_bytes, reprieve } = host;
+        Host {
+            name: self.name(&name),
+            kernel: self.release(&kernel),
+            memory_bytes,
+            available_bytes,
+            reprieve: self.release(&reprieve),
+        }
+    }
+
+    fn memcg(&self, memcg: MemcgState) -> MemcgState {
+        let MemcgState { path, version, usage_bytes, limit_bytes, peak_bytes, stat, events } = memcg;
+        let (stat, events) = (self.counters(stat), self.counters(events));
+        MemcgState { path: self.path(&path), version, usage_bytes, limit_bytes, peak_bytes, stat, events }
+    }
+
+    fn hold(&self, hold: &HoldReport) -> HoldReport {
+        // All others are numbers; named, so that a new one is looked at.
+        let HoldReport {
+            brake,
+            kernel,
+            stop_window_us: _,
+            exposed_us: _,
+            snapshot_us: _,
+            symbolized_us: _,
+            held_us: _,
+            deadline_us: _,
+            threads_stopped: _,
+            threads_not_stopped: _,
+            guardian_locked_bytes: _,
+            heap_table_bytes: _,
+            guardian_peak_bytes: _,
+            guardian_hold_heap_bytes: _,
+            deciding_faults: _,
+        } = hold;
+        let kernel = kernel.as_ref().map(|kernel| self.kernel_hold(kernel));
+        HoldReport { brake: self.sentence(brake), kernel, ..hold.clone() }
+    }
+
+    fn kernel_hold(&self, hold: &KernelHold) -> KernelHold {
+        let KernelHold {
+            pid: _,
+            tid: _,
+            user_fault: _,
+            order: _,
+            parked: _,
+            reserve_bytes: _,
+            above_limit_bytes: _,
+            overrun_left_bytes: _,
+            guardian_inside: _,
+            reserve_used_bytes: _,
+            ended,
+            holds: _,
+        } = hold;
+        KernelHold { ended: ended.as_deref().map(|ended| self.sentence(ended)), ..hold.clone() }
+    }
+
+    fn victim(&self, victim: KernelVictim) -> KernelVictim {
+        let KernelVictim { pid, comm, rss_bytes } = victim;
+        KernelVictim { pid, comm: self.path(&comm), rss_bytes }
+    }
+
+    fn process(&self, process: Process) -> Process {
+        let Process {
+            pid,
+            ppid,
+            comm,
+            exe,
+            cmdline: _,
+            uid,
+            start_ticks,
+            age_s,
+            cgroup,
+            container_id,
+            foreign_namespaces,
+            state,
+            oom_score_adj,
+            memory,
+            mappings,
+            mapping_count,
+            threads,
+            heaps,
+            malloc,
+            gaps,
+        } = process;
+        Process {
+            pid,
+            ppid,
+            comm: self.path(&comm),
+            exe: exe.map(|exe| self.path(&exe)),
+            cmdline: None,
+            uid,
+            start_ticks,
+            age_s,
+            cgroup: self.path(&cgroup),
+            container_id: container_id.map(|id| self.name(&id)),
+            foreign_namespaces: foreign_namespaces.into_iter().map(|link| self.namespace(link)).collect(),
+            state,
+            oom_score_adj,
+            memory,
+            mappings: mappings.into_iter().map(|mapping| self.mapping(mapping)).collect(),
+            mapping_count,
+            threads: threads.into_iter().map(|thread| self.thread(thread)).collect(),
+            heaps: heaps.into_iter().map(|heap| self.heap(heap)).collect(),
+            malloc: malloc.map(|malloc| self.malloc(malloc)),
+            gaps: gaps.iter().map(|gap| self.sentence(gap)).collect(),
+        }
+    }
+
+    fn mapping(&self, mapping: Mapping) -> Mapping {
+        let Mapping { start, end, name, permissions, pss_bytes, swap_pss_bytes, anonymous_bytes } = mapping;
+        let is_permissions = permissions.bytes().all(|b| b"rwxps-".contains(&b));
+        let permissions = if is_permissions { permissions } else { self.name(&permissions) };
+        Mapping { start, end, name: self.mapped(&name), permissions, pss_bytes, swap_pss_bytes, anonymous_bytes }
+    }
+
+    fn thread(&self, thread: Thread) -> Thread {
+        // Registers can hold anything, a part of a password, too.
+        let Thread { tid, comm, state, stop, registers: _, wchan, stack, frame_modules, script } = thread;
+        let stop = match stop {
+            StopOutcome::NotStopped(reason) => StopOutcome::NotStopped(self.sentence(&reason)),
+            StopOutcome::Stopped => StopOutcome::Stopped,
+            StopOutcome::Gone => StopOutcome::Gone,
+        };
+        let script =
+            script.into_iter().map(|ScriptFrame { native, frame }| ScriptFrame { native, frame: self.frame(frame) });
+        Thread {
+            tid,
+            comm: self.path(&comm),
+            state,
+            stop,
+            registers: None,
+            wchan: wchan.map(|wchan| self.name(&wchan)),
+            stack,
+            frame_modules,
+            script: script.collect(),
+        }
+    }
+
+    fn heap(&self, heap: Heap) -> Heap {
+        let Heap { witness, period_bytes, lost_samples, lost_bytes, inuse, alloc, frames, stacks } = heap;
+        let frame = |HeapFrame { address, at, named }| HeapFrame { address, at, named: named.map(|f| self.frame(f)) };
+        let frames = frames.into_iter().map(frame).collect();
+        Heap { witness, period_bytes, lost_samples, lost_bytes, inuse, alloc, frames, stacks }
+    }
+
+    fn malloc(&self, malloc: MallocState) -> MallocState {
+        let MallocState { library, arenas, mmapped, size_classes } = malloc;
+        MallocState { library: self.sentence(&library), arenas, mmapped, size_classes }
+    }
+
+    fn module(&self, module: Module) -> Module {
+        let Module { pid, path, build_id, start, end, file_offset, bias, deleted } = module;
+        // By its build ID anybody can look up what a public binary is.
+        let build_id = build_id.map(|id| self.name(&id));
+        Module { pid, path: self.mapped(&path), build_id, start, end, file_offset, bias, deleted }
+    }
+
+    fn symbols(&self, symbols: Symbols) -> Symbols {
+        let Symbols { state, completed_unix_us, addresses, generated, searches } = symbols;
+        let state = match state {
+            SymbolState::AfterVerdict(reason) => SymbolState::AfterVerdict(self.sentence(&reason)),
+            SymbolState::Failed(reason) => SymbolState::Failed(self.sentence(&reason)),
+            SymbolState::Pending => SymbolState::Pending,
+            SymbolState::BeforeVerdict => SymbolState::BeforeVerdict,
+        };
+        let miss = |miss: Option<String>| miss.map(|miss| self.sentence(&miss));
+        let address = |a: ResolvedAddress| {
+            let ResolvedAddress { at, frames, source, miss: why } = a;
+            let frames = frames.into_iter().map(|frame| self.frame(frame)).collect();
+            ResolvedAddress { at, frames, source, miss: miss(why) }
+        };
+        let generated_one = |a: GeneratedAddress| {
+            let GeneratedAddress { pid, address, frame, source, miss: why } = a;
+            GeneratedAddress { pid, address, frame: frame.map(|f| self.frame(f)), source, miss: miss(why) }
+        };
+        let search = |s: Search| {
+            let Search { subject, tried, without_inlined, without_lines } = s;
+            let tried = tried.into_iter().map(|Tried { source, place, outcome }| {
+                let place = self.path(&place);
+                Tried { source, place, outcome }
+            });
+            Search { subject, tried: tried.collect(), without_inlined, without_lines }
+        };
+        Symbols {
+            state,
+            completed_unix_us,
+            addresses: addresses.into_iter().map(address).collect(),
+            generated: generated.into_iter().map(generated_one).collect(),
+            searches: searches.into_iter().map(search).collect(),
+        }
+    }
+
+    fn frame(&self, frame: Frame) -> Frame {
+        let Frame { function, file, line, column, inlined } = frame;
+        Frame { function: self.name(&function), file: file.map(|file| self.path(&file)), line, column, inlined }
+    }
+
+    fn verdict(&self, verdict: Verdict) -> Verdict {
+        let Verdict { summary, relieved, rule, problems, steps } = verdict;
+        Verdict {
+            summary: self.sentence(&summary),
+            relieved,
+            rule: rule.map(|rule| self.name(&rule)),
+            problems: problems.iter().map(|problem| self.sentence(problem)).collect(),
+            steps: steps.into_iter().map(|step| self.step(step)).collect(),
+        }
+    }
+
+    fn step(&self, step: Step) -> Step {
+        let Step {
+            action,
+            reason,
+            outcome,
+            effect,
+            usage_before_bytes,
+            usage_after_bytes,
+            limit_us,
+            took_us,
+            candidates,
+        } = step;
+        Step {
+            action: self.sentence(&action),
+            reason: self.sentence(&reason),
+            outcome,
+            effect: self.sentence(&effect),
+            usage_before_bytes,
+            usage_after_bytes,
+            limit_us,
+            took_us,
+            candidates: candidates.into_iter().map(|candidate| self.candidate(candidate)).collect(),
+        }
+    }
+
+    fn candidate(&self, candidate: Candidate) -> Candidate {
+        let Candidate { pid, comm, priority, size_bytes, reservation_bytes } = candidate;
+        // Of the machine's jobs it is a cgroup's path. A name with a slash, as the kernel's threads
+        // have, is no other than in a path.
+        Candidate { pid, comm: self.path(&comm), priority, size_bytes, reservation_bytes }
+    }
+}

@@ -1,0 +1,180 @@
+//! What a list tells of an incident, read without the rest: stacks and symbols, which are
+//! most of the file, are passed over.
+
+use super::model::{KernelVictim, ProcessMemory, SCHEMA, StepOutcome, Trigger};
+use super::show::{Happened, printable, sentence};
+use super::store::{INCIDENT, StoreError};
+use serde::Deserialize;
+use std::fs;
+use std::path::Path;
+
+/// Fields of an incident as far as a list needs them.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Summary {
+    schema: String,
+    /// As in the incident, and so all that follow.
+    pub id: String,
+    /// What made us write it.
+    pub trigger: Trigger,
+    /// When the OOM was noticed.
+    pub time_unix_us: u64,
+    /// The memcg, when there is one.
+    pub memcg: Option<Memcg>,
+    /// Every process seen.
+    pub processes: Vec<Process>,
+    /// Whom the kernel killed.
+    #[serde(default)]
+    pub kernel_victims: Vec<KernelVictim>,
+    /// What was decided.
+    pub verdict: Option<Verdict>,
+}
+
+/// A memcg.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Memcg {
+    /// Path below the memory controller's mount.
+    pub path: String,
+    usage_bytes: u64,
+    /// `None` is unlimited.
+    pub limit_bytes: Option<u64>,
+}
+
+/// A process.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Process {
+    /// Its PID.
+    pub pid: i32,
+    /// Its name.
+    pub comm: String,
+    /// Its program.
+    pub exe: Option<String>,
+    /// Its cgroup.
+    pub cgroup: String,
+    /// Container ID, when the cgroup path shows one.
+    pub container_id: Option<String>,
+    memory: ProcessMemory,
+}
+
+/// A verdict.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Verdict {
+    /// One sentence.
+    pub summary: String,
+    /// Whether the memcg was well afterwards.
+    pub relieved: bool,
+    steps: Vec<Step>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct Step {
+    action: String,
+    outcome: StepOutcome,
+}
+
+impl Summary {
+    /// Reads the incident in a folder.
+    pub fn read(dir: &Path) -> Result<Self, StoreError> {
+        let path = dir.join(INCIDENT);
+        let text = fs::read(&path).map_err(|reason| StoreError::File { path: path.clone(), reason })?;
+        let corrupt = |reason: String| StoreError::Corrupt { path: path.clone(), reason };
+        let summary: Summary = serde_json::from_slice(&text).map_err(|error| corrupt(error.to_string()))?;
+        if summary.schema == SCHEMA {
+            Ok(summary)
+        } else {
+            Err(corrupt(format!("its schema is {:?}, this reprieve reads {SCHEMA:?}", summary.schema)))
+        }
+    }
+
+    /// The action that ended it, like `kill`, without its value: the last one that was done.
+    #[must_use]
+    pub fn action(&self) -> Option<&str> {
+        let done = |step: &&Step| step.outcome != StepOutcome::Failed;
+        let last = self.verdict.as_ref()?.steps.iter().rfind(done)?;
+        Some(last.action.split('=').next().unwrap_or_default())
+    }
+
+    /// Every cgroup in it.
+    pub fn cgroups(&self) -> impl Iterator<Item = &str> {
+        let of_processes = self.processes.iter().map(|process| process.cgroup.as_str());
+        self.memcg.iter().map(|memcg| memcg.path.as_str()).chain(of_processes)
+    }
+
+    /// One line: the ID names time and program.
+    #[must_use]
+    pub fn line(&self, width: usize) -> String {
+        let what = self.verdict.as_ref().map_or_else(|| self.headline(), |verdict| verdict.summary.clone());
+        let line: Vec<char> = format!("{}  {what}", self.id).chars().map(printable).collect();
+        if line.len() <= width {
+            line.into_iter().collect()
+        } else {
+            line[..width - 1].iter().chain(['…'].iter()).collect()
+        }
+    }
+
+    /// The same for a script.
+    #[must_use]
+    pub fn json(&self, dir: &Path) -> serde_json::Value {
+        let mut pods: Vec<String> = self.cgroups().filter_map(pod).collect();
+        pods.sort_unstable();
+        pods.dedup();
+        serde_json::json!({
+            "id": self.id,
+            "time_unix_us": self.time_unix_us,
+            "trigger": self.trigger,
+            "memcg": self.memcg.as_ref().map(|memcg| &memcg.path),
+            "pods": pods,
+            "limit_bytes": self.memcg.as_ref().and_then(|memcg| memcg.limit_bytes),
+            "relieved": self.verdict.as_ref().map(|verdict| verdict.relieved),
+            "action": self.action(),
+            "verdict": self.verdict.as_ref().map(|verdict| &verdict.summary),
+            "dir": dir,
+        })
+    }
+
+    fn headline(&self) -> String {
+        let biggest = self.processes.iter().max_by_key(|process| process.memory.pss_bytes);
+        sentence(&Happened {
+            trigger: self.trigger,
+            victim: self.kernel_victims.first().map(|victim| (victim.comm.as_str(), victim.pid)),
+            biggest: biggest.map(|process| (process.comm.as_str(), process.pid)),
+            memcg: self.memcg.as_ref().map(|memcg| (memcg.path.as_str(), memcg.usage_bytes, memcg.limit_bytes)),
+        })
+    }
+}
+
+/// UID of the pod that a cgroup belongs to, with `-`, as Kubernetes writes it.
+///
+/// The kubelet names the cgroup `pod<UID>`, and under systemd
+/// `kubepods-<class>-pod<UID with _>.slice` (kubernetes, pkg/kubelet/cm). A static pod's UID
+/// is 32 digits without any.
+#[must_use]
+pub fn pod(cgroup: &str) -> Option<String> {
+    cgroup.split('/').find_map(|part| {
+        let part = part.strip_suffix(".slice").unwrap_or(part);
+        let uid = part.rsplit_once("pod").filter(|(before, _)| before.is_empty() || before.ends_with('-'))?.1;
+        let uid = uid.replace('_', "-");
+        let is_uid = matches!(uid.len(), 32 | 36) && uid.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-');
+        is_uid.then_some(uid)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pods_are_known_by_their_cgroups() {
+        let uid = "0a1b2c3d-0a1b-0a1b-0a1b-0a1b2c3d4e5f";
+        for path in [
+            format!("/kubepods/burstable/pod{uid}/0123"),
+            format!("/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{}.slice/x", uid.replace('-', "_")),
+            format!("/kubepods.slice/kubepods-pod{}.slice", uid.replace('-', "_")),
+        ] {
+            assert_eq!(pod(&path).as_deref(), Some(uid), "{path}");
+        }
+        assert_eq!(pod(&format!("/kubepods/pod{}", "a".repeat(32))), Some("a".repeat(32)));
+        for path in ["/", "/kubepods.slice", "/system.slice/podman.service", "/user.slice/tripod0123"] {
+            assert_eq!(pod(path), None, "{path}");
+        }
+    }
+}

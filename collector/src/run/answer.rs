@@ -1,0 +1,244 @@
+//! One OOM, the whole way: stop, record, decide, let go.
+
+use super::recorder::{Recorder, state_of};
+use crate::accounting;
+use crate::cgroup::{CgroupError, CpuGroup, Memcg};
+use crate::guardian::{heap, own_status_bytes};
+use crate::hold::Brake;
+use crate::hold::watchdog::Line;
+use crate::incident::model::{HoldReport, Incident, SymbolState, Symbols, Trigger, Verdict};
+use crate::incident::{show, units};
+use crate::signals::Interrupt;
+use crate::snapshot;
+use crate::snapshot::Options;
+use crate::snapshot::kernel_log::KernelLog;
+use crate::verdict::policy::{Choice, Policy};
+use crate::verdict::{self, Scene};
+use crate::witness::{self, HeapTable};
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+/// Time that stopping threads may take of a hold.
+const STOP_TIME: Duration = Duration::from_secs(1);
+/// Most of a hold that symbols may take before the verdict.
+const SYMBOL_TIME: Duration = Duration::from_secs(2);
+/// Part of a hold kept for the verdict itself.
+const VERDICT_TIME: Duration = Duration::from_millis(500);
+
+/// How the OOMs of a memcg are answered.
+#[derive(Debug, Clone)]
+pub struct Manner {
+    /// Longest that the analysis may hold.
+    pub deadline: Duration,
+    /// What is done.
+    pub policy: Policy,
+    /// What to record.
+    pub options: Options,
+    /// Whether what would be done is only told, and the kernel decides.
+    pub is_dry: bool,
+}
+
+/// A memcg, and what it takes to answer an OOM in it.
+#[derive(Debug)]
+pub struct Answerer<'a> {
+    /// The hold.
+    pub brake: &'a mut dyn Brake,
+    /// The memcg.
+    pub memcg: &'a Memcg,
+    /// Its CPU group on version 1.
+    pub cpu: Option<&'a CpuGroup>,
+    /// Told how long everything may take.
+    pub watchdog: &'a Line,
+    /// Writes the incident.
+    pub recorder: &'a Recorder,
+    /// Ends every wait.
+    pub interrupt: &'a mut dyn Interrupt,
+    /// How.
+    pub manner: &'a Manner,
+    /// What the incident is about, for its name.
+    pub subject: &'a str,
+    /// The table of a command that we started.
+    pub heap: Option<&'a HeapTable>,
+    /// Whether heaps are looked at: that of the command, and of all that have a table of
+    /// their own.
+    pub reads_heaps: bool,
+    /// What every line of ours begins with, to tell one memcg from the other.
+    pub teller: &'a str,
+    /// Why there is to be no incident of it.
+    pub unrecorded: Option<&'a str>,
+}
+
+/// What came of an OOM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answered {
+    /// Nobody was there any more who could be held.
+    Nobody,
+    /// The memcg is well.
+    Relieved,
+    /// The kernel decides; the incident of it, if there is one.
+    LeftToKernel(Option<String>),
+}
+
+impl Answerer<'_> {
+    /// Answers an OOM that has just been noticed.
+    pub fn answer(&mut self) -> Result<Answered, CgroupError> {
+        let noticed = Instant::now();
+        let deadline = noticed + self.manner.deadline;
+        // A watchdog that died leaves the kernel's own OOM killer switched off
+        // without a second pair of eyes; the hold is short and we go on.
+        let _ = self.watchdog.hold_until(deadline);
+        let heap_before = heap::mark();
+        let threads = self.brake.stop(deadline.min(noticed + STOP_TIME))?;
+        let stop_window = noticed.elapsed();
+        let (threads_stopped, threads_not_stopped) = threads.counts();
+        if threads_stopped == 0 && threads_not_stopped == 0 {
+            // All who were there are dying, of a kill just before.
+            let _ = self.watchdog.released();
+            return self.brake.resume(threads).map(|()| Answered::Nobody);
+        }
+        let pids = self.memcg.pids()?;
+        let mut state = state_of(self.memcg);
+        // Not the few KiB that the stop may have lent.
+        state.limit_bytes = Some(self.brake.limit());
+        let heaps = || self.reads_heaps.then(|| witness::read_tables(self.heap, &pids));
+        let evidence = snapshot::take(&pids, threads.threads(), heaps, self.manner.options);
+        let left = deadline.saturating_duration_since(Instant::now()) / 4;
+        let accounting = accounting::take(self.memcg, &evidence.processes, left.min(accounting::AT_MOST));
+        let snapshot_time = noticed.elapsed();
+        self.brake.measure();
+        let mut incident = self.recorder.draft_about(self.subject, Trigger::Oom, Some(state), evidence);
+        incident.accounting = Some(accounting);
+        // The draft was made when the evidence was complete.
+        incident.time_unix_us -= noticed.elapsed().as_micros() as u64;
+
+        let staging = self.stage(&incident);
+        let mut symbolized_us = None;
+        if let Some(staging) = &staging {
+            let left = deadline.saturating_duration_since(Instant::now()).saturating_sub(VERDICT_TIME);
+            match self.recorder.symbolize(staging, left.min(SYMBOL_TIME)) {
+                Ok(symbols) => {
+                    incident.symbols = symbols;
+                    symbolized_us = Some(noticed.elapsed().as_micros() as u64);
+                }
+                Err(failure) => {
+                    incident.symbols =
+                        Symbols { state: SymbolState::AfterVerdict(failure.to_string()), ..Symbols::default() };
+                }
+            }
+        }
+        self.brake.measure();
+        let summary = show::headline(&incident);
+        let choice = self.manner.policy.choose(&incident);
+        let mut scene = Scene {
+            brake: &mut *self.brake,
+            memcg: self.memcg,
+            cpu: self.cpu,
+            processes: &incident.processes,
+            threads: Some(threads),
+            watchdog: Some(self.watchdog),
+            interrupt: &mut *self.interrupt,
+            summary: &summary,
+            released: None,
+        };
+        let verdict = decide(&mut scene, choice, self.manner.is_dry);
+        verdict.problems.iter().for_each(|problem| eprintln!("reprieve: {}{problem}", self.teller));
+        let held = scene.released.unwrap_or_else(Instant::now) - noticed;
+        let _ = self.watchdog.released();
+        let micros = |d: Duration| d.as_micros() as u64;
+        let heap_table_bytes = self.heap.map_or(0, HeapTable::ready_bytes);
+        incident.hold = Some(HoldReport {
+            brake: self.brake.name().to_owned(),
+            kernel: self.brake.told(),
+            stop_window_us: micros(stop_window),
+            exposed_us: micros(self.brake.exposed()),
+            snapshot_us: micros(snapshot_time),
+            symbolized_us,
+            held_us: micros(held),
+            deadline_us: micros(self.manner.deadline),
+            threads_stopped,
+            threads_not_stopped,
+            guardian_locked_bytes: own_status_bytes("VmLck").saturating_sub(heap_table_bytes),
+            heap_table_bytes,
+            guardian_peak_bytes: own_status_bytes("VmHWM"),
+            guardian_hold_heap_bytes: heap::peak_since(heap_before) as u64,
+            deciding_faults: None,
+        });
+        self.tell(&incident, &verdict, held);
+        let id = staging.is_some().then(|| incident.id.clone());
+        let answered = if verdict.relieved { Answered::Relieved } else { Answered::LeftToKernel(id) };
+        incident.verdict = Some(verdict);
+        if let Some(staging) = staging {
+            self.recorder.finish(incident, staging);
+        }
+        Ok(answered)
+    }
+
+    fn stage(&self, incident: &Incident) -> Option<super::Staged> {
+        if self.unrecorded.is_some() {
+            return None;
+        }
+        let told = |error| eprintln!("reprieve: {}this OOM leaves no incident: {error}", self.teller);
+        self.recorder.stage(incident).map_err(told).ok()
+    }
+
+    fn tell(&self, incident: &Incident, verdict: &Verdict, held: Duration) {
+        let Some(hold) = &incident.hold else { return };
+        let not = match hold.threads_not_stopped {
+            0 => String::new(),
+            count => format!(", {count} not stopped,"),
+        };
+        eprintln!(
+            "reprieve: {}out of memory at {}; {}{not} held {}. {}",
+            self.teller,
+            units::bytes(incident.memcg.as_ref().map_or(0, |m| m.usage_bytes)),
+            units::count(hold.threads_stopped.into(), "thread"),
+            units::micros(held.as_micros() as u64),
+            verdict.summary
+        );
+        self.unrecorded.iter().for_each(|why| eprintln!("reprieve: {}this OOM leaves no incident: {why}", self.teller));
+    }
+
+    /// The kernel was faster, or was left to decide after the incident `left`: records
+    /// what is left.
+    pub fn record_kernel_kill(&mut self, log: &mut std::io::Result<KernelLog>, left: Option<&str>) {
+        let pids = self.memcg.pids().unwrap_or_default();
+        let mut evidence = snapshot::take(&pids, &BTreeMap::new(), || None, self.manner.options);
+        evidence.gaps.push(match left {
+            Some(id) => format!("no action helped, so the kernel decided: the stacks are in {id}"),
+            None => "the kernel's OOM killer was first: there are no stacks of whom it killed".to_owned(),
+        });
+        let victims = match log {
+            Ok(log) => log.victims(self.memcg.dir()),
+            Err(error) => {
+                evidence.gaps.push(format!("whom it killed is not known: /dev/kmsg: {error}"));
+                Vec::new()
+            }
+        };
+        if log.is_ok() && victims.is_empty() {
+            evidence.gaps.push("the kernel log does not say whom it killed".to_owned());
+        }
+        let mut state = state_of(self.memcg);
+        // Not the wall above it.
+        state.limit_bytes = Some(self.brake.limit());
+        let mut incident = self.recorder.draft_about(self.subject, Trigger::KilledByKernel, Some(state), evidence);
+        incident.kernel_victims = victims;
+        incident.accounting = Some(accounting::take(self.memcg, &incident.processes, accounting::AT_MOST));
+        eprintln!("reprieve: {}{}", self.teller, show::headline(&incident));
+        if let Some(staging) = self.stage(&incident) {
+            self.recorder.finish(incident, staging);
+        }
+        self.unrecorded.iter().for_each(|why| eprintln!("reprieve: {}this OOM leaves no incident: {why}", self.teller));
+        if let Err(error) = self.brake.rearm() {
+            eprintln!("reprieve: {}the brake could not be armed again: {error}", self.teller);
+        }
+    }
+}
+
+fn decide(scene: &mut Scene<'_>, choice: Choice<'_>, is_dry: bool) -> Verdict {
+    let mut verdict = match is_dry {
+        true => verdict::rehearse(scene, choice.ladder),
+        false => verdict::decide(scene, choice.ladder),
+    };
+    (verdict.rule, verdict.problems) = (choice.rule.map(str::to_owned), choice.problems);
+    verdict
+}

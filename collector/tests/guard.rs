@@ -1,0 +1,557 @@
+//! `reprieve guard` on a tree of memcgs: found, held, answered, and left as they were.
+
+mod common;
+
+use common::{Doomed, Group, Lab, Urgent, fixture, wait_for};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use reprieve::cgroup::{Hierarchy, Memcg, note};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+/// What a cgroup must be found within.
+const FOUND_WITHIN: Duration = Duration::from_millis(100);
+/// How long the watchdog tries a limit that is below the usage.
+const GIVE_BACK_TIME: Duration = Duration::from_secs(12);
+
+/// A tree of memcgs of a test's own.
+struct Grove {
+    root: Group,
+}
+
+impl Grove {
+    fn new() -> Self {
+        Grove { root: Group::new("grove") }
+    }
+
+    /// Its path below the mount.
+    fn path(&self) -> String {
+        format!("/{}", self.root.0.file_name().unwrap().to_str().unwrap())
+    }
+
+    /// A memcg of so many MiB.
+    fn memcg(&self, name: &str, mib: u64) -> PathBuf {
+        let dir = self.root.0.join(name);
+        fs::create_dir_all(&dir).unwrap();
+        limit(&dir, mib);
+        dir
+    }
+}
+
+impl Drop for Grove {
+    fn drop(&mut self) {
+        // Two levels of them, whose last process may still be going.
+        let children = |dir: &Path| -> Vec<PathBuf> {
+            let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+            entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
+        };
+        let begun = Instant::now();
+        for child in children(&self.root.0) {
+            for dir in children(&child).into_iter().chain([child]) {
+                while fs::remove_dir(&dir).is_err() && dir.exists() && begun.elapsed() < Duration::from_secs(5) {
+                    std::thread::yield_now();
+                }
+            }
+        }
+    }
+}
+
+fn limit(dir: &Path, mib: u64) {
+    fs::write(dir.join("memory.limit_in_bytes"), (mib << 20).to_string()).unwrap();
+}
+
+/// All that a guard may change in a memcg.
+fn files(dir: &Path) -> BTreeMap<String, String> {
+    let read = |name: &str| fs::read_to_string(dir.join(name)).unwrap_or_default().trim().to_owned();
+    let mut files: BTreeMap<String, String> =
+        ["memory.limit_in_bytes", "memory.memsw.limit_in_bytes"].map(|name| (name.to_owned(), read(name))).into();
+    files.insert("oom_kill_disable".to_owned(), is_guarded(dir).to_string());
+    let hierarchy = Hierarchy::memory().unwrap();
+    let path = format!("/{}", dir.strip_prefix(&hierarchy.mount).unwrap().display());
+    files.insert("note".to_owned(), note::read(&Memcg::at(&hierarchy, &path)).unwrap_or_default());
+    files
+}
+
+fn is_guarded(dir: &Path) -> bool {
+    fs::read_to_string(dir.join("memory.oom_control")).is_ok_and(|text| text.contains("oom_kill_disable 1"))
+}
+
+/// Starts a program in a memcg.
+fn start_in(dir: &Path, command: &[&str]) -> Doomed {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "echo $$ > \"$0\" && exec \"$@\""]).arg(dir.join("cgroup.procs")).args(command);
+    Doomed(shell.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap())
+}
+
+fn leak_in(dir: &Path, mib: &str) -> Doomed {
+    start_in(dir, &[&fixture("steady_leak"), "--mib", mib])
+}
+
+fn end_of(doomed: &mut Doomed) -> ExitStatus {
+    let mut status = None;
+    wait_for("the end of a victim", || {
+        status = doomed.0.try_wait().unwrap();
+        status.is_some()
+    });
+    status.unwrap()
+}
+
+/// A guard that runs.
+struct Guard {
+    child: Child,
+    config: tempfile::TempDir,
+    said: PathBuf,
+}
+
+impl Guard {
+    /// With a configuration, and what is typed.
+    fn start(lab: &Lab, toml: &str, arguments: &[&str]) -> Self {
+        let guard = Self::start_only(lab, toml, arguments);
+        guard.wait_for("guarding ");
+        wait_for("the start", || {
+            guard.said().lines().any(|line| line.ends_with(" cgroup") || line.ends_with(" cgroups"))
+        });
+        guard
+    }
+
+    fn start_only(lab: &Lab, toml: &str, arguments: &[&str]) -> Self {
+        let config = tempfile::tempdir().unwrap();
+        let said = config.path().join("said");
+        let ours = format!("guard.run_dir = {:?}\nstore.dir = {:?}\n", lab.out().join("run"), lab.out());
+        fs::create_dir(config.path().join("conf.d")).unwrap();
+        fs::write(config.path().join("conf.d/lab.toml"), ours).unwrap();
+        fs::write(config.path().join("reprieve.toml"), toml).unwrap();
+        // Whoever started the tests may ignore signals, as nohup(1) and shells do.
+        let mut command = Command::new("env");
+        command.arg("--default-signal").arg(env!("CARGO_BIN_EXE_reprieve")).arg("--config").arg(config.path());
+        command.arg("guard").args(arguments).stdin(Stdio::null()).stdout(Stdio::null());
+        let child = command.stderr(File::create(&said).unwrap()).spawn().unwrap();
+        Guard { child, config, said }
+    }
+
+    fn said(&self) -> String {
+        fs::read_to_string(&self.said).unwrap()
+    }
+
+    fn wait_for(&self, part: &str) {
+        let begun = Instant::now();
+        while !self.said().contains(part) {
+            assert!(begun.elapsed() < Duration::from_secs(30), "never said {part:?}:\n{}", self.said());
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id() as i32)
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(self.pid(), signal).unwrap();
+    }
+
+    fn watchdog(&self) -> Pid {
+        let pid = self.pid();
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+        Pid::from_raw(children.split_whitespace().next().unwrap().parse().unwrap())
+    }
+
+    fn reload(&self, toml: &str) {
+        fs::write(self.config.path().join("reprieve.toml"), toml).unwrap();
+        self.signal(Signal::SIGHUP);
+    }
+
+    /// Ends it as systemd does; returns what it said.
+    fn end(mut self) -> String {
+        self.signal(Signal::SIGTERM);
+        let status = self.child.wait().unwrap();
+        let said = self.said();
+        assert!(status.success(), "{status}\n{said}");
+        said
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        // A test that failed leaves nobody held: the watchdog sees to that.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn incident_of<'a>(incidents: &'a [Value], path: &str) -> &'a Value {
+    let is_it = |incident: &&Value| incident["memcg"]["path"] == path;
+    incidents.iter().find(is_it).unwrap_or_else(|| panic!("no incident of {path}: {incidents:#?}"))
+}
+
+#[test]
+fn several_at_once_are_answered_each_its_own_way_and_left_as_they_were() {
+    let (lab, grove) = (Lab::new(), Grove::new());
+    let dirs = ["killed", "granted", "idle", "foreign"].map(|name| grove.memcg(name, 64));
+    let before = dirs.each_ref().map(|dir| files(dir));
+    let path = grove.path();
+    let toml = format!(
+        "[guard]\ncgroups = ['{path}/*']\nexcept = ['{path}/foreign']\non_oom = ['kill']\n\
+         [[cgroup]]\nmatch = '{path}/granted'\non_oom = ['grant=128M']\n"
+    );
+    let guard = Guard::start(&lab, &toml, &[]);
+    assert_eq!(dirs.each_ref().map(|dir| is_guarded(dir)), [true, true, true, false], "{}", guard.said());
+    let (mut killed, mut granted) = (leak_in(&dirs[0], "96"), leak_in(&dirs[1], "96"));
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&end_of(&mut killed)), Some(9));
+    assert!(end_of(&mut granted).success(), "{}", guard.said());
+    let said = guard.end();
+    assert_eq!(dirs.each_ref().map(|dir| files(dir)), before, "{said}");
+    let incidents = lab.incidents();
+    assert_eq!(incidents.len(), 2, "{said}");
+    for (name, action) in [("killed", "kill"), ("granted", "grant=128M")] {
+        let incident = incident_of(&incidents, &format!("{path}/{name}"));
+        common::assert_stopped_well(incident);
+        assert_eq!(incident["verdict"]["steps"][0]["action"], action, "{incident:#}");
+        assert_eq!(incident["memcg"]["limit_bytes"], 64 << 20);
+        assert!(incident["id"].as_str().unwrap().contains(name));
+        assert_eq!(incident["symbols"]["state"]["kind"], "before_verdict");
+    }
+}
+
+#[test]
+fn new_ones_are_found_in_time_and_vanished_ones_are_no_error() {
+    let (lab, grove) = (Lab::new(), Grove::new());
+    let path = grove.path();
+    let guard = Guard::start(&lab, "", &[&format!("{path}/*"), &format!("{path}/deep/*")]);
+    let mut longest = Duration::ZERO;
+    for round in 0..20 {
+        let name = if round % 2 == 0 { format!("new{round}") } else { format!("deep/new{round}") };
+        // It is the guard whose time is taken.
+        let before_all_others = Urgent::start();
+        let begun = Instant::now();
+        let dir = grove.memcg(&name, 32);
+        wait_for("the guard", || {
+            std::thread::sleep(Duration::from_millis(1));
+            is_guarded(&dir)
+        });
+        longest = longest.max(begun.elapsed());
+        drop(before_all_others);
+    }
+    assert!(longest < FOUND_WITHIN, "the longest took {longest:?}");
+    eprintln!("found within {longest:?}");
+    // One without a limit has nothing to run out of, until it gets one.
+    let late = grove.root.0.join("late");
+    fs::create_dir(&late).unwrap();
+    std::thread::sleep(FOUND_WITHIN * 2);
+    assert!(!is_guarded(&late));
+    limit(&late, 32);
+    wait_for("the guard", || is_guarded(&late));
+    fs::remove_dir(&late).unwrap();
+    guard.wait_for("late is gone");
+    // What has its path now is another.
+    let again = grove.memcg("late", 48);
+    wait_for("the guard", || is_guarded(&again));
+    let mut victim = leak_in(&again, "64");
+    end_of(&mut victim);
+    let said = guard.end();
+    assert_eq!(lab.incident()["memcg"]["limit_bytes"], 48 << 20, "{said}");
+    assert!(!said.contains("failed") && !said.contains("hangs"), "{said}");
+}
+
+#[test]
+fn a_limit_that_its_owner_changes_is_the_one_that_counts() {
+    let (lab, grove) = (Lab::new(), Grove::new());
+    let dir = grove.memcg("one", 48);
+    let guard = Guard::start(&lab, "guard.on_oom = ['kill']\n", &[&format!("{}/*", grove.path())]);
+    limit(&dir, 80);
+    let wall = || fs::read_to_string(dir.join("memory.limit_in_bytes")).unwrap().trim().parse::<u64>().unwrap();
+    wait_for("the new wall", || wall() > 80 << 20);
+    end_of(&mut leak_in(&dir, "128"));
+    guard.wait_for("report");
+    assert_eq!(lab.incident()["memcg"]["limit_bytes"], 80 << 20);
+    let said = guard.end();
+    assert_eq!(wall(), 80 << 20, "{said}");
+}
+
+#[test]
+fn a_wrong_configuration_changes_nothing_and_a_right_one_what_it_says() {
+    let (lab, grove) = (Lab::new(), Grove::new());
+    let (first, second) = (grove.memcg("first", 48), grove.memcg("second", 48));
+    let before = files(&first);
+    let path = grove.path();
+    let guard = Guard::start(&lab, &format!("guard.cgroups = ['{path}/first']\n"), &[]);
+    guard.reload(&format!("guard.cgroups = ['{path}/second']\nguard.on_om = ['kill']\n"));
+    guard.wait_for("the old configuration stays in force");
+    assert!(guard.said().contains("reprieve.toml:2: guard.on_om is not a key; did you mean guard.on_oom?"));
+    assert!(is_guarded(&first) && !is_guarded(&second));
+    guard.reload(&format!("guard.cgroups = ['{path}/second']\nguard.on_oom = ['grant=64M']\n"));
+    guard.wait_for("the configuration was read again; guarding 1 cgroup");
+    assert!(!is_guarded(&first) && is_guarded(&second), "{}", guard.said());
+    assert_eq!(files(&first), before);
+    // Of one that stays the policy changes, too.
+    guard.reload(&format!("guard.cgroups = ['{path}/s*']\nguard.on_oom = ['kill']\n"));
+    wait_for("the third reading", || guard.said().matches("read again").count() == 2);
+    let mut victim = leak_in(&second, "64");
+    assert!(!end_of(&mut victim).success());
+    let said = guard.end();
+    assert_eq!(lab.incident()["verdict"]["steps"][0]["action"], "kill", "{said}");
+}
+
+#[test]
+fn after_a_crash_holds_are_given_back() {
+    let (lab, grove) = (Lab::new(), Grove::new());
+    let (held, idle) = (grove.memcg("held", 48), grove.memcg("idle", 48));
+    let before = (files(&held), files(&idle));
+    let mut guard = Guard::start(&lab, "guard.on_oom = ['freeze=100s']\n", &[&format!("{}/*", grove.path())]);
+    let mut victim = leak_in(&held, "96");
+    guard.wait_for("is frozen");
+    guard.signal(Signal::SIGKILL);
+    guard.child.wait().unwrap();
+    // The kernel kills it, or it ends in the room above; then all is as it was.
+    assert!(!end_of(&mut victim).success());
+    let begun = Instant::now();
+    while (files(&held), files(&idle)) != before {
+        assert!(begun.elapsed() < GIVE_BACK_TIME, "{:?} {:?}", files(&held), files(&idle));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    // What was recorded is published by the next.
+    let next = Guard::start(&lab, "", &[&format!("{}/*", grove.path())]);
+    assert!(is_guarded(&held), "{}", next.said());
+    next.end();
+    assert_eq!((files(&held), files(&idle)), before);
+    assert_eq!(lab.incidents().len(), 1);
+}
+
+#[test]
+fn when_the_watchdog_dies_as_well_the_next_guard_gives_back() {
+    let (lab, grove) = (Lab::new(), Grove::new());
+    let dir = grove.memcg("one", 48);
+    let before = files(&dir);
+    let mut guard = Guard::start(&lab, "", &[&format!("{}/*", grove.path())]);
+    // Stopped, so that it cannot notice.
+    guard.signal(Signal::SIGSTOP);
+    kill(guard.watchdog(), Signal::SIGKILL).unwrap();
+    guard.signal(Signal::SIGKILL);
+    guard.child.wait().unwrap();
+    assert!(is_guarded(&dir) && files(&dir) != before, "somebody gave it back: then this tests nothing");
+    let next = Guard::start(&lab, "", &[&format!("{}/*", grove.path())]);
+    let mut victim = leak_in(&dir, "64");
+    end_of(&mut victim);
+    let said = next.end();
+    assert_eq!(lab.incident()["memcg"]["limit_bytes"], 48 << 20, "{said}");
+    assert_eq!(files(&dir), before, "{said}");
+}
+
+#[test]
+fn without_a_watchdog_it_does_not_go_on() {
+    let (lab, grove) = (Lab::new(), Grove::new());
+    let dir = grove.memcg("one", 48);
+    let before = files(&dir);
+    let mut guard = Guard::start(&lab, "", &[&format!("{}/*", grove.path())]);
+    kill(guard.watchdog(), Signal::SIGKILL).unwrap();
+    assert_eq!(guard.child.wait().unwrap().code(), Some(1));
+    assert!(guard.said().contains("the watchdog died"), "{}", guard.said());
+    assert_eq!(files(&dir), before);
+}
+
+#[test]
+fn a_guard_that_hangs_is_ended_at_the_deadline() {
+    let (lab, grove) = (Lab::new(), Grove::new());
+    let dir = grove.memcg("one", 48);
+    let mut guard = Guard::start(&lab, "guard.deadline = '1s'\n", &[&format!("{}/*", grove.path())]);
+    guard.signal(Signal::SIGSTOP);
+    let begun = Instant::now();
+    let mut victim = leak_in(&dir, "96");
+    assert!(!end_of(&mut victim).success());
+    assert!(begun.elapsed() < Duration::from_secs(6), "held {:?}", begun.elapsed());
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&guard.child.wait().unwrap()), Some(9));
+    guard.wait_for("the guardian hangs past its deadline");
+    wait_for("the limit", || files(&dir)["memory.limit_in_bytes"] == (48u64 << 20).to_string());
+}
+
+#[test]
+fn sigterm_in_a_hold_gives_it_back_to_the_kernel() {
+    let (lab, grove) = (Lab::new(), Grove::new());
+    let dir = grove.memcg("one", 48);
+    let before = files(&dir);
+    let guard = Guard::start(&lab, "guard.on_oom = ['freeze=100s']\n", &[&format!("{}/*", grove.path())]);
+    let mut victim = leak_in(&dir, "96");
+    guard.wait_for("is frozen");
+    let said = guard.end();
+    assert!(!end_of(&mut victim).success());
+    assert!(said.contains("SIGTERM was received"), "{said}");
+    assert_eq!(lab.incident()["trigger"], "oom", "{said}");
+    assert_eq!(files(&dir), before, "{said}");
+}
+
+#[test]
+fn a_memcg_that_vanishes_in_a_hold_is_no_error() {
+    let (lab, grove) = (Lab::new(), Grove::new());
+    let dir = grove.memcg("one", 48);
+    let guard = Guard::start(&lab, "guard.on_oom = ['freeze=100s']\n", &[&format!("{}/*", grove.path())]);
+    let mut victim = leak_in(&dir, "96");
+    guard.wait_for("is frozen");
+    kill(Pid::from_raw(victim.pid()), Signal::SIGKILL).unwrap();
+    end_of(&mut victim);
+    wait_for("the end of the memcg", || fs::remove_dir(&dir).is_ok());
+    guard.wait_for("one is gone");
+    guard.wait_for("report ");
+    // The next of that name is another.
+    let dir = grove.memcg("one", 48);
+    wait_for("the guard", || is_guarded(&dir));
+    let said = guard.end();
+    assert!(!said.contains("failed") && !said.contains("decides"), "{said}");
+    assert_eq!(lab.incidents().len(), 1);
+}
+
+#[test]
+fn the_second_guard_is_told_who_is_there() {
+    let lab = Lab::new();
+    let first = Guard::start(&lab, "", &["/nowhere/*"]);
+    let mut second = Guard::start_only(&lab, "", &["/nowhere/*"]);
+    assert_eq!(second.child.wait().unwrap().code(), Some(1));
+    let said = second.said();
+    assert!(said.contains(&format!("another reprieve guard is running (PID {}", first.pid())), "{said}");
+    first.end();
+    let mut nothing = Guard::start_only(&lab, "", &[]);
+    assert_eq!(nothing.child.wait().unwrap().code(), Some(1));
+    assert!(nothing.said().contains("there is nothing to guard; name cgroups"), "{}", nothing.said());
+    let mut wrong = Guard::start_only(&lab, "", &["nowhere"]);
+    assert_eq!(wrong.child.wait().unwrap().code(), Some(2));
+    assert!(wrong.said().contains("does not begin with /"), "{}", wrong.said());
+}
+
+#[test]
+fn a_dry_run_tells_and_the_kernel_decides() {
+    let (lab, grove) = (Lab::new(), Grove::new());
+    let dir = grove.memcg("one", 48);
+    let guard = Guard::start(&lab, "", &["--dry-run", &format!("{}/*", grove.path())]);
+    let mut victim = leak_in(&dir, "96");
+    assert!(!end_of(&mut victim).success());
+    wait_for("both incidents", || guard.said().matches("report ").count() == 2);
+    let incidents = lab.incidents();
+    let oom = incidents.iter().find(|incident| incident["trigger"] == "oom").unwrap();
+    let summary = oom["verdict"]["summary"].as_str().unwrap();
+    assert_eq!(summary, "dry run: would have tried reclaim, kill; the kernel's OOM killer decides");
+    assert_eq!(oom["verdict"]["steps"].as_array().unwrap().len(), 0);
+    let kill = incidents.iter().find(|incident| incident["trigger"] == "killed_by_kernel").unwrap();
+    assert_eq!(kill["kernel_victims"][0]["comm"], "steady_leak", "{kill:#}");
+    assert!(kill["gaps"][0].as_str().unwrap().contains(oom["id"].as_str().unwrap()), "{kill:#}");
+    // It is guarded again, as before.
+    wait_for("the brake", || is_guarded(&dir));
+    guard.end();
+    assert!(!is_guarded(&dir));
+}
+
+#[test]
+fn reports_are_limited_but_ooms_are_answered() {
+    let (lab, grove) = (Lab::new(), Grove::new());
+    let dir = grove.memcg("one", 48);
+    let toml = "[guard]\non_oom = ['kill']\nreports_per_hour = 1\n";
+    let guard = Guard::start(&lab, toml, &[&format!("{}/*", grove.path())]);
+    end_of(&mut leak_in(&dir, "64"));
+    guard.wait_for("report ");
+    end_of(&mut leak_in(&dir, "64"));
+    guard.wait_for("one had 1 within the hour (guard.reports_per_hour)");
+    let said = guard.end();
+    assert_eq!(said.matches("kill: killed steady_leak").count(), 2, "{said}");
+    lab.incident();
+}
+
+#[test]
+fn one_analyst_takes_them_one_after_the_other() {
+    let (lab, grove) = (Lab::new(), Grove::new());
+    let dirs = ["a", "b", "c"].map(|name| grove.memcg(name, 48));
+    let toml = "[guard]\non_oom = ['kill']\nanalysts = 1\ndeadline = '20s'\n";
+    let guard = Guard::start(&lab, toml, &[&format!("{}/*", grove.path())]);
+    let mut victims = dirs.each_ref().map(|dir| leak_in(dir, "64"));
+    victims.iter_mut().for_each(|victim| assert!(!end_of(victim).success()));
+    let said = guard.end();
+    let incidents = lab.incidents();
+    assert_eq!(incidents.len(), 3, "{said}");
+    assert!(incidents.iter().all(|incident| incident["verdict"]["relieved"] == true), "{said}");
+}
+
+#[test]
+fn nobody_free_in_time_is_for_the_kernel() {
+    let (lab, grove) = (Lab::new(), Grove::new());
+    let dirs = ["a", "b"].map(|name| grove.memcg(name, 48));
+    let path = grove.path();
+    let toml = format!(
+        "[guard]\nanalysts = 1\non_oom = ['freeze=100s']\n[[cgroup]]\nmatch = '{path}/b'\ndeadline = '1s'\non_oom = ['kill']\n"
+    );
+    let guard = Guard::start(&lab, &toml, &[&format!("{path}/*")]);
+    let _frozen = leak_in(&dirs[0], "96");
+    guard.wait_for("is frozen");
+    let mut second = leak_in(&dirs[1], "96");
+    assert!(!end_of(&mut second).success());
+    let said = guard.end();
+    assert!(said.contains("b: no analyst was free in time; the kernel's OOM killer decides"), "{said}");
+}
+
+/// A `cpu` group for a memcg, of the same path.
+struct Cpu(PathBuf);
+
+impl Cpu {
+    fn beside(grove: &Grove, name: &str) -> Self {
+        let hierarchy = Hierarchy::find("cpu").unwrap().expect("the cpu controller");
+        let dir = hierarchy.mount.join(grove.path().trim_start_matches('/')).join(name);
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join("cpu.cfs_quota_us"), "150000").unwrap();
+        Cpu(dir)
+    }
+
+    fn quota(&self) -> String {
+        fs::read_to_string(self.0.join("cpu.cfs_quota_us")).unwrap().trim().to_owned()
+    }
+}
+
+impl Drop for Cpu {
+    fn drop(&mut self) {
+        wait_for("the end of the cpu group", || fs::remove_dir(&self.0).is_ok());
+        let _ = fs::remove_dir(self.0.parent().unwrap());
+    }
+}
+
+#[test]
+fn a_throttle_is_lifted_also_after_a_crash() {
+    let (lab, grove) = (Lab::new(), Grove::new());
+    let dir = grove.memcg("slow", 48);
+    let cpu = Cpu::beside(&grove, "slow");
+    let mut guard = Guard::start(&lab, "guard.on_oom = ['throttle=60s', 'kill']\n", &[&format!("{}/*", grove.path())]);
+    let both = format!("echo $$ > {}; exec \"$@\"", cpu.0.join("cgroup.procs").display());
+    let mut victim = start_in(&dir, &["sh", "-c", &both, "sh", &fixture("steady_leak"), "--mib", "256"]);
+    wait_for("the throttle", || cpu.quota() == "10000");
+    guard.signal(Signal::SIGKILL);
+    guard.child.wait().unwrap();
+    wait_for("the end of the throttle", || cpu.quota() == "150000");
+    assert!(!end_of(&mut victim).success());
+    // In one that is over it is lifted by the guard itself.
+    let guard = Guard::start(&lab, "guard.on_oom = ['throttle=1s', 'kill']\n", &[&format!("{}/*", grove.path())]);
+    let mut victim = start_in(&dir, &["sh", "-c", &both, "sh", &fixture("steady_leak"), "--mib", "256"]);
+    assert!(!end_of(&mut victim).success());
+    let said = guard.end();
+    assert_eq!(cpu.quota(), "150000", "{said}");
+    let steps = &lab.incidents().pop().unwrap()["verdict"]["steps"];
+    assert!(steps[0]["reason"].as_str().unwrap().starts_with("given 10 % of a CPU"), "{steps:#}");
+}
+
+#[test]
+fn an_idle_guard_asks_for_nothing() {
+    let (lab, grove) = (Lab::new(), Grove::new());
+    for number in 0..100 {
+        grove.memcg(&format!("idle{number}"), 32);
+    }
+    let guard = Guard::start(&lab, "", &[&format!("{}/*", grove.path())]);
+    assert!(guard.said().contains("guarding 100 cgroups"), "{}", guard.said());
+    // How often it slept of itself, which is how often it woke.
+    let slept = || {
+        let status = fs::read_to_string(format!("/proc/{}/status", guard.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")).unwrap();
+        line.trim().parse::<u64>().unwrap()
+    };
+    // What the start has left to do.
+    std::thread::sleep(Duration::from_secs(1));
+    let before = slept();
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(slept() - before, 0, "{}", guard.said());
+    guard.end();
+}
