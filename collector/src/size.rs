@@ -1,6 +1,23 @@
-//! Sizes and durations as people write them.
+//! Sizes and durations as people write them, and sizes that can be.
 
 use std::time::Duration;
+
+/// More bytes than any counter of memory can have: physical addresses have at most 52 bits
+/// (MAX_PHYSMEM_BITS, arch/x86/include/asm/sparsemem.h; PARange, arch/arm64/Kconfig). Some
+/// thousands of such counters can be added up without a look at the sum.
+pub const BEYOND_BYTES: u64 = 1 << 52;
+
+/// A counter of the kernel, if it can be one of memory; what cannot is not there.
+#[must_use]
+pub fn can_be(bytes: u64) -> Option<u64> {
+    Some(bytes).filter(|&bytes| bytes < BEYOND_BYTES)
+}
+
+/// A number of kB, as `/proc` has them, in bytes.
+#[must_use]
+pub fn from_kb(kb: u64) -> Option<u64> {
+    kb.checked_mul(1024).and_then(can_be)
+}
 
 /// Parses `256M`, `1.5G`, `4096`, `64KiB`: binary units, bytes without one.
 pub fn parse_size(text: &str) -> Result<u64, String> {

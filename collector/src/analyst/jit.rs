@@ -164,7 +164,7 @@ fn own_pid(pid: i32) -> Option<i32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::incident::store::read_incident;
+    use crate::incident::read::read_incident;
     use crate::snapshot::process::start_ticks;
     use reprieve_symbolizer::{DebugDirs, FoundBy, RawFrame};
 

@@ -418,7 +418,7 @@ fn others(process: &Process) -> String {
 
 fn start(incident: &Incident, sample_type: SampleType) -> Profile {
     let mut profile = Profile::new(vec![sample_type]);
-    profile.time_unix_nanos = incident.time_unix_us as i64 * 1000;
+    profile.time_unix_nanos = i64::try_from(incident.time_unix_us).unwrap_or(i64::MAX).saturating_mul(1000);
     profile.mappings = incident
         .modules
         .iter()

@@ -220,7 +220,7 @@ pub fn completed(incident: &Incident, completed: &Completed, width: usize) -> St
     }
     for search in &incident.symbols.searches {
         let missing = unnamed.remove(&search.subject);
-        let less = search.without_inlined + search.without_lines;
+        let less = search.without_inlined.saturating_add(search.without_lines);
         if missing.is_some() || less > 0 {
             page.search(incident, search.subject, missing);
             if less > 0 {
