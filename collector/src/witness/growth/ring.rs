@@ -353,7 +353,7 @@ mod tests {
         for (program, of_kernel) in [(in_user, false), (in_kernel, true)] {
             let (pid, go) = waiting_child(program);
             let what = What { period: 16, of_kernel };
-            let open = |cpu| Ring::open(Whose::Process(pid.as_raw()), what, cpu, 4 << 20).unwrap();
+            let open = |cpu| Ring::open(Whose::Process(pid.as_raw()), what, cpu, 16 << 20).unwrap();
             let mut rings: Vec<Ring> = online_cpus().unwrap().into_iter().map(open).collect();
             drop(go);
             let status = nix::sys::wait::waitpid(pid, None).unwrap();
