@@ -177,7 +177,9 @@ pub fn profile(incident: &Incident) -> Profile {
 }
 
 /// Where the library that records allocations says otherwise: for each process the
-/// function that they differ about most, if that is much.
+/// function that the two differ about most, if that is much. Memory that a function
+/// allocates may well be touched by others first; what speaks against a growth is a
+/// function that allocated as much, and of which little is live: its garbage was there first.
 #[must_use]
 pub fn disagreements(incident: &Incident) -> Vec<String> {
     let is_asked = |pid: i32| {
@@ -190,33 +192,35 @@ pub fn disagreements(incident: &Incident) -> Vec<String> {
     if !incident.processes.iter().any(|process| is_asked(process.pid)) {
         return Vec::new();
     }
-    let heaps = by_function(&profile::heap(incident), Some(Witness::Preload.title()));
-    let growths = by_function(&profile(incident), None);
+    let heap = profile::heap(incident);
+    let (live, ever) = (heap.find("inuse_space").unwrap_or(0), heap.find("alloc_space").unwrap_or(0));
+    let malloc = Some(Witness::Preload.title());
+    let (heaps, all_time) = (by_function(&heap, live, malloc), by_function(&heap, ever, malloc));
+    let growths = by_function(&profile(incident), 0, None);
     let mut told = Vec::new();
-    for (pid, (heap, has_script)) in heaps.iter().filter(|(pid, (_, has_script))| is_asked(**pid) && !has_script) {
-        debug_assert!(!has_script);
-        let Some((growth, _)) = growths.get(pid) else { continue };
-        let whole = heap.whole.max(growth.whole);
-        let grown = |name: &str| growth.of.get(name).copied().unwrap_or_default();
-        // Whoever never allocates, like memset, is only where memory is touched.
-        let most = heap.of.iter().max_by_key(|(name, owned)| {
-            let grown = grown(name);
+    // Lines of an interpreter are no functions that touch memory.
+    for (pid, (heap, _)) in heaps.iter().filter(|(pid, (_, has_script))| is_asked(**pid) && !has_script) {
+        let (Some((growth, _)), Some((ever, _))) = (growths.get(pid), all_time.get(pid)) else { continue };
+        let of = |sums: &ByFunction, name: &str| sums.of.get(name).copied().unwrap_or_default();
+        let made_garbage = |name: &str| of(ever, name) >= of(growth, name) / 2;
+        let most = heap.of.iter().filter(|(name, _)| made_garbage(name)).max_by_key(|(name, owned)| {
             // Of those in one stack the innermost has least else.
-            ((grown - *owned).abs(), std::cmp::Reverse(grown + *owned))
+            (of(growth, name) - *owned, std::cmp::Reverse(**owned))
         });
         let Some((name, &owned)) = most else { continue };
-        let grown = grown(name);
-        let difference = (grown - owned).abs();
+        let grown = of(growth, name);
+        let (difference, whole) = (grown - owned, heap.whole.max(growth.whole));
         if difference < DIFFERENCE_BYTES || (difference as f64) < DIFFERENCE * whole as f64 {
             continue;
         }
         let comm = incident.processes.iter().find(|process| process.pid == *pid).map_or("", |p| p.comm.as_str());
         let say = |value: i64| bytes(value.unsigned_abs());
         told.push(format!(
-            "{comm} [{pid}]: malloc and page faults disagree, most about {name}: {} live by its allocations, {} by its page \
-             faults. Believe malloc about who owns the heap: a page that is used again counts for who touched it first",
-            say(owned),
+            "{comm} [{pid}]: malloc and page faults disagree, most about {name}: {} grown by its page faults, but of what it \
+             allocated {} is live. Believe malloc about who owns the heap: a page that is used again counts for who touched \
+             it first",
             say(grown),
+            say(owned),
         ));
     }
     told
@@ -230,7 +234,7 @@ struct ByFunction {
 }
 
 /// By process, and whether it has frames of an interpreter; of one witness, if it is named.
-fn by_function(profile: &Profile, witness: Option<&str>) -> BTreeMap<i32, (ByFunction, bool)> {
+fn by_function(profile: &Profile, sample_type: usize, witness: Option<&str>) -> BTreeMap<i32, (ByFunction, bool)> {
     let mut processes: BTreeMap<i32, (ByFunction, bool)> = BTreeMap::new();
     for sample in &profile.samples {
         let label = |name: &str| sample.labels.iter().find(|(key, _)| key == name).map(|(_, value)| value);
@@ -242,7 +246,7 @@ fn by_function(profile: &Profile, witness: Option<&str>) -> BTreeMap<i32, (ByFun
         if is_other {
             continue;
         }
-        let value = sample.values.first().copied().unwrap_or_default();
+        let value = sample.values.get(sample_type).copied().unwrap_or_default();
         let (sums, has_script) = processes.entry(*pid as i32).or_default();
         sums.whole += value;
         let frames = sample.stack.iter().filter_map(|&index| profile.frames.get(index));

@@ -5,7 +5,7 @@ use super::record::Fault;
 use super::samples::{BookId, Kind};
 use super::stacks::Frame;
 use crate::accounting::{FileSystem, Mounts};
-use crate::snapshot::{LoadedModule, MapLine, ModuleTable, TargetMemory, locate};
+use crate::snapshot::{LoadedModule, MapLine, ModuleTable, TargetMemory, locate, page_size};
 use reprieve_symbolizer::{StackEnd, Unwinder};
 use std::collections::HashMap;
 use std::fs::File;
@@ -18,8 +18,10 @@ const MAX_FRAMES: usize = 128;
 const MOST_MODULES: usize = 4096;
 /// How soon mappings are read again when something is in none of them, and how much
 /// longer than the last time took.
-const READ_AGAIN: Duration = Duration::from_millis(20);
-const READ_SHARE: u32 = 50;
+const READ_AGAIN: Duration = Duration::from_millis(5);
+const READ_SHARE: u32 = 20;
+/// Pages that wait to be looked up in mappings that are not read yet.
+const MOST_UNCLEAR: usize = 4096;
 
 /// What all processes have in common.
 #[derive(Debug, Default)]
@@ -49,6 +51,8 @@ pub struct Book {
     pub faults: u64,
     /// When it was last used, in faults of all.
     pub used: u64,
+    /// Pages that were in no mapping that was known, until mappings are read again.
+    pub unclear: Vec<u64>,
     /// What is needed to unwind it; not of all at a time.
     pub view: Option<View>,
     /// Run-time address minus ELF address of each module that was seen.
@@ -96,6 +100,7 @@ impl Book {
             is_forked: false,
             faults: 0,
             used: 0,
+            unclear: Vec::new(),
             view: None,
             biases: HashMap::new(),
         };
@@ -123,10 +128,27 @@ impl Book {
         if (view.is_stale || is_lost) && view.may_read() && view.read(self.pid, library).is_ok() {
             unwound = view.unwind(fault);
         }
-        unwound.kind = view.kind(fault).unwrap_or(Kind::Heap);
+        match view.kind(fault) {
+            Some(kind) => unwound.kind = kind,
+            None if self.unclear.len() < MOST_UNCLEAR => self.unclear.push(fault.address / page_size()),
+            None => {}
+        }
         self.remember(&view);
         self.view = Some(view);
         unwound
+    }
+
+    /// Says what pages are of that were in no mapping that was known, once mappings may be
+    /// read again, or `now`.
+    pub fn clear_up(&mut self, library: &mut Library, now: bool, mut tell: impl FnMut(u64, Kind)) {
+        let Some(mut view) = self.view.take_if(|view| now || view.may_read()) else { return };
+        // One that ends has none any more, and is remembered as it was.
+        if view.read(self.pid, library).is_ok() {
+            for page in self.unclear.drain(..) {
+                view.layout.kind(page * page_size(), &mut view.memory).into_iter().for_each(|kind| tell(page, kind));
+            }
+        }
+        self.view = Some(view);
     }
 
     /// Reads its mappings now.

@@ -77,6 +77,7 @@ impl Ledger {
                     self.samples.forget_before(book.id, time);
                     (book.began, book.is_forked, book.view) = (time, false, None);
                     book.biases.clear();
+                    book.unclear.clear();
                     book.read_name();
                 }
             }
@@ -98,8 +99,19 @@ impl Ledger {
                 self.end(pid);
             }
         }
+        self.clear_up(false);
         if self.stacks.is_nearly_full() {
             self.renumber();
+        }
+    }
+
+    /// Finds out what pages are of that were in no mapping that was known; `now` even where
+    /// mappings were read just before.
+    pub fn clear_up(&mut self, now: bool) {
+        let Ledger { books, library, samples, .. } = self;
+        for book in books.values_mut().filter(|book| !book.unclear.is_empty()) {
+            let id = book.id;
+            book.clear_up(library, now, |page, kind| samples.clear_up(id, page, kind));
         }
     }
 

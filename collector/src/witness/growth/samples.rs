@@ -122,6 +122,11 @@ impl Samples {
         counts
     }
 
+    /// Says what a page is of, now that it is known.
+    pub fn clear_up(&mut self, book: BookId, page: u64, kind: Kind) {
+        self.by_page.get_mut(&key(book, page)).into_iter().for_each(|sample| sample.kind = kind);
+    }
+
     /// Forgets a page, unless it was touched since `time`.
     pub fn forget(&mut self, book: BookId, page: u64, time: u64) {
         let key = key(book, page);

@@ -295,6 +295,7 @@ impl Desk {
 
     fn drain_all(&mut self, until: Instant) {
         while !self.drain() && Instant::now() < until {}
+        self.ledger.clear_up(true);
     }
 
     /// Says of a living process who made it grow; whether time was up.
