@@ -263,3 +263,174 @@ fn by_function(profile: &Profile, sample_type: usize, witness: Option<&str>) -> 
     }
     processes
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::incident::growth::{GrowthSampling, GrowthStack};
+    use crate::incident::model::{Estimate, Heap, HeapFrame, HeapStack, ModuleAddress, ResolvedAddress};
+    use crate::incident::{markdown, profile::views};
+
+    const MIB: u64 = 1 << 20;
+    const FUNCTIONS: [&str; 5] = ["main", "keep", "litter", "fill", "must_malloc"];
+
+    fn at(function: &str) -> u64 {
+        FUNCTIONS.iter().position(|name| *name == function).unwrap() as u64
+    }
+
+    /// One process, with what stacks own, ever allocated and grew by, in MiB; innermost first.
+    fn incident(heap: &[(&[&str], u64, u64)], growth: &[(&[&str], u64, u64)]) -> Incident {
+        let recorded = include_str!("../../../fixtures/incidents/sort.json");
+        let mut incident: Incident = serde_json::from_str(recorded).unwrap();
+        let place = |index: usize| ModuleAddress { module: 0, svma: index as u64 };
+        let frames: Vec<HeapFrame> = (0..FUNCTIONS.len())
+            .map(|index| HeapFrame { address: index as u64, at: Some(place(index)), named: None })
+            .collect();
+        incident.symbols.addresses = FUNCTIONS
+            .iter()
+            .enumerate()
+            .map(|(index, name)| ResolvedAddress {
+                at: place(index),
+                frames: vec![reprieve_symbolizer::Frame {
+                    function: (*name).to_owned(),
+                    file: None,
+                    line: None,
+                    column: None,
+                    inlined: false,
+                }],
+                source: None,
+                miss: None,
+            })
+            .collect();
+        let indices = |stack: &[&str]| stack.iter().map(|name| at(name) as u32).collect::<Vec<_>>();
+        let estimate = |mib: u64| Estimate { bytes: mib * MIB, samples: mib, ..Estimate::default() };
+        incident.processes.truncate(1);
+        let process = &mut incident.processes[0];
+        process.comm = "server".to_owned();
+        process.threads.clear();
+        process.heaps = vec![Heap {
+            witness: Witness::Preload,
+            period_bytes: 65536,
+            lost_samples: 0,
+            lost_bytes: 0,
+            inuse: estimate(heap.iter().map(|(_, live, _)| live).sum()),
+            alloc: estimate(heap.iter().map(|(.., ever)| ever).sum()),
+            frames: frames.clone(),
+            stacks: heap
+                .iter()
+                .map(|(stack, live, ever)| HeapStack {
+                    frames: indices(stack),
+                    cut: false,
+                    inuse: estimate(*live),
+                    alloc: estimate(*ever),
+                })
+                .collect(),
+        }];
+        let sum = |of: fn(&(&[&str], u64, u64)) -> u64| growth.iter().map(of).sum::<u64>() * MIB;
+        let (all, reliable) = (sum(|(_, bytes, _)| *bytes), sum(|(.., reliable)| *reliable));
+        process.growth = Some(Growth {
+            basis: GrowthBasis::Present,
+            samples: all / MIB,
+            bytes: all,
+            direct_bytes: reliable,
+            shared_bytes: 0,
+            stack_bytes: 0,
+            heap_bytes: all - reliable,
+            unseen_bytes: 3 * MIB,
+            frames,
+            stacks: growth
+                .iter()
+                .map(|(stack, bytes, reliable)| GrowthStack {
+                    frames: indices(stack),
+                    cut: false,
+                    bytes: bytes * MIB,
+                    sigma_bytes: MIB / 2,
+                    samples: *bytes,
+                    reliable_bytes: reliable * MIB,
+                })
+                .collect(),
+        });
+        incident.growth = Some(GrowthSampling {
+            scope: GrowthScope::Process,
+            period: 64,
+            of_kernel: true,
+            samples: 100,
+            lost_samples: 0,
+            unplaced_samples: 0,
+            kept_one_in: 1,
+            ring_bytes: 2 * MIB,
+            table_bytes: 7 * MIB,
+        });
+        incident
+    }
+
+    #[test]
+    fn garbage_that_was_there_first_is_a_disagreement() {
+        let heap: &[(&[&str], u64, u64)] = &[(&["keep", "main"], 60, 60), (&["litter", "main"], 0, 500)];
+        let told = disagreements(&incident(heap, &[(&["fill", "litter", "main"], 50, 0), (&["keep", "main"], 12, 0)]));
+        assert_eq!(told.len(), 1, "{told:?}");
+        let expected =
+            "disagree, most about litter: 50.0 MiB grown by its page faults, but of what it allocated 0 B is live";
+        assert!(told[0].starts_with("server [") && told[0].contains(expected), "{told:?}");
+        // Little of it is none.
+        let little = [(&["litter", "main"][..], 10, 0), (&["keep", "main"], 50, 0)];
+        assert_eq!(disagreements(&incident(heap, &little)), [""; 0]);
+    }
+
+    #[test]
+    fn memory_that_others_touch_first_is_none() {
+        // A wrapper of malloc returns before anybody touches what it gave.
+        let heap: &[(&[&str], u64, u64)] = &[(&["must_malloc", "keep", "main"], 60, 60), (&["fill", "main"], 0, 1)];
+        let growth: &[(&[&str], u64, u64)] = &[(&["fill", "keep", "main"], 40, 0), (&["fill", "main"], 20, 0)];
+        assert_eq!(disagreements(&incident(heap, growth)), [""; 0]);
+        let mut without = incident(heap, growth);
+        without.processes[0].heaps.clear();
+        assert_eq!(disagreements(&without), [""; 0]);
+    }
+
+    #[test]
+    fn what_is_reliable_is_told_from_what_is_not() {
+        let incident = incident(&[(&["keep", "main"], 10, 10)], &[(&["keep", "main"], 30, 20), (&["main"], 10, 0)]);
+        let profile = profile(&incident);
+        let reliable = profile.find("growth_reliable").unwrap();
+        let sum = |sample_type: usize| profile.samples.iter().map(|s| s.values[sample_type] as u64).sum::<u64>() / MIB;
+        assert_eq!((sum(0), sum(reliable), profile.samples.len()), (40, 20, 3));
+        let headed = |sample: &Sample, heading| sample.stack.iter().any(|&f| profile.frames[f].name == heading);
+        for sample in &profile.samples {
+            let is_reliable = sample.values[reliable] > 0;
+            assert!(headed(sample, if is_reliable { RELIABLE } else { HEAP }), "{sample:?}");
+        }
+        let line = line(&incident).unwrap();
+        for part in
+            ["40.0 MiB by who touched it first", "Reliable is 20.0 MiB of it, 50 %", "3.0 MiB more is in mappings"]
+        {
+            assert!(line.contains(part), "{line}");
+        }
+        assert_eq!(rows(&incident)[0].reliable, "20.0 MiB, 50 %");
+        // Wherever it is shown.
+        let views = views(&incident);
+        let view = views.iter().find(|view| view.name == "growth").unwrap();
+        assert!(view.title.contains("not who owns the heap") && profile.comments.iter().any(|c| c.contains(LABEL)));
+        let page = markdown::page(&incident, &[(view, 0)]);
+        assert!(
+            page.contains("Who grew RSS (not who owns the heap)") && page.contains("Reliable is 20.0 MiB"),
+            "{page}"
+        );
+    }
+
+    #[test]
+    fn who_ended_is_told_as_such() {
+        let mut incident = incident(&[], &[(&["keep", "main"], 30, 20)]);
+        let growth = incident.processes[0].growth.take().unwrap();
+        incident.ended.push(super::super::growth::Ended {
+            pid: 7,
+            comm: "victim".to_owned(),
+            killed_by_kernel: true,
+            growth: Growth { basis: GrowthBasis::EndedUnscaled, ..growth },
+        });
+        assert_eq!(rows(&incident)[0].name, "victim (ended)");
+        assert!(line(&incident).unwrap().contains("may be in it"));
+        let profile = profile(&incident);
+        assert!(profile.samples.iter().all(|sample| profile.frames[sample.stack[1]].name == "ended"));
+    }
+}

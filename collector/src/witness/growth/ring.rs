@@ -342,6 +342,48 @@ mod tests {
         }
     }
 
+    /// Two processes in a cgroup of version 2, and one outside it.
+    #[test]
+    fn the_kernel_tells_what_a_cgroup_touched_and_nobody_else() {
+        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+        let root = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>()).find(|fields| fields[2] == "cgroup2");
+        let root = root.expect("a mount of cgroup version 2")[1].to_owned();
+        let dir = std::path::Path::new(&root).join(format!("growth-ring-{}", std::process::id()));
+        std::fs::create_dir(&dir).unwrap();
+        let program: &[&std::ffi::CStr] = &[c"/usr/bin/python3", c"-c", c"b = bytearray(16 << 20)"];
+        let children: Vec<_> = (0..3).map(|_| waiting_child(program)).collect();
+        let pids: Vec<i32> = children.iter().map(|(pid, _)| pid.as_raw()).collect();
+        for pid in &pids[..2] {
+            std::fs::write(dir.join("cgroup.procs"), pid.to_string()).unwrap();
+        }
+        let what = What { period: 16, of_kernel: true };
+        let folder = std::fs::File::open(&dir).unwrap();
+        let open = |cpu| Ring::open(Whose::Cgroup(folder.as_fd()), what, cpu, 8 << 20).unwrap();
+        let mut rings: Vec<Ring> = online_cpus().unwrap().into_iter().map(open).collect();
+        // A later child has the earlier ones' pipes, too, until it executes.
+        let (children, go): (Vec<_>, Vec<_>) = children.into_iter().unzip();
+        drop(go);
+        for pid in children {
+            assert_eq!(nix::sys::wait::waitpid(pid, None).unwrap(), nix::sys::wait::WaitStatus::Exited(pid, 0));
+        }
+        let mut faults = std::collections::BTreeMap::<i32, u64>::new();
+        let mut scratch = Vec::new();
+        for ring in &mut rings {
+            ring.drain(&mut scratch, usize::MAX, |record| match record {
+                Record::Fault(fault) => *faults.entry(fault.pid).or_default() += 1,
+                Record::Exec { pid, .. } | Record::Exit { pid, .. } => assert!(pids[..2].contains(&pid)),
+                _ => {}
+            });
+        }
+        drop(rings);
+        std::fs::remove_dir(&dir).unwrap();
+        let told: Vec<i32> = faults.keys().copied().collect();
+        let mut expected = pids[..2].to_vec();
+        expected.sort_unstable();
+        assert_eq!(told, expected, "{faults:?}");
+        assert!(faults.values().all(|&faults| faults >= 16 * 256 / 16), "{faults:?}");
+    }
+
     /// Faults of a program that fills memory in user mode, and of one that has the kernel
     /// fill it.
     #[test]
@@ -377,7 +419,9 @@ mod tests {
             // A huge page is one fault.
             let thp = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").unwrap_or_default();
             let expected = if thp.contains("[always]") { 1 } else { 64 * MIB / page_size() / 16 };
-            assert!(faults >= expected && with_stack == faults, "{program:?}: {faults}, {with_stack} of {expected}");
+            // Where the stack grows, the page that the stack pointer is in is not there yet.
+            let all_but_a_few = with_stack >= faults - faults / 20 - 1;
+            assert!(faults >= expected && all_but_a_few, "{program:?}: {faults}, {with_stack} of {expected}");
             assert_eq!((execs, exits, lost), (1, 1, 0), "{program:?}");
             assert!(rings.iter().all(|ring| ring.broken() == 0));
         }
