@@ -107,7 +107,7 @@ impl Layout {
         let known = self.ranges.len();
         match self.ranges.last_mut() {
             Some(last) if known >= MOST_RANGES && last.class == class && last.end == range.start => {
-                last.end = range.end
+                last.end = range.end;
             }
             _ if known < 2 * MOST_RANGES => self.ranges.push(range),
             // What is in it is not told.

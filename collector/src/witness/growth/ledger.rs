@@ -219,9 +219,9 @@ impl Ledger {
     }
 
     /// The book of a process, where it lives as far as is known.
-    pub fn living(&mut self, pid: i32) -> Option<(&mut Book, &mut Library, &Samples, &Stacks)> {
+    pub fn living(&mut self, pid: i32) -> Option<(&mut Book, &mut Library, &Stacks)> {
         let book = self.books.get_mut(&pid)?;
-        Some((book, &mut self.library, &self.samples, &self.stacks))
+        Some((book, &mut self.library, &self.stacks))
     }
 
     /// All who live as far as is known.
@@ -248,15 +248,13 @@ impl Ledger {
 
     /// Pages of all who live, by PID and book, in order.
     pub fn pages(&self) -> Vec<(i32, BookId, Vec<Page>)> {
-        let counts = self.samples.counts();
-        let living = self.books.values().filter(|book| counts.contains_key(&book.id));
-        living
-            .map(|book| {
-                let pages = self.samples.of(book.id).into_iter();
-                let pages = pages.map(|(number, sample)| Page { number, time: sample.time });
-                (book.pid, book.id, pages.collect())
-            })
-            .collect()
+        let mut all = self.samples.all();
+        let living = self.books.values();
+        let with_pages = living.filter_map(|book| Some((book, all.remove(&book.id)?)));
+        let only_times = |pages: Vec<(u64, Sample)>| -> Vec<Page> {
+            pages.into_iter().map(|(number, sample)| Page { number, time: sample.time }).collect()
+        };
+        with_pages.map(|(book, pages)| (book.pid, book.id, only_times(pages))).collect()
     }
 
     /// Forgets a page, unless it was touched again since.

@@ -168,7 +168,8 @@ pub fn present(
                     *there.entry((sample.stack, kind(sample, number * page, range, view))).or_default() += 1;
                 }
             }
-            true
+            // What was seen until then counts.
+            Instant::now() < until
         })?;
         if pages > 0 {
             grown.divide(pages * page, &there);

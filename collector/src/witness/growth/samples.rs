@@ -115,11 +115,14 @@ impl Samples {
         pages
     }
 
-    /// How many there are of each book.
-    pub fn counts(&self) -> HashMap<BookId, u64> {
-        let mut counts = HashMap::new();
-        self.by_page.keys().for_each(|&key| *counts.entry(book_of(key)).or_default() += 1);
-        counts
+    /// Pages of all books, in order, by one look at all.
+    pub fn all(&self) -> HashMap<BookId, Vec<(u64, Sample)>> {
+        let mut all: HashMap<BookId, Vec<(u64, Sample)>> = HashMap::new();
+        for (&key, sample) in &self.by_page {
+            all.entry(book_of(key)).or_default().push((key & ((1 << BOOK_SHIFT) - 1), *sample));
+        }
+        all.values_mut().for_each(|pages| pages.sort_unstable_by_key(|(page, _)| *page));
+        all
     }
 
     /// Says what a page is of, now that it is known.
@@ -207,7 +210,8 @@ mod tests {
         assert!((second / first - 3.0).abs() < 0.3, "{first} {second}");
         let estimate = (first + second) * samples.one_in() as f64 / pages as f64;
         assert!((estimate - 1.0).abs() < 0.05, "{estimate}");
-        assert_eq!(samples.counts().len(), 2);
+        let all = samples.all();
+        assert!(all.len() == 2 && all[&1] == samples.of(1) && all[&2] == samples.of(2));
     }
 
     #[test]

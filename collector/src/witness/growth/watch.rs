@@ -3,6 +3,7 @@
 use super::ledger::Ledger;
 use super::look::{self, Grown};
 use super::ring::{Ring, What, Whose, online_cpus};
+use super::samples::{BookId, Sample};
 use super::sweep;
 use crate::cgroup::{Memcg, Version};
 use crate::incident::growth::{Ended, Growth, GrowthBasis, GrowthSampling, GrowthScope};
@@ -108,8 +109,9 @@ impl GrowthWitness {
         self.with_desk(evidence, |watch, desk, evidence| {
             desk.drain_all(until);
             let mut late = 0;
+            let all = desk.ledger.samples.all();
             for process in &mut evidence.processes {
-                late += u64::from(desk.present(process, until));
+                late += u64::from(desk.present(process, &all, until));
             }
             if late > 0 {
                 evidence.gaps.push("time was up before all mappings were looked at for who made them grow".to_owned());
@@ -237,7 +239,7 @@ fn open_rings(whose: Whose<'_>, period: u64) -> io::Result<(Vec<Ring>, What)> {
 /// Bytes of a ring, a power of two.
 fn ring_bytes(period: u64, cpus: usize) -> usize {
     let wanted = (RING_BYTES as u64 / period.max(1)) as usize;
-    let most = (RINGS_BYTES / cpus.max(1)).min(MOST_RING_BYTES).max(LEAST_RING_BYTES / 4);
+    let most = (RINGS_BYTES / cpus.max(1)).clamp(LEAST_RING_BYTES / 4, MOST_RING_BYTES);
     let bytes = wanted.max(LEAST_RING_BYTES).min(most);
     // Down to a power of two.
     1 << bytes.ilog2()
@@ -299,11 +301,11 @@ impl Desk {
     }
 
     /// Says of a living process who made it grow; whether time was up.
-    fn present(&mut self, process: &mut Process, until: Instant) -> bool {
-        let Some((book, library, samples, stacks)) = self.ledger.living(process.pid) else { return false };
-        let pages = samples.of(book.id);
+    fn present(&mut self, process: &mut Process, all: &HashMap<BookId, Vec<(u64, Sample)>>, until: Instant) -> bool {
+        let Some((book, library, stacks)) = self.ledger.living(process.pid) else { return false };
+        let Some(pages) = all.get(&book.id) else { return false };
         let is_forked = book.is_forked;
-        let looked = book.refresh(library).and_then(|view| look::present(process.pid, view, is_forked, &pages, until));
+        let looked = book.refresh(library).and_then(|view| look::present(process.pid, view, is_forked, pages, until));
         match looked {
             Ok(grown) => {
                 let is_late = grown.is_late;
@@ -321,20 +323,22 @@ impl Desk {
     fn killed(&mut self, victims: &[KernelVictim], period: u64) -> Vec<Ended> {
         let named = victims.iter().filter_map(|victim| {
             let scale_to = victim.anon_bytes.zip(victim.shmem_bytes).map(|(anon, shmem)| anon + shmem);
-            Some((self.ledger.of(victim.pid)?, true, scale_to))
+            Some((self.ledger.of(victim.pid)?, Some(victim), scale_to))
         });
         let mut books: Vec<_> = named.collect();
         if books.is_empty() {
             let dying = self.ledger.all_living().filter(|book| sweep::is_ending(book.pid));
-            books = dying.chain(self.ledger.ended()).take(MOST_ENDED).map(|book| (book, false, None)).collect();
+            books = dying.chain(self.ledger.ended()).take(MOST_ENDED).map(|book| (book, None, None)).collect();
         }
-        let ended = books.into_iter().map(|(book, killed_by_kernel, scale_to)| {
+        let ended = books.into_iter().map(|(book, victim, scale_to)| {
             let samples = self.ledger.samples.of(book.id);
             let grown: Grown = look::remembered(&samples, period * self.ledger.samples.one_in());
             let basis = if scale_to.is_some() { GrowthBasis::Ended } else { GrowthBasis::EndedUnscaled };
             let bias = |module| book.biases.get(&module).copied().unwrap_or_default();
             let growth = grown.into_growth(basis, scale_to, &self.ledger.stacks, bias);
-            Ended { pid: book.pid, comm: book.comm.clone(), killed_by_kernel, growth }
+            // Where it was gone before it could be asked for its name.
+            let comm = victim.filter(|_| book.comm.is_empty()).map_or(&book.comm, |victim| &victim.comm);
+            Ended { pid: book.pid, comm: comm.clone(), killed_by_kernel: victim.is_some(), growth }
         });
         ended.filter(|ended| ended.growth.samples > 0).collect()
     }
