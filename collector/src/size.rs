@@ -78,6 +78,14 @@ pub fn parse_age(text: &str) -> Result<Option<Duration>, String> {
     }
 }
 
+/// Parses how many page faults one sample stands for.
+pub fn parse_faults(text: &str) -> Result<u64, String> {
+    match text.parse() {
+        Ok(faults @ 1..=1_000_000) => Ok(faults),
+        _ => Err(format!("{text:?} is no number of page faults; write 1 to 1000000, like 64")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -90,6 +98,14 @@ mod tests {
         assert_eq!(parse_age("36h"), Ok(Some(Duration::from_secs(36 * 3600))));
         for bad in ["", "d", "0d", "-1d", "1.5d", "x", "99999999999999999999w"] {
             assert!(parse_age(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn faults() {
+        assert_eq!((parse_faults("1"), parse_faults("1000000")), (Ok(1), Ok(1_000_000)));
+        for bad in ["", "0", "-1", "1000001", "64K", "x"] {
+            assert!(parse_faults(bad).is_err(), "{bad}");
         }
     }
 

@@ -3,6 +3,8 @@
 pub mod accounting;
 pub mod accounts;
 pub mod compare;
+pub mod growers;
+pub mod growth;
 pub mod heaps;
 pub mod mallocs;
 pub mod markdown;
