@@ -26,7 +26,10 @@ fn every_field_is_documented() {
             }
         });
     }
-    assert!(["killed_by_kernel", "kept_one_in", "reliable_bytes"].iter().all(|field| names.contains(*field)), "{names:?}");
+    assert!(
+        ["killed_by_kernel", "kept_one_in", "reliable_bytes"].iter().all(|field| names.contains(*field)),
+        "{names:?}"
+    );
     assert!(seen > 100, "only {seen} fields seen");
     missing.sort();
     missing.dedup();

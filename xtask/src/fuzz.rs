@@ -13,7 +13,7 @@ use std::process::{Command, ExitCode};
 const CRATES: &[(&str, &[&str])] = &[
     ("heap/fuzz", &["table", "go", "glibc", "jemalloc", "cpython"]),
     ("symbolizer/fuzz", &["elf", "dwarf", "companions", "compressed", "perf_map", "jitdump", "debuginfod", "demangle"]),
-    ("collector/fuzz", &["maps", "mountinfo", "accounting", "pagemap", "incident"]),
+    ("collector/fuzz", &["maps", "mountinfo", "accounting", "pagemap", "ring", "incident"]),
 ];
 /// The version that is installed where there is none.
 const CARGO_FUZZ: &str = "0.13.1";

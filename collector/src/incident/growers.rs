@@ -156,7 +156,7 @@ pub fn profile(incident: &Incident) -> Profile {
                 indices.extend(frames.iter().rev().map(|frame| profile.frame(frame.clone())));
                 let reliable = if heading == RELIABLE { part } else { 0 };
                 // Its share of the samples and of their error.
-                let share = part as f64 / stack.bytes.max(1) as f64;
+                let share = (part as f64 / stack.bytes.max(1) as f64).min(1.0);
                 let spread = Spread::new(
                     (stack.samples as f64 * share).round().max(1.0) as u64,
                     (stack.sigma_bytes as f64 * share.sqrt()) as u64,

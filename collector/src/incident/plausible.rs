@@ -4,6 +4,7 @@
 //! left out here, and told.
 
 use super::accounting::{AccountNode, Accounting};
+use super::growth::{Growth, GrowthStack};
 use super::model::{Estimate, Heap, HeapStack, Incident, MallocState, Process, ProcessMemory, Thread};
 use super::units::count;
 
@@ -25,7 +26,16 @@ pub fn sift(incident: &mut Incident) {
         for stack in process.heaps.iter_mut().flat_map(|heap| &mut heap.stacks) {
             stack.cut |= cut(&mut stack.frames, MOST_FRAMES, "frame of a heap's stack", &mut process.gaps);
         }
+        process.growth.iter_mut().for_each(|growth| cut_growth(growth, &mut process.gaps));
     }
+    incident.ended.retain(|ended| {
+        let can_be = room.takes(of_growth(&ended.growth));
+        if !can_be {
+            gaps.push(absurd(&format!("who made {} [{}] grow", ended.comm, ended.pid)));
+        }
+        can_be
+    });
+    incident.ended.iter_mut().for_each(|ended| cut_growth(&mut ended.growth, &mut gaps));
     for address in &mut incident.symbols.addresses {
         cut(&mut address.frames, MOST_INLINED, "function inlined at one address", &mut gaps);
     }
@@ -41,7 +51,7 @@ fn absurd(what: &str) -> String {
 }
 
 fn sift_process(process: &mut Process, room: &mut Room) {
-    let Process { memory, mappings, heaps, malloc, gaps, .. } = process;
+    let Process { memory, mappings, heaps, malloc, growth, gaps, .. } = process;
     if !room.takes(of_memory(memory)) {
         *memory = ProcessMemory::default();
         gaps.push(absurd("its memory"));
@@ -62,12 +72,22 @@ fn sift_process(process: &mut Process, room: &mut Room) {
         *malloc = None;
         gaps.push(absurd("its malloc's books"));
     }
+    if growth.as_ref().is_some_and(|growth| !room.takes(of_growth(growth))) {
+        *growth = None;
+        gaps.push(absurd("who made it grow"));
+    }
 }
 
 fn cut_thread(thread: &mut Thread, gaps: &mut Vec<String>) {
     cut(&mut thread.stack.frames, MOST_FRAMES, "frame of a thread's stack", gaps);
     thread.frame_modules.truncate(MOST_FRAMES);
     cut(&mut thread.script, MOST_FRAMES, "frame of an interpreter's stack", gaps);
+}
+
+fn cut_growth(growth: &mut Growth, gaps: &mut Vec<String>) {
+    for stack in &mut growth.stacks {
+        stack.cut |= cut(&mut stack.frames, MOST_FRAMES, "frame of a stack that grew", gaps);
+    }
 }
 
 /// Keeps so many; whether there were more.
@@ -127,6 +147,27 @@ fn of_malloc(malloc: &MallocState) -> u64 {
     sum(of_arenas.chain(of_mmapped).chain(of_classes))
 }
 
+fn of_growth(growth: &Growth) -> u64 {
+    // Named, so that a new figure is looked at.
+    let Growth {
+        basis: _,
+        samples,
+        bytes,
+        direct_bytes,
+        shared_bytes,
+        stack_bytes,
+        heap_bytes,
+        unseen_bytes,
+        frames: _,
+        ref stacks,
+    } = *growth;
+    let of_stack = |&GrowthStack { bytes, sigma_bytes, samples, reliable_bytes, .. }: &GrowthStack| {
+        [bytes, sigma_bytes, samples, reliable_bytes]
+    };
+    let all = [samples, bytes, direct_bytes, shared_bytes, stack_bytes, heap_bytes, unseen_bytes];
+    sum(stacks.iter().flat_map(of_stack).chain(all))
+}
+
 fn of_accounting(accounting: &Accounting) -> u64 {
     let mut all = sum([accounting.usage_after_bytes, accounting.elsewhere_bytes]);
     for node in accounting.beside.iter().chain([&accounting.root]) {
@@ -160,7 +201,8 @@ mod tests {
             let size_classes = vec![MallocSizeClass { bytes, ..Default::default() }];
             Some(MallocState { mmapped, size_classes, ..MallocState::default() })
         };
-        let changes: [(fn(&mut Process, u64), &str); 5] = [
+        type Change = fn(&mut Process, u64);
+        let changes: [(Change, &str); 5] = [
             (|process, size| process.memory.pss_bytes = size, "its memory"),
             (|process, size| process.mappings[0].anonymous_bytes = size, "its mappings"),
             (|process, size| process.heaps[0].stacks[0].alloc.objects = size, "its heap as malloc has it"),
@@ -186,6 +228,38 @@ mod tests {
         let books = sifted(books).processes.remove(0);
         assert_eq!((books.malloc, books.gaps), (None, vec![absurd("its malloc's books")]));
         assert_eq!((books.heaps, books.memory), (python.processes[0].heaps.clone(), python.processes[0].memory));
+    }
+
+    #[test]
+    fn what_processes_grew_by_is_sifted_as_well() {
+        const SEED: &[u8] = include_bytes!("../../fuzz/seeds/incident/growth.json");
+        let grown: Incident = serde_json::from_slice(SEED).unwrap();
+        assert_eq!(sifted(grown.clone()), grown);
+        let of_living = |incident: &mut Incident| incident.processes[0].growth.take();
+        let changes: [fn(&mut Growth); 4] = [
+            |growth| growth.unseen_bytes = BEYOND,
+            |growth| growth.samples = u64::MAX,
+            |growth| growth.stacks[1].reliable_bytes = BEYOND,
+            |growth| growth.stacks[0].sigma_bytes = u64::MAX,
+        ];
+        for change in changes {
+            let mut living = grown.clone();
+            change(living.processes[0].growth.as_mut().unwrap());
+            let mut living = sifted(living);
+            assert_eq!((of_living(&mut living), living.ended.len()), (None, 1));
+            assert_eq!(living.processes[0].gaps, [absurd("who made it grow")]);
+            let mut ended = grown.clone();
+            change(&mut ended.ended[0].growth);
+            let mut ended = sifted(ended);
+            assert!(of_living(&mut ended).is_some() && ended.ended.is_empty());
+            assert_eq!(ended.gaps, [absurd("who made victim [13790] grow")]);
+        }
+        let mut deep = grown;
+        deep.ended[0].growth.stacks[0].frames = vec![0; MOST_FRAMES + 2];
+        let deep = sifted(deep);
+        assert_eq!(deep.gaps, ["2 frames of a stack that grew more than 8192 of one; left out"]);
+        let stack = &deep.ended[0].growth.stacks[0];
+        assert!(stack.cut && stack.frames.len() == MOST_FRAMES);
     }
 
     #[test]

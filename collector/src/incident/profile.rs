@@ -94,7 +94,9 @@ fn views_with(incident: &Incident, memory: Profile) -> Vec<View> {
         views.push(View {
             name: "growth",
             title: "Who grew RSS (not who owns the heap)",
-            explanation: "Who touched the memory first that is resident, by sampled page faults. It shows who made the                 process grow. Of what it mapped itself, of shared memory and of stacks that is who owns it; of malloc's                 memory it need not be: a page may have been used and freed by others before, and counts for them.",
+            explanation: "Who touched the memory first that is resident, by sampled page faults. It shows who made the process \
+                grow. Of what it mapped itself, of shared memory and of stacks that is who owns it; of malloc's \
+                memory it need not be: a page may have been used and freed by others before, and counts for them.",
             profile: growers::profile(incident),
         });
     }

@@ -1,6 +1,7 @@
 //! Whom the kernel killed, as its log says.
 
 use crate::incident::model::KernelVictim;
+use crate::size::from_kb;
 use nix::poll::{PollFd, PollFlags};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -147,12 +148,12 @@ impl Parser {
 fn victim_of(text: &str) -> Option<KernelVictim> {
     let (pid, rest) = text.split_once(" (")?;
     let (comm, sizes) = rest.rsplit_once(") total-vm:")?;
-    let kib = |key: &str| sizes.split_once(key)?.1.split_once("kB")?.0.parse::<u64>().ok();
-    let (anon, shmem) = (kib("anon-rss:")? * 1024, kib("shmem-rss:")? * 1024);
+    let size = |key: &str| from_kb(sizes.split_once(key)?.1.split_once("kB")?.0.parse().ok()?);
+    let (anon, shmem) = (size("anon-rss:")?, size("shmem-rss:")?);
     Some(KernelVictim {
         pid: pid.parse().ok()?,
         comm: comm.to_owned(),
-        rss_bytes: anon + kib("file-rss:")? * 1024 + shmem,
+        rss_bytes: anon + size("file-rss:")? + shmem,
         anon_bytes: Some(anon),
         shmem_bytes: Some(shmem),
     })

@@ -70,7 +70,7 @@ impl Ledger {
     pub fn take(&mut self, record: &Record<'_>) {
         match *record {
             Record::Fault(fault) => self.fault(&fault),
-            Record::Lost(number) => self.lost += number,
+            Record::Lost(number) => self.lost = self.lost.saturating_add(number),
             Record::Exec { pid, time } => {
                 if let Some(book) = self.books.get_mut(&pid) {
                     // Its pages are no more.

@@ -11,10 +11,11 @@
 //! is now, which [`layout`] tells apart as far as that can be seen.
 
 mod book;
+pub mod hostile;
 mod layout;
 mod ledger;
 mod look;
-pub mod record;
+mod record;
 mod ring;
 mod samples;
 mod stacks;

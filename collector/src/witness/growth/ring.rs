@@ -113,6 +113,37 @@ impl Ring {
         }
     }
 
+    /// One whose kernel is us: nobody else writes into it.
+    pub(super) fn of_ours(data_bytes: usize) -> io::Result<Self> {
+        let page = page_size() as usize;
+        let fd = std::fs::File::open("/dev/null")?.into();
+        // SAFETY: a fresh anonymous mapping at an address of the kernel's choice.
+        let base = unsafe {
+            let (access, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+            libc::mmap(std::ptr::null_mut(), page + data_bytes, access, flags, -1, 0)
+        };
+        if base == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Ring { fd, base: base.cast(), page, data_bytes, broken: 0 })
+    }
+
+    /// Writes at a place of the stream, in the kernel's place.
+    pub(super) fn write(&mut self, at: u64, bytes: &[u8]) {
+        for (place, byte) in (at..).zip(bytes) {
+            let place = (place & (self.data_bytes as u64 - 1)) as usize;
+            // SAFETY: within the data, of which nobody has a reference.
+            unsafe { self.base.add(self.page + place).write(*byte) };
+        }
+    }
+
+    /// Says where the stream ends, in the kernel's place, and where what is unread begins.
+    pub(super) fn set_ends(&mut self, head: u64, tail: u64) {
+        let (of_kernel, ours) = self.ends();
+        of_kernel.store(head, Ordering::Release);
+        ours.store(tail, Ordering::Relaxed);
+    }
+
     /// Bytes of the ring without its first page.
     #[must_use]
     pub fn data_bytes(&self) -> usize {
@@ -132,20 +163,23 @@ impl Ring {
         self.fd.as_fd()
     }
 
-    /// Tells each record, oldest first, and gives its room back; no more than about
-    /// `most` bytes. `scratch` is for one record. Returns whether it is empty now.
-    pub fn drain(&mut self, scratch: &mut Vec<u8>, most: usize, mut tell: impl FnMut(Record<'_>)) -> bool {
+    /// Where the stream ends and where it begins, counted in bytes since it was opened.
+    fn ends(&self) -> (&AtomicU64, &AtomicU64) {
         // SAFETY: `base` is the page that perf_event_open(2) calls perf_event_mmap_page,
         // mapped as long as we live. The kernel writes these two words at any time, so
         // that they are looked at through atomics only.
-        let (head, tail) = unsafe {
+        unsafe {
             let page = self.base.cast::<perf::perf_event_mmap_page>();
             (AtomicU64::from_ptr(&raw mut (*page).data_head), AtomicU64::from_ptr(&raw mut (*page).data_tail))
-        };
-        // What was written before is seen behind it.
-        let end = head.load(Ordering::Acquire);
-        // Nobody but us writes it.
-        let begin = tail.load(Ordering::Relaxed);
+        }
+    }
+
+    /// Tells each record, oldest first, and gives its room back; no more than about
+    /// `most` bytes. `scratch` is for one record. Returns whether it is empty now.
+    pub fn drain(&mut self, scratch: &mut Vec<u8>, most: usize, mut tell: impl FnMut(Record<'_>)) -> bool {
+        let (head, tail) = self.ends();
+        // What was written before is seen behind it; the tail nobody but us writes.
+        let (end, begin) = (head.load(Ordering::Acquire), tail.load(Ordering::Relaxed));
         let mut at = begin;
         while at < end && at - begin < most as u64 {
             match self.record(at, end, scratch) {
@@ -164,7 +198,7 @@ impl Ring {
             }
         }
         // All our reads are done before the kernel may write there.
-        tail.store(at, Ordering::Release);
+        self.ends().1.store(at, Ordering::Release);
         at >= end
     }
 
@@ -228,29 +262,15 @@ mod tests {
     use super::*;
     use crate::witness::growth::record::made_up::{body, record};
 
-    /// A ring whose kernel is us.
     fn ring(data_bytes: usize) -> Ring {
-        let page = page_size() as usize;
-        // SAFETY: a fresh anonymous mapping at an address of the kernel's choice.
-        let base = unsafe {
-            let (access, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-            libc::mmap(std::ptr::null_mut(), page + data_bytes, access, flags, -1, 0)
-        };
-        assert_ne!(base, libc::MAP_FAILED);
-        let fd = std::fs::File::open("/dev/null").unwrap().into();
-        Ring { fd, base: base.cast(), page, data_bytes, broken: 0 }
+        Ring::of_ours(data_bytes).unwrap()
     }
 
-    /// Writes at a place of the stream and moves the head behind it.
-    fn write(ring: &Ring, at: u64, bytes: &[u8]) -> u64 {
-        for (index, byte) in bytes.iter().enumerate() {
-            let place = (at as usize + index) % ring.data_bytes;
-            // SAFETY: within the data, of which nobody has a reference.
-            unsafe { ring.base.add(ring.page + place).write(*byte) };
-        }
+    /// Writes what begins where all was read; returns where it ends.
+    fn write(ring: &mut Ring, at: u64, bytes: &[u8]) -> u64 {
+        ring.write(at, bytes);
         let head = at + bytes.len() as u64;
-        // SAFETY: the first page is mapped, and nobody has a reference to it.
-        unsafe { (*ring.base.cast::<perf::perf_event_mmap_page>()).data_head = head };
+        ring.set_ends(head, at);
         head
     }
 
@@ -274,7 +294,7 @@ mod tests {
         for round in 0..1000 {
             let numbers: Vec<u64> = (0..round % 100).map(|i| round * 1000 + i).collect();
             let bytes: Vec<u8> = numbers.iter().flat_map(|&number| lost(number)).collect();
-            at = write(&ring, at, &bytes);
+            at = write(&mut ring, at, &bytes);
             assert_eq!(all(&mut ring, usize::MAX), (numbers, true));
         }
         assert_eq!(ring.broken(), 0);
@@ -283,7 +303,7 @@ mod tests {
     #[test]
     fn no_more_is_told_than_was_asked_for() {
         let mut ring = ring(4096);
-        write(&ring, 0, &(0..10).flat_map(lost).collect::<Vec<u8>>());
+        write(&mut ring, 0, &(0..10).flat_map(lost).collect::<Vec<u8>>());
         assert_eq!(all(&mut ring, 1), (vec![0], false));
         assert_eq!(all(&mut ring, 25), (vec![1, 2], false));
         assert_eq!(all(&mut ring, 4096), ((3..10).collect(), true));
@@ -298,20 +318,15 @@ mod tests {
             let mut bytes = lost(5);
             bytes[6..8].copy_from_slice(&size.to_ne_bytes());
             bytes.extend(vec![0xff; rest]);
-            let at = write(&ring, 0, &[]);
-            assert_eq!(at, 0);
-            // SAFETY: as in `write`.
-            unsafe { (*ring.base.cast::<perf::perf_event_mmap_page>()).data_tail = 0 };
-            write(&ring, 0, &bytes);
+            write(&mut ring, 0, &bytes);
             let before = ring.broken();
             let (_, empty) = all(&mut ring, 1 << 20);
             assert!(empty && ring.broken() > before, "{size}");
         }
-        // SAFETY: as in `write`.
-        unsafe { (*ring.base.cast::<perf::perf_event_mmap_page>()).data_head = 1 << 40 };
+        ring.set_ends(1 << 40, 0);
         assert_eq!(all(&mut ring, usize::MAX), (vec![], true));
         // It goes on behind that.
-        let at = write(&ring, 1 << 40, &lost(9));
+        let at = write(&mut ring, 1 << 40, &lost(9));
         assert_eq!((all(&mut ring, usize::MAX), at), ((vec![9], true), (1 << 40) + 24));
     }
 
