@@ -109,7 +109,7 @@ pub fn line(incident: &Incident) -> Option<String> {
         bytes(sum(|g| g.heap_bytes)),
     );
     if unseen > 0 {
-        line.push_str(&format!("; {} more is in mappings without a sample", bytes(unseen)));
+        line.push_str(&format!("; {} more is in mappings with no sample or too few", bytes(unseen)));
     }
     if let Some(sampling) = &incident.growth {
         let whose = match sampling.scope {

@@ -56,7 +56,7 @@ pub struct Growth {
     pub stack_bytes: u64,
     /// What is a malloc's, or may be: who touched it first need not own it.
     pub heap_bytes: u64,
-    /// In memory, in mappings of which no page was sampled.
+    /// In memory, in mappings of which no page was sampled, or where samples were lost too few.
     pub unseen_bytes: u64,
     /// Distinct frames of the stacks.
     pub frames: Vec<HeapFrame>,

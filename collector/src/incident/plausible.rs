@@ -6,7 +6,7 @@
 use super::accounting::{AccountNode, Accounting};
 use super::growth::{Growth, GrowthStack};
 use super::model::{Estimate, Heap, HeapStack, Incident, MallocState, Process, ProcessMemory, Thread};
-use super::units::count;
+use super::units::grouped;
 
 /// More than all bytes, objects and samples of an incident are together: a million
 /// terabytes.
@@ -24,7 +24,7 @@ pub fn sift(incident: &mut Incident) {
         sift_process(process, &mut room);
         process.threads.iter_mut().for_each(|thread| cut_thread(thread, &mut process.gaps));
         for stack in process.heaps.iter_mut().flat_map(|heap| &mut heap.stacks) {
-            stack.cut |= cut(&mut stack.frames, MOST_FRAMES, "frame of a heap's stack", &mut process.gaps);
+            stack.cut |= cut(&mut stack.frames, MOST_FRAMES, "frames of a heap's stack", &mut process.gaps);
         }
         process.growth.iter_mut().for_each(|growth| cut_growth(growth, &mut process.gaps));
     }
@@ -37,7 +37,7 @@ pub fn sift(incident: &mut Incident) {
     });
     incident.ended.iter_mut().for_each(|ended| cut_growth(&mut ended.growth, &mut gaps));
     for address in &mut incident.symbols.addresses {
-        cut(&mut address.frames, MOST_INLINED, "function inlined at one address", &mut gaps);
+        cut(&mut address.frames, MOST_INLINED, "functions inlined at one address", &mut gaps);
     }
     if incident.accounting.as_ref().is_some_and(|accounting| !room.takes(of_accounting(accounting))) {
         incident.accounting = None;
@@ -79,23 +79,23 @@ fn sift_process(process: &mut Process, room: &mut Room) {
 }
 
 fn cut_thread(thread: &mut Thread, gaps: &mut Vec<String>) {
-    cut(&mut thread.stack.frames, MOST_FRAMES, "frame of a thread's stack", gaps);
+    cut(&mut thread.stack.frames, MOST_FRAMES, "frames of a thread's stack", gaps);
     thread.frame_modules.truncate(MOST_FRAMES);
-    cut(&mut thread.script, MOST_FRAMES, "frame of an interpreter's stack", gaps);
+    cut(&mut thread.script, MOST_FRAMES, "frames of an interpreter's stack", gaps);
 }
 
 fn cut_growth(growth: &mut Growth, gaps: &mut Vec<String>) {
     for stack in &mut growth.stacks {
-        stack.cut |= cut(&mut stack.frames, MOST_FRAMES, "frame of a stack that grew", gaps);
+        stack.cut |= cut(&mut stack.frames, MOST_FRAMES, "frames of a stack that grew", gaps);
     }
 }
 
 /// Keeps so many; whether there were more.
-fn cut<T>(list: &mut Vec<T>, most: usize, noun: &str, gaps: &mut Vec<String>) -> bool {
+fn cut<T>(list: &mut Vec<T>, most: usize, what: &str, gaps: &mut Vec<String>) -> bool {
     let more = list.len().saturating_sub(most);
     list.truncate(most);
     if more > 0 {
-        gaps.push(format!("{} more than {most} of one; left out", count(more as u64, noun)));
+        gaps.push(format!("{what}: {} more than {most}; left out", grouped(more as u64)));
     }
     more > 0
 }
@@ -257,7 +257,7 @@ mod tests {
         let mut deep = grown;
         deep.ended[0].growth.stacks[0].frames = vec![0; MOST_FRAMES + 2];
         let deep = sifted(deep);
-        assert_eq!(deep.gaps, ["2 frames of a stack that grew more than 8192 of one; left out"]);
+        assert_eq!(deep.gaps, ["frames of a stack that grew: 2 more than 8192; left out"]);
         let stack = &deep.ended[0].growth.stacks[0];
         assert!(stack.cut && stack.frames.len() == MOST_FRAMES);
     }
@@ -290,7 +290,7 @@ mod tests {
         deep.processes[0].heaps[0].stacks[0].frames = vec![0; MOST_FRAMES + 1];
         deep.processes[0].heaps[0].stacks[0].cut = false;
         let process = sifted(deep).processes.remove(0);
-        assert_eq!(process.gaps, ["1 frame of a heap's stack more than 8192 of one; left out"]);
+        assert_eq!(process.gaps, ["frames of a heap's stack: 1 more than 8192; left out"]);
         let stack = &process.heaps[0].stacks[0];
         assert!(stack.cut && stack.frames.len() == MOST_FRAMES);
         let mut inlined = recorded("sort.json");

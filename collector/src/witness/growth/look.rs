@@ -46,14 +46,16 @@ impl Grown {
         share.samples += samples;
     }
 
-    /// Divides what a mapping has in memory among the samples that are in it.
-    fn divide(&mut self, bytes: u64, there: &HashMap<(StackId, Kind), u64>) {
+    /// Divides what a mapping has in memory among the samples that are in it, of which each
+    /// stands for no more than `most` bytes.
+    fn divide(&mut self, bytes: u64, there: &HashMap<(StackId, Kind), u64>, most: Option<u64>) {
         let all: u64 = there.values().sum();
-        if all == 0 {
-            self.unseen_bytes += bytes;
+        let told = if all == 0 { 0 } else { most.map_or(bytes, |most| bytes.min(all.saturating_mul(most))) };
+        self.unseen_bytes += bytes - told;
+        if told == 0 {
             return;
         }
-        let each = bytes as f64 / all as f64;
+        let each = told as f64 / all as f64;
         for (&(stack, kind), &count) in there {
             // Each sample is one of these or not, and of one alone it is not known better
             // than to a sample. All of one mapping are known to the byte.
@@ -137,12 +139,14 @@ impl Frames {
 
 /// What of a living process's samples is still in memory, and what that stands for.
 /// Of one that has its parent's memory since a fork only what is its own counts: the
-/// rest is its parent's growth.
+/// rest is its parent's growth. Where samples were lost, one stands for `most` bytes at most:
+/// whose are left would have the others' memory, too.
 pub fn present(
     pid: i32,
     view: &mut View,
     is_forked: bool,
     samples: &[(u64, Sample)],
+    most: Option<u64>,
     until: Instant,
 ) -> io::Result<Grown> {
     let page = page_size();
@@ -172,7 +176,7 @@ pub fn present(
             Instant::now() < until
         })?;
         if pages > 0 {
-            grown.divide(pages * page, &there);
+            grown.divide(pages * page, &there, most);
         }
     }
     Ok(grown)
@@ -227,9 +231,9 @@ mod tests {
     fn a_mapping_is_divided_among_its_samples() {
         let (stacks, [a, b]) = stacks();
         let mut grown = Grown::default();
-        grown.divide(4000, &HashMap::from([((a, Kind::Heap), 3), ((b, Kind::Direct), 1)]));
-        grown.divide(500, &HashMap::from([((b, Kind::Stack), 7)]));
-        grown.divide(77, &HashMap::new());
+        grown.divide(4000, &HashMap::from([((a, Kind::Heap), 3), ((b, Kind::Direct), 1)]), None);
+        grown.divide(500, &HashMap::from([((b, Kind::Stack), 7)]), Some(100));
+        grown.divide(77, &HashMap::new(), None);
         let growth = grown.into_growth(GrowthBasis::Present, None, &stacks, |_| 0);
         assert_eq!((growth.bytes, growth.unseen_bytes, growth.samples), (4500, 77, 11));
         assert_eq!((growth.direct_bytes, growth.shared_bytes), (1000, 0));
@@ -245,6 +249,16 @@ mod tests {
             .map(|stack| stack.frames.iter().map(|&index| growth.frames[index as usize].address).collect())
             .collect();
         assert_eq!((frames, growth.frames.len()), (vec![vec![11, 31], vec![21, 31]], 3));
+    }
+
+    #[test]
+    fn where_samples_were_lost_the_others_do_not_stand_for_them() {
+        let (stacks, [a, b]) = stacks();
+        let mut grown = Grown::default();
+        grown.divide(1000, &HashMap::from([((a, Kind::Direct), 3), ((b, Kind::Direct), 1)]), Some(100));
+        let growth = grown.into_growth(GrowthBasis::Present, None, &stacks, |_| 0);
+        assert_eq!((growth.bytes, growth.unseen_bytes), (400, 600));
+        assert_eq!(growth.stacks.iter().map(|stack| stack.bytes).collect::<Vec<_>>(), [300, 100]);
     }
 
     #[test]

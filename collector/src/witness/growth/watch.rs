@@ -8,13 +8,14 @@ use super::sweep;
 use crate::cgroup::{Memcg, Version};
 use crate::incident::growth::{Ended, Growth, GrowthBasis, GrowthSampling, GrowthScope};
 use crate::incident::model::{KernelVictim, Module, Process};
-use crate::snapshot::{Evidence, ModuleTable};
+use crate::snapshot::{Evidence, ModuleTable, page_size};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
@@ -26,7 +27,7 @@ const RINGS_BYTES: usize = 128 << 20;
 const RING_BYTES: usize = 64 << 20;
 const LEAST_RING_BYTES: usize = 512 << 10;
 const MOST_RING_BYTES: usize = 32 << 20;
-/// What is taken out of a ring before somebody else may have the ledger.
+/// What is taken out of all rings before somebody else may have the ledger.
 const AT_ONCE_BYTES: usize = 512 << 10;
 /// How soon rings are looked at that wake nobody, while there are faults and else.
 const BUSY: Duration = Duration::from_millis(20);
@@ -34,8 +35,12 @@ const IDLE: Duration = Duration::from_millis(250);
 /// How often pages are looked for that are no more, and how much longer than that takes.
 const SWEEP: Duration = Duration::from_secs(1);
 const SWEEP_SHARE: u32 = 100;
-/// How long a snapshot waits for the thread.
+/// How long a snapshot waits for the thread, and how often who waits looks.
 const PATIENCE: Duration = Duration::from_millis(300);
+const LOOK: Duration = Duration::from_micros(200);
+/// Where samples were lost: periods that one stands for at most. Each CPU counts its own
+/// faults, so one alone may stand for more than one period.
+const MOST_PERIODS: u64 = 4;
 /// Processes told that ended, where it is not known whom the kernel killed.
 const MOST_ENDED: usize = 4;
 
@@ -59,12 +64,21 @@ enum State {
 
 #[derive(Debug)]
 struct Watch {
-    desk: Arc<Mutex<Desk>>,
+    office: Arc<Office>,
     scope: GrowthScope,
     what: What,
     ring_bytes: usize,
     stop: Arc<EventFd>,
     thread: Option<JoinHandle<()>>,
+}
+
+/// The desk, which the thread has nearly all the time that it is busy: a mutex alone would go
+/// back to it whenever it lets go.
+#[derive(Debug)]
+struct Office {
+    desk: Mutex<Desk>,
+    /// Whether a snapshot waits.
+    is_asked_for: AtomicBool,
 }
 
 /// What the thread and a snapshot work on, one at a time.
@@ -107,11 +121,15 @@ impl GrowthWitness {
     /// Adds to the evidence who made its processes grow.
     pub fn tell(&self, evidence: &mut Evidence, until: Instant) {
         self.with_desk(evidence, |watch, desk, evidence| {
-            desk.drain_all(until);
+            // What is left is for the page maps.
+            let left = until.saturating_duration_since(Instant::now());
+            let is_whole = desk.drain_all(until - left / 2, &mut evidence.gaps) && desk.lost() == 0;
+            let each = watch.what.period * desk.ledger.samples.one_in() * page_size();
+            let most = (!is_whole).then_some(MOST_PERIODS * each);
             let mut late = 0;
             let all = desk.ledger.samples.all();
             for process in &mut evidence.processes {
-                late += u64::from(desk.present(process, &all, until));
+                late += u64::from(desk.present(process, &all, most, until));
             }
             if late > 0 {
                 evidence.gaps.push("time was up before all mappings were looked at for who made them grow".to_owned());
@@ -125,7 +143,7 @@ impl GrowthWitness {
     /// Adds what is remembered of those whom the kernel killed.
     pub fn tell_of_killed(&self, evidence: &mut Evidence, victims: &[KernelVictim], until: Instant) {
         self.with_desk(evidence, |watch, desk, evidence| {
-            desk.drain_all(until);
+            desk.drain_all(until, &mut evidence.gaps);
             evidence.ended = desk.killed(victims, watch.what.period);
             if evidence.ended.is_empty() {
                 evidence.gaps.push("of whom the kernel killed no page fault was sampled".to_owned());
@@ -147,7 +165,7 @@ impl GrowthWitness {
             }
             State::Prepared { .. } => return,
         };
-        match watch.desk(Instant::now() + PATIENCE) {
+        match watch.office.ask(Instant::now() + PATIENCE) {
             Some(mut desk) => ask(watch, &mut desk, evidence),
             None => evidence.gaps.push("who made it grow is not known: the thread that knows was busy".to_owned()),
         }
@@ -166,24 +184,13 @@ impl Watch {
         };
         let bells = rings.iter().map(|ring| ring.bell().try_clone_to_owned()).collect::<io::Result<Vec<_>>>()?;
         let ring_bytes = rings.iter().map(Ring::data_bytes).sum();
-        let desk = Arc::new(Mutex::new(Desk { rings, ledger, scratch: Vec::with_capacity(1 << 16) }));
+        let desk = Mutex::new(Desk { rings, ledger, scratch: Vec::with_capacity(1 << 16) });
+        let office = Arc::new(Office { desk, is_asked_for: AtomicBool::new(false) });
         let stop = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?);
-        let (for_thread, stop_thread) = (Arc::clone(&desk), Arc::clone(&stop));
+        let (for_thread, stop_thread) = (Arc::clone(&office), Arc::clone(&stop));
         let thread =
             Builder::new().name("reprieve-growth".to_owned()).spawn(move || work(&for_thread, bells, &stop_thread))?;
-        Ok(Watch { desk, scope, what, ring_bytes, stop, thread: Some(thread) })
-    }
-
-    /// The desk, as soon as the thread lets go of it.
-    fn desk(&self, until: Instant) -> Option<MutexGuard<'_, Desk>> {
-        loop {
-            match self.desk.try_lock() {
-                Ok(desk) => return Some(desk),
-                Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
-                Err(TryLockError::WouldBlock) if Instant::now() >= until => return None,
-                Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_micros(200)),
-            }
-        }
+        Ok(Watch { office, scope, what, ring_bytes, stop, thread: Some(thread) })
     }
 
     fn sampling(&self, desk: &Desk) -> GrowthSampling {
@@ -193,7 +200,7 @@ impl Watch {
             period: self.what.period,
             of_kernel: self.what.of_kernel,
             samples: ledger.faults,
-            lost_samples: ledger.lost + desk.rings.iter().map(Ring::broken).sum::<u64>(),
+            lost_samples: desk.lost(),
             unplaced_samples: ledger.unplaced + ledger.stacks.unplaced,
             kept_one_in: ledger.samples.one_in(),
             ring_bytes: self.ring_bytes as u64,
@@ -208,6 +215,31 @@ impl Drop for Watch {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+    }
+}
+
+impl Office {
+    /// The desk, as soon as the thread lets go of it.
+    fn ask(&self, until: Instant) -> Option<MutexGuard<'_, Desk>> {
+        self.is_asked_for.store(true, Ordering::Relaxed);
+        let desk = loop {
+            match self.desk.try_lock() {
+                Ok(desk) => break Some(desk),
+                Err(TryLockError::Poisoned(poisoned)) => break Some(poisoned.into_inner()),
+                Err(TryLockError::WouldBlock) if Instant::now() >= until => break None,
+                Err(TryLockError::WouldBlock) => std::thread::sleep(LOOK),
+            }
+        };
+        self.is_asked_for.store(false, Ordering::Relaxed);
+        desk
+    }
+
+    /// The desk for the thread, which lets a snapshot have it first.
+    fn take(&self) -> MutexGuard<'_, Desk> {
+        while self.is_asked_for.load(Ordering::Relaxed) {
+            std::thread::sleep(LOOK);
+        }
+        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -246,8 +278,7 @@ fn ring_bytes(period: u64, cpus: usize) -> usize {
 }
 
 /// What the thread does until it is told to stop.
-fn work(desk: &Mutex<Desk>, mut bells: Vec<OwnedFd>, stop: &EventFd) {
-    let lock = || desk.lock().unwrap_or_else(PoisonError::into_inner);
+fn work(office: &Office, mut bells: Vec<OwnedFd>, stop: &EventFd) {
     let mut timeout = IDLE;
     let mut sweep_at = Instant::now() + SWEEP;
     loop {
@@ -265,15 +296,15 @@ fn work(desk: &Mutex<Desk>, mut bells: Vec<OwnedFd>, stop: &EventFd) {
         drop(fds);
         let mut hung = hung.into_iter();
         bells.retain(|_| !hung.next().unwrap_or(false));
-        let before = lock().ledger.faults;
-        while !lock().drain() {}
-        timeout = if lock().ledger.faults > before { BUSY } else { IDLE };
+        let before = office.take().ledger.faults;
+        while !office.take().drain() {}
+        timeout = if office.take().ledger.faults > before { BUSY } else { IDLE };
         if Instant::now() >= sweep_at {
             let begun = Instant::now();
-            let pages = lock().ledger.pages();
+            let pages = office.take().ledger.pages();
             for (pid, book, pages) in pages {
                 let absent = sweep::absent(pid, &pages);
-                let mut desk = lock();
+                let mut desk = office.take();
                 absent.into_iter().for_each(|page| desk.ledger.forget(book, page));
             }
             sweep_at = Instant::now() + SWEEP.max(begun.elapsed() * SWEEP_SHARE);
@@ -285,9 +316,10 @@ impl Desk {
     /// Takes some out of every ring; whether all were empty then.
     fn drain(&mut self) -> bool {
         let Desk { rings, ledger, scratch } = self;
+        let most = AT_ONCE_BYTES / rings.len().max(1);
         let mut all_empty = true;
         for ring in rings {
-            all_empty &= ring.drain(scratch, AT_ONCE_BYTES, |record| ledger.take(&record));
+            all_empty &= ring.drain(scratch, most, |record| ledger.take(&record));
         }
         if all_empty {
             ledger.settle();
@@ -295,17 +327,39 @@ impl Desk {
         all_empty
     }
 
-    fn drain_all(&mut self, until: Instant) {
-        while !self.drain() && Instant::now() < until {}
+    /// Takes all out of the rings; whether it did before time was up.
+    fn drain_all(&mut self, until: Instant, gaps: &mut Vec<String>) -> bool {
+        let mut is_whole = true;
+        while is_whole && !self.drain() {
+            is_whole = Instant::now() < until;
+        }
+        if !is_whole {
+            gaps.push("time was up before all page faults were read that were sampled".to_owned());
+        }
         self.ledger.clear_up(true);
+        is_whole
     }
 
-    /// Says of a living process who made it grow; whether time was up.
-    fn present(&mut self, process: &mut Process, all: &HashMap<BookId, Vec<(u64, Sample)>>, until: Instant) -> bool {
+    /// Samples that found no room in a ring, and what was no record.
+    fn lost(&self) -> u64 {
+        let broken: u64 = self.rings.iter().map(Ring::broken).sum();
+        self.ledger.lost.saturating_add(broken)
+    }
+
+    /// Says of a living process who made it grow; whether time was up. `most` as of
+    /// [`look::present`].
+    fn present(
+        &mut self,
+        process: &mut Process,
+        all: &HashMap<BookId, Vec<(u64, Sample)>>,
+        most: Option<u64>,
+        until: Instant,
+    ) -> bool {
         let Some((book, library, stacks)) = self.ledger.living(process.pid) else { return false };
         let Some(pages) = all.get(&book.id) else { return false };
         let is_forked = book.is_forked;
-        let looked = book.refresh(library).and_then(|view| look::present(process.pid, view, is_forked, pages, until));
+        let looked =
+            book.refresh(library).and_then(|view| look::present(process.pid, view, is_forked, pages, most, until));
         match looked {
             Ok(grown) => {
                 let is_late = grown.is_late;
@@ -360,6 +414,30 @@ impl Desk {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A thread that lets go of the desk for a moment only.
+    #[test]
+    fn a_snapshot_need_not_wait_until_the_thread_is_idle() {
+        let desk = Mutex::new(Desk { rings: Vec::new(), ledger: Ledger::new(), scratch: Vec::new() });
+        let office = Office { desk, is_asked_for: AtomicBool::new(false) };
+        let is_over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    let desk = office.take();
+                    std::thread::sleep(Duration::from_millis(2));
+                    drop(desk);
+                }
+            });
+            let had = (0..50).filter(|_| {
+                std::thread::sleep(Duration::from_millis(1));
+                office.ask(Instant::now() + Duration::from_secs(5)).is_some()
+            });
+            let had = had.count();
+            is_over.store(true, Ordering::Relaxed);
+            assert_eq!(had, 50);
+        });
+    }
 
     #[test]
     fn rings_fit_what_there_is_to_write() {
