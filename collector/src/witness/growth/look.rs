@@ -14,6 +14,19 @@ use std::time::Instant;
 /// Entries of a page map read at once.
 const ENTRIES: usize = 4096;
 
+/// Where samples were lost: periods that one stands for at most. Each CPU counts its own
+/// faults, so one alone may stand for more than one period.
+const MOST_PERIODS: u64 = 4;
+
+/// Samples that should be there and are not.
+#[derive(Debug, Clone, Copy)]
+pub struct Loss {
+    /// How many.
+    pub samples: u64,
+    /// Bytes of a period's small pages, which one sample is about.
+    pub period_bytes: u64,
+}
+
 /// What one stack has of one kind of memory.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 struct Share {
@@ -46,16 +59,18 @@ impl Grown {
         share.samples += samples;
     }
 
-    /// Divides what a mapping has in memory among the samples that are in it, of which each
-    /// stands for no more than `most` bytes.
-    fn divide(&mut self, bytes: u64, there: &HashMap<(StackId, Kind), u64>, most: Option<u64>) {
+    /// Divides what a mapping has in memory among the samples that are in it. What is more
+    /// than they stand for is that of samples that were lost, as far as those can be.
+    fn divide(&mut self, bytes: u64, there: &HashMap<(StackId, Kind), u64>, loss: Loss) {
         let all: u64 = there.values().sum();
-        let told = if all == 0 { 0 } else { most.map_or(bytes, |most| bytes.min(all.saturating_mul(most))) };
-        self.unseen_bytes += bytes - told;
-        if told == 0 {
+        if all == 0 {
+            self.unseen_bytes += bytes;
             return;
         }
-        let each = told as f64 / all as f64;
+        let beyond = bytes.saturating_sub(all.saturating_mul(MOST_PERIODS * loss.period_bytes));
+        let lost = beyond.min(loss.samples.saturating_mul(loss.period_bytes));
+        self.unseen_bytes += lost;
+        let each = (bytes - lost) as f64 / all as f64;
         for (&(stack, kind), &count) in there {
             // Each sample is one of these or not, and of one alone it is not known better
             // than to a sample. All of one mapping are known to the byte.
@@ -139,14 +154,13 @@ impl Frames {
 
 /// What of a living process's samples is still in memory, and what that stands for.
 /// Of one that has its parent's memory since a fork only what is its own counts: the
-/// rest is its parent's growth. Where samples were lost, one stands for `most` bytes at most:
-/// whose are left would have the others' memory, too.
+/// rest is its parent's growth.
 pub fn present(
     pid: i32,
     view: &mut View,
     is_forked: bool,
     samples: &[(u64, Sample)],
-    most: Option<u64>,
+    loss: Loss,
     until: Instant,
 ) -> io::Result<Grown> {
     let page = page_size();
@@ -176,7 +190,7 @@ pub fn present(
             Instant::now() < until
         })?;
         if pages > 0 {
-            grown.divide(pages * page, &there, most);
+            grown.divide(pages * page, &there, loss);
         }
     }
     Ok(grown)
@@ -220,6 +234,8 @@ mod tests {
     use super::*;
     use crate::witness::growth::stacks::Frame;
 
+    const NO_LOSS: Loss = Loss { samples: 0, period_bytes: 1 };
+
     fn stacks() -> (Stacks, [StackId; 2]) {
         let mut stacks = Stacks::new();
         let frame = |address| Frame { at: None, address };
@@ -231,9 +247,9 @@ mod tests {
     fn a_mapping_is_divided_among_its_samples() {
         let (stacks, [a, b]) = stacks();
         let mut grown = Grown::default();
-        grown.divide(4000, &HashMap::from([((a, Kind::Heap), 3), ((b, Kind::Direct), 1)]), None);
-        grown.divide(500, &HashMap::from([((b, Kind::Stack), 7)]), Some(100));
-        grown.divide(77, &HashMap::new(), None);
+        grown.divide(4000, &HashMap::from([((a, Kind::Heap), 3), ((b, Kind::Direct), 1)]), NO_LOSS);
+        grown.divide(500, &HashMap::from([((b, Kind::Stack), 7)]), NO_LOSS);
+        grown.divide(77, &HashMap::new(), NO_LOSS);
         let growth = grown.into_growth(GrowthBasis::Present, None, &stacks, |_| 0);
         assert_eq!((growth.bytes, growth.unseen_bytes, growth.samples), (4500, 77, 11));
         assert_eq!((growth.direct_bytes, growth.shared_bytes), (1000, 0));
@@ -254,11 +270,16 @@ mod tests {
     #[test]
     fn where_samples_were_lost_the_others_do_not_stand_for_them() {
         let (stacks, [a, b]) = stacks();
-        let mut grown = Grown::default();
-        grown.divide(1000, &HashMap::from([((a, Kind::Direct), 3), ((b, Kind::Direct), 1)]), Some(100));
-        let growth = grown.into_growth(GrowthBasis::Present, None, &stacks, |_| 0);
-        assert_eq!((growth.bytes, growth.unseen_bytes), (400, 600));
-        assert_eq!(growth.stacks.iter().map(|stack| stack.bytes).collect::<Vec<_>>(), [300, 100]);
+        let there = HashMap::from([((a, Kind::Direct), 3), ((b, Kind::Direct), 1)]);
+        // Of 1000 the four stand for 400 at most; what was lost is about 25 each.
+        for (samples, unseen) in [(0, 0), (8, 200), (24, 600), (u64::MAX, 600)] {
+            let mut grown = Grown::default();
+            grown.divide(1000, &there, Loss { samples, period_bytes: 25 });
+            let growth = grown.into_growth(GrowthBasis::Present, None, &stacks, |_| 0);
+            assert_eq!((growth.bytes, growth.unseen_bytes), (1000 - unseen, unseen), "{samples}");
+            let told: Vec<u64> = growth.stacks.iter().map(|stack| stack.bytes).collect();
+            assert_eq!(told, [(1000 - unseen) / 4 * 3, (1000 - unseen) / 4]);
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The rings of all CPUs, the thread that empties them, and what a snapshot asks.
 
 use super::ledger::Ledger;
-use super::look::{self, Grown};
+use super::look::{self, Grown, Loss};
 use super::ring::{Ring, What, Whose, online_cpus};
 use super::samples::{BookId, Sample};
 use super::sweep;
@@ -38,9 +38,6 @@ const SWEEP_SHARE: u32 = 100;
 /// How long a snapshot waits for the thread, and how often who waits looks.
 const PATIENCE: Duration = Duration::from_millis(300);
 const LOOK: Duration = Duration::from_micros(200);
-/// Where samples were lost: periods that one stands for at most. Each CPU counts its own
-/// faults, so one alone may stand for more than one period.
-const MOST_PERIODS: u64 = 4;
 /// Processes told that ended, where it is not known whom the kernel killed.
 const MOST_ENDED: usize = 4;
 
@@ -123,13 +120,16 @@ impl GrowthWitness {
         self.with_desk(evidence, |watch, desk, evidence| {
             // What is left is for the page maps.
             let left = until.saturating_duration_since(Instant::now());
-            let is_whole = desk.drain_all(until - left / 2, &mut evidence.gaps) && desk.lost() == 0;
-            let each = watch.what.period * desk.ledger.samples.one_in() * page_size();
-            let most = (!is_whole).then_some(MOST_PERIODS * each);
+            let is_read = desk.drain_all(until - left / 2, &mut evidence.gaps);
+            let loss = Loss {
+                // How many were not read nobody counted.
+                samples: if is_read { desk.lost() } else { u64::MAX },
+                period_bytes: watch.what.period * desk.ledger.samples.one_in() * page_size(),
+            };
             let mut late = 0;
             let all = desk.ledger.samples.all();
             for process in &mut evidence.processes {
-                late += u64::from(desk.present(process, &all, most, until));
+                late += u64::from(desk.present(process, &all, loss, until));
             }
             if late > 0 {
                 evidence.gaps.push("time was up before all mappings were looked at for who made them grow".to_owned());
@@ -329,15 +329,15 @@ impl Desk {
 
     /// Takes all out of the rings; whether it did before time was up.
     fn drain_all(&mut self, until: Instant, gaps: &mut Vec<String>) -> bool {
-        let mut is_whole = true;
-        while is_whole && !self.drain() {
-            is_whole = Instant::now() < until;
+        let mut is_in_time = true;
+        while is_in_time && !self.drain() {
+            is_in_time = Instant::now() < until;
         }
-        if !is_whole {
+        if !is_in_time {
             gaps.push("time was up before all page faults were read that were sampled".to_owned());
         }
         self.ledger.clear_up(true);
-        is_whole
+        is_in_time
     }
 
     /// Samples that found no room in a ring, and what was no record.
@@ -346,20 +346,19 @@ impl Desk {
         self.ledger.lost.saturating_add(broken)
     }
 
-    /// Says of a living process who made it grow; whether time was up. `most` as of
-    /// [`look::present`].
+    /// Says of a living process who made it grow; whether time was up.
     fn present(
         &mut self,
         process: &mut Process,
         all: &HashMap<BookId, Vec<(u64, Sample)>>,
-        most: Option<u64>,
+        loss: Loss,
         until: Instant,
     ) -> bool {
         let Some((book, library, stacks)) = self.ledger.living(process.pid) else { return false };
         let Some(pages) = all.get(&book.id) else { return false };
         let is_forked = book.is_forked;
         let looked =
-            book.refresh(library).and_then(|view| look::present(process.pid, view, is_forked, pages, most, until));
+            book.refresh(library).and_then(|view| look::present(process.pid, view, is_forked, pages, loss, until));
         match looked {
             Ok(grown) => {
                 let is_late = grown.is_late;
