@@ -26,6 +26,9 @@ fn main() {
         .arg(&target)
         // Not clippy: what is embedded must be compiled.
         .env_remove("RUSTC_WORKSPACE_WRAPPER")
+        // Nor with the flags of a fuzzer or of coverage, whose runtime other programs lack.
+        .env_remove("RUSTFLAGS")
+        .env_remove("CARGO_ENCODED_RUSTFLAGS")
         .env_remove("CARGO_TARGET_DIR")
         .status();
     assert!(status.is_ok_and(|s| s.success()), "libreprieve_heap.so could not be built; its errors are above");

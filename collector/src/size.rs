@@ -1,6 +1,23 @@
-//! Sizes and durations as people write them.
+//! Sizes and durations as people write them, and sizes that can be.
 
 use std::time::Duration;
+
+/// More bytes than any counter of memory can have: physical addresses have at most 52 bits
+/// (MAX_PHYSMEM_BITS, arch/x86/include/asm/sparsemem.h; PARange, arch/arm64/Kconfig). Some
+/// thousands of such counters can be added up without a look at the sum.
+pub const BEYOND_BYTES: u64 = 1 << 52;
+
+/// A counter of the kernel, if it can be one of memory; what cannot is not there.
+#[must_use]
+pub fn can_be(bytes: u64) -> Option<u64> {
+    Some(bytes).filter(|&bytes| bytes < BEYOND_BYTES)
+}
+
+/// A number of kB, as `/proc` has them, in bytes.
+#[must_use]
+pub fn from_kb(kb: u64) -> Option<u64> {
+    kb.checked_mul(1024).and_then(can_be)
+}
 
 /// Parses `256M`, `1.5G`, `4096`, `64KiB`: binary units, bytes without one.
 pub fn parse_size(text: &str) -> Result<u64, String> {
@@ -61,6 +78,14 @@ pub fn parse_age(text: &str) -> Result<Option<Duration>, String> {
     }
 }
 
+/// Parses how many page faults one sample stands for.
+pub fn parse_faults(text: &str) -> Result<u64, String> {
+    match text.parse() {
+        Ok(faults @ 1..=1_000_000) => Ok(faults),
+        _ => Err(format!("{text:?} is no number of page faults; write 1 to 1000000, like 64")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -73,6 +98,14 @@ mod tests {
         assert_eq!(parse_age("36h"), Ok(Some(Duration::from_secs(36 * 3600))));
         for bad in ["", "d", "0d", "-1d", "1.5d", "x", "99999999999999999999w"] {
             assert!(parse_age(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn faults() {
+        assert_eq!((parse_faults("1"), parse_faults("1000000")), (Ok(1), Ok(1_000_000)));
+        for bad in ["", "0", "-1", "1000001", "64K", "x"] {
+            assert!(parse_faults(bad).is_err(), "{bad}");
         }
     }
 

@@ -8,16 +8,28 @@ use serde_json::Value;
 #[test]
 fn every_field_is_documented() {
     let lab = Lab::new();
-    lab.run(&["--memory", "64M", "--on-oom", "reclaim,kill"], &[&fixture("steady_leak"), "--mib", "96"]);
+    // The second is of one that the kernel killed.
+    for action in ["reclaim,kill", "defer"] {
+        let options = ["--memory", "64M", "--on-oom", action, "--growth"];
+        lab.run(&options, &[&fixture("steady_leak"), "--mib", "96"]);
+    }
     let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/incident.md")).unwrap();
+    let mut names = std::collections::BTreeSet::new();
     let mut seen = 0;
     let mut missing = Vec::new();
-    visit(&lab.incident(), &mut |field| {
-        seen += 1;
-        if !page.contains(&format!("`{field}`")) && !page.contains(&format!(".{field}`")) {
-            missing.push(field.to_owned());
-        }
-    });
+    for incident in lab.incidents() {
+        visit(&incident, &mut |field| {
+            seen += 1;
+            names.insert(field.to_owned());
+            if !page.contains(&format!("`{field}`")) && !page.contains(&format!(".{field}`")) {
+                missing.push(field.to_owned());
+            }
+        });
+    }
+    assert!(
+        ["killed_by_kernel", "kept_one_in", "reliable_bytes"].iter().all(|field| names.contains(*field)),
+        "{names:?}"
+    );
     assert!(seen > 100, "only {seen} fields seen");
     missing.sort();
     missing.dedup();

@@ -11,8 +11,9 @@ use store::{check, recorded};
 const SCHEMA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/incident.schema.json");
 
 /// Where the types of an incident are.
-const SOURCES: [&str; 5] = [
+const SOURCES: [&str; 6] = [
     include_str!("../src/incident/accounting.rs"),
+    include_str!("../src/incident/growth.rs"),
     include_str!("../src/incident/model.rs"),
     include_str!("../../symbolizer/src/frame.rs"),
     include_str!("../../symbolizer/src/unwind.rs"),

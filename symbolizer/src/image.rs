@@ -6,8 +6,11 @@ use object::read::elf::{Dyn, FileHeader, ProgramHeader};
 use object::{CompressionFormat, Object, ObjectSection, ObjectSegment, ObjectSymbol, SegmentFlags};
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use std::fs::File;
+use std::fs::{self, File, OpenOptions};
+use std::io;
 use std::ops::{Deref, Range};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::sync::Arc;
 
 /// A build ID (`NT_GNU_BUILD_ID`) in lower-case hexadecimal.
@@ -40,6 +43,28 @@ impl fmt::Display for BuildId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
+}
+
+/// Longest note that is a build ID: elfutils' debuginfod knows none that is longer.
+const MOST_BUILD_ID_BYTES: usize = 64;
+
+/// Opens a file to be parsed: a regular one. Paths come from the files of others, and what
+/// lies there could have us wait for ever (a FIFO nobody writes to), or act by being opened
+/// (a device).
+///
+/// # Errors
+///
+/// Of open(2); `InvalidInput` for anything but a regular file.
+pub fn open_regular(path: &Path) -> io::Result<File> {
+    let regular = |about: fs::Metadata| match about.is_file() {
+        true => Ok(()),
+        false => Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")),
+    };
+    regular(fs::metadata(path)?)?;
+    // It may have become another since; then opening does not wait.
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    regular(file.metadata()?)?;
+    Ok(file)
 }
 
 /// Why bytes are no usable image.
@@ -152,7 +177,8 @@ impl Image {
     #[must_use]
     pub fn bias(&self, start: u64, offset: u64) -> Option<u64> {
         const PAGE: u64 = 4096;
-        let fits = |s: &&Segment| s.offset / PAGE * PAGE <= offset && offset < s.offset + s.file_size.max(1);
+        let end = |s: &Segment| s.offset.saturating_add(s.file_size.max(1));
+        let fits = |s: &&Segment| s.offset / PAGE * PAGE <= offset && offset < end(s);
         let begins = |s: &&Segment| s.offset / PAGE * PAGE == offset;
         let segment =
             self.facts.segments.iter().find(begins).or_else(|| self.facts.segments.iter().rev().find(fits))?;
@@ -319,7 +345,8 @@ impl Image {
 impl Facts {
     fn read(bytes: &[u8]) -> Result<Self, ImageError> {
         let file = object::File::parse(bytes)?;
-        let build_id = file.build_id().ok().flatten().map(BuildId::from_bytes);
+        let build_id = file.build_id().ok().flatten().filter(|id| id.len() <= MOST_BUILD_ID_BYTES);
+        let build_id = build_id.map(BuildId::from_bytes);
         let mut segments: Vec<Segment> = file
             .segments()
             .map(|s| Segment {
@@ -398,5 +425,34 @@ impl Deref for SectionBytes {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
         &self.image[self.range.clone()]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An ELF file with one segment that is to be loaded: where it lies in the file, its
+    /// address, and its size.
+    fn with_segment(offset: u64, address: u64, size: u64) -> Image {
+        let mut bytes = b"\x7fELF\x02\x01\x01".to_vec();
+        bytes.resize(16, 0);
+        // Elf64_Ehdr: ET_DYN, x86-64, version; entry, program headers, section headers.
+        bytes.extend([3, 0, 62, 0, 1, 0, 0, 0]);
+        bytes.extend([0, 64, 0].map(u64::to_le_bytes).as_flattened());
+        bytes.extend([0, 0, 0, 0, 64, 0, 56, 0, 1, 0, 64, 0, 0, 0, 0, 0]);
+        // Elf64_Phdr: PT_LOAD, readable and executable.
+        bytes.extend([1, 0, 0, 0, 5, 0, 0, 0]);
+        bytes.extend([offset, address, address, size, size, 4096].map(u64::to_le_bytes).as_flattened());
+        Image::from_bytes(bytes).unwrap()
+    }
+
+    #[test]
+    fn segments_at_the_end_of_all() {
+        assert_eq!(with_segment(0x1000, 0x40_1000, 0x2000).bias(0x7000_1000, 0x1000), Some(0x6fc0_0000));
+        let last = with_segment(u64::MAX - 5, u64::MAX - 5, 100);
+        assert_eq!(last.bias(0x1000, u64::MAX - 4095), Some(0x2000));
+        assert_eq!((last.bias(0x1000, 0), last.at(Svma(u64::MAX - 3))), (None, None));
+        assert_eq!(with_segment(0, 0, u64::MAX).bias(0x5000, 0x2000), Some(0x3000));
     }
 }

@@ -16,7 +16,8 @@
 //!
 //! The caller opens files and reads memory; this crate knows ELF and DWARF and
 //! nothing of `/proc` or cgroups. A miss is data with a reason ([`Miss`],
-//! [`StackEnd`]), never an error of the whole run.
+//! [`StackEnd`]), never an error of the whole run. No file makes an answer without end:
+//! names have up to 16 KiB, paths 4 KiB, and 256 functions are inlined into one.
 //!
 //! Addresses have types, since in simple binaries all spaces coincide and a
 //! mix-up passes every test: [`Avma`] is where the target has it, [`Svma`] what
@@ -56,7 +57,7 @@ pub use debug_files::{DebugDirs, Debuginfod, Outcome, Source, Tried, UnusableUrl
 pub use demangle::demangle;
 pub use frame::{Answer, Frame, FrameRef, Miss, Resolution, SymbolSource};
 pub use go::{GoFunction, GoImage, GoPlace, GoVersion};
-pub use image::{BuildId, Image, ImageError};
+pub use image::{BuildId, Image, ImageError, open_regular};
 pub use jit::{MOST_MAP_BYTES, jitdump, perf_map};
 pub use resolve::{Account, Sink, find_binary, resolve, resolve_each};
 pub use settings::{Detail, Settings};

@@ -67,7 +67,7 @@ fn slot(file: &object::File<'_>, code: &[u8], range: &Range<u64>, address: u64) 
 fn slot_x86_64(stub: &[u8], address: u64) -> Option<u64> {
     let at = stub.windows(2).position(|code| code == [0xff, 0x25])?;
     let offset = i32::from_le_bytes(stub.get(at + 2..at + 6)?.try_into().ok()?);
-    Some((address + at as u64 + 6).wrapping_add_signed(i64::from(offset)))
+    Some(address.wrapping_add(at as u64 + 6).wrapping_add_signed(i64::from(offset)))
 }
 
 /// `endbr64; push $number; jmp …`: the number of a relocation in `.rela.plt`. Such a
@@ -92,7 +92,7 @@ fn slot_aarch64(code: &[u8], within: usize, section: u64) -> Option<u64> {
         // 21 bits, of which the lowest two are elsewhere, in pages.
         let pages = ((adrp >> 5 & 0x7_ffff) << 2 | adrp >> 29 & 3) << 11;
         let page = ((section + at as u64) & !0xfff).wrapping_add_signed(i64::from(pages as i32 >> 11) << 12);
-        Some(page + u64::from(ldr >> 10 & 0xfff) * 8)
+        Some(page.wrapping_add(u64::from(ldr >> 10 & 0xfff) * 8))
     })
 }
 
@@ -117,5 +117,13 @@ mod tests {
         let code: Vec<u8> = [0xf0ff_fff0_u32, 0xf940_0211].iter().flat_map(|w| w.to_le_bytes()).collect();
         assert_eq!(slot_aarch64(&code, 0, 0x5000), Some(0x4000));
         assert_eq!(slot_aarch64(&[0; 32], 16, 0x5000), None);
+    }
+
+    #[test]
+    fn addresses_at_the_end_of_all() {
+        assert_eq!(slot_x86_64(&[0xff, 0x25, 1, 0, 0, 0], u64::MAX - 2), Some(4));
+        // adrp x16, #0; ldr x17, [x16, #32760]: from the last page to the first ones.
+        let code: Vec<u8> = [0x9000_0010_u32, 0xf97f_fe11].iter().flat_map(|w| w.to_le_bytes()).collect();
+        assert_eq!(slot_aarch64(&code, 0, u64::MAX - 7), Some(0x6ff8));
     }
 }

@@ -11,7 +11,7 @@ use crate::symbols::Symbols;
 use gimli::{Reader, Section};
 use object::Object;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// Who takes the answers: the index of the question, and what came of it.
@@ -119,6 +119,7 @@ pub fn resolve_each(
     let trail = || trail.lock().unwrap_or_else(PoisonError::into_inner);
     let (without_inlined, without_lines) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let (packed, not_packed) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let has_panicked = AtomicBool::new(false);
     let sweep = Sweep {
         dwarf: &dwarf,
         split: Split {
@@ -154,8 +155,12 @@ pub fn resolve_each(
                 debug_image.release();
             }
         },
+        damaged: &|| has_panicked.store(true, Ordering::Relaxed),
     };
     sweep.run(&sorted, &mut answer);
+    if has_panicked.into_inner() && !sections.is_damaged {
+        trail().add(Source::DebugSections, debug_place, Outcome::Damaged);
+    }
     if packed.into_inner() == 0 && not_packed.into_inner() > 0 {
         trail().correct(Source::Package, Outcome::OtherBuild);
     }

@@ -8,6 +8,7 @@ use gimli::{BaseAddresses, EhFrame, EhFrameHdr, NativeEndian, UnwindSection};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 #[cfg(target_arch = "aarch64")]
 use framehop::aarch64 as arch;
@@ -271,7 +272,8 @@ impl Unwinder {
                 }
                 None => {}
             }
-            match self.inner.unwind_frame(address, &mut regs, &mut self.cache, &mut read) {
+            let step = || self.inner.unwind_frame(address, &mut regs, &mut self.cache, &mut read);
+            match guarded(step).unwrap_or(Err(framehop::Error::IntegerOverflow)) {
                 Ok(Some(caller)) => {
                     let Some(next) = FrameAddress::from_return_address(caller) else {
                         return stack;
@@ -306,11 +308,20 @@ impl Unwinder {
 
     /// Whether call frame information covers the address.
     fn has_cfi(&self, address: Avma) -> bool {
-        self.coverage
-            .iter()
-            .find(|c| c.range.contains(&address.0))
-            .is_some_and(|c| image_has_cfi(&c.image, Svma(address.0.wrapping_sub(c.bias))).unwrap_or(false))
+        self.coverage.iter().find(|c| c.range.contains(&address.0)).is_some_and(|c| {
+            guarded(|| image_has_cfi(&c.image, Svma(address.0.wrapping_sub(c.bias)))) == Some(Some(true))
+        })
     }
+}
+
+/// `None` where `work` panics, which shall cost no more than one stack.
+///
+/// On damaged tables gimli overflows in a sum (an entry that lies before `.eh_frame`:
+/// `EhHdrTable::pointer_to_offset`, 0.33 and 0.34). What comes out is beyond the end of
+/// every section, and so is no entry; but where it is built to look for overflows it panics.
+fn guarded<T>(work: impl FnOnce() -> T) -> Option<T> {
+    // Registers are not used any more then, and the cache has rules, each of them whole.
+    catch_unwind(AssertUnwindSafe(work)).ok()
 }
 
 /// Leaves a frame of which the return address is `size` bytes above the stack

@@ -253,3 +253,14 @@ fn unwinds_its_own_thread_to_the_thread_start() {
     .join()
     .unwrap();
 }
+
+/// A build ID is a part of a path, of a URL and of each incident.
+#[test]
+fn a_note_without_end_is_no_build_id() {
+    for (bytes, is_id) in [(20, true), (64, true), (65, false), (4000, false)] {
+        let built = build("cc", "c", INLINED, &[&format!("-Wl,--build-id=0x{}", "ab".repeat(bytes))]);
+        let image = Image::open(&File::open(&built.path).unwrap()).unwrap();
+        let id = image.build_id().map(|id| id.as_str().len());
+        assert_eq!(id, is_id.then_some(2 * bytes));
+    }
+}

@@ -1,4 +1,5 @@
-//! `cargo xtask fuzz`: hostile memory against everything that reads it.
+//! `cargo xtask fuzz`: hostile memory, files and answers against everything that reads
+//! what others wrote.
 
 use crate::demo::BUILD_PACKAGES;
 use crate::deps;
@@ -7,8 +8,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-/// What is fuzzed; each is a file in heap/fuzz/fuzz_targets.
-pub const TARGETS: &[&str] = &["table", "go", "glibc", "jemalloc", "cpython"];
+/// What is fuzzed: folders of fuzz crates, each a workspace of its own, and their targets,
+/// of which each is a file in `fuzz_targets` and has what it begins with in `seeds`.
+const CRATES: &[(&str, &[&str])] = &[
+    ("heap/fuzz", &["table", "go", "glibc", "jemalloc", "cpython"]),
+    ("symbolizer/fuzz", &["elf", "dwarf", "companions", "compressed", "perf_map", "jitdump", "debuginfod", "demangle"]),
+    ("collector/fuzz", &["maps", "mountinfo", "accounting", "pagemap", "ring", "incident"]),
+];
 /// The version that is installed where there is none.
 const CARGO_FUZZ: &str = "0.13.1";
 /// Longest input in bytes.
@@ -20,17 +26,18 @@ const MAX_MIB: u32 = 1024;
 
 /// Fuzzes each target, or one, for so many seconds each.
 pub fn run(root: &Path, only: Option<&str>, seconds: u64) -> Result<ExitCode> {
-    let targets: Vec<&str> = TARGETS.iter().copied().filter(|t| only.is_none_or(|only| only == *t)).collect();
+    let targets: Vec<Target> = targets().filter(|t| only.is_none_or(|only| only == t.name)).collect();
     if targets.is_empty() {
-        bail!("there is no fuzz target {:?}; there are {}", only.unwrap_or_default(), TARGETS.join(", "));
+        let all: Vec<&str> = self::targets().map(|target| target.name).collect();
+        bail!("there is no fuzz target {:?}; there are {}", only.unwrap_or_default(), all.join(", "));
     }
     deps::ensure(BUILD_PACKAGES)?;
     let tools = install(root)?;
     let mut crashed = Vec::new();
     for target in targets {
-        println!("fuzzing {target} for {seconds} s");
+        println!("fuzzing {} for {seconds} s", target.name);
         if !fuzz(root, &tools, target, seconds)? {
-            crashed.push(target);
+            crashed.push(target.name);
         }
     }
     if crashed.is_empty() {
@@ -40,20 +47,33 @@ pub fn run(root: &Path, only: Option<&str>, seconds: u64) -> Result<ExitCode> {
     Ok(ExitCode::FAILURE)
 }
 
+/// A fuzz target.
+#[derive(Debug, Clone, Copy)]
+struct Target {
+    /// The folder of its crate.
+    dir: &'static str,
+    /// Unique among those of all crates.
+    name: &'static str,
+}
+
+fn targets() -> impl Iterator<Item = Target> {
+    CRATES.iter().flat_map(|&(dir, names)| names.iter().map(move |&name| Target { dir, name }))
+}
+
 /// Whether a target survived.
-fn fuzz(root: &Path, tools: &Path, target: &str, seconds: u64) -> Result<bool> {
+fn fuzz(root: &Path, tools: &Path, target: Target, seconds: u64) -> Result<bool> {
     // What is found stays out of the tree; what is kept for good is in seeds/.
-    let corpus = root.join("target/fuzz-corpus").join(target);
-    let artifacts = root.join("target/fuzz-artifacts").join(target);
-    let seeds = root.join("heap/fuzz/seeds").join(target);
+    let corpus = root.join("target/fuzz-corpus").join(target.name);
+    let artifacts = root.join("target/fuzz-artifacts").join(target.name);
+    let seeds = root.join(target.dir).join("seeds").join(target.name);
     for dir in [&corpus, &artifacts] {
         fs::create_dir_all(dir).with_context(|| format!("failed to make {}", dir.display()))?;
     }
     let mut command = Command::new(tools.join("cargo-fuzz"));
-    command.args(["fuzz", "run", "--fuzz-dir", "heap/fuzz", "--target-dir", "target/fuzz"]);
+    command.args(["fuzz", "run", "--fuzz-dir", target.dir, "--target-dir", "target/fuzz"]);
     // AddressSanitizer needs a nightly compiler, and what is fuzzed has no unsafe
     // code: panics, overflows, time and memory are what is looked for.
-    command.args(["--sanitizer", "none", target]).arg(&corpus);
+    command.args(["--sanitizer", "none", target.name]).arg(&corpus);
     if seeds.is_dir() {
         command.arg(&seeds);
     }
@@ -87,4 +107,34 @@ fn install(root: &Path) -> Result<PathBuf> {
         }
     }
     Ok(bin)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    fn root() -> PathBuf {
+        PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+    }
+
+    /// Names of the files in a folder, without what is behind their last dot.
+    fn stems(dir: &Path) -> BTreeSet<String> {
+        let entries = fs::read_dir(dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
+        entries.map(|entry| entry.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned()).collect()
+    }
+
+    #[test]
+    fn every_target_of_every_crate_is_run() {
+        for (dir, names) in CRATES {
+            let known: BTreeSet<String> = names.iter().map(|&name| name.to_owned()).collect();
+            assert_eq!(stems(&root().join(dir).join("fuzz_targets")), known, "{dir}");
+            // Seeds of a target that was renamed would be seeds of nothing.
+            let seeds: BTreeSet<String> =
+                stems(&root().join(dir).join("seeds")).into_iter().filter(|name| name != "make").collect();
+            assert!(seeds.is_subset(&known), "{dir}: {seeds:?}");
+        }
+        let all: Vec<&str> = targets().map(|target| target.name).collect();
+        assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), all.len(), "corpora are named after them: {all:?}");
+    }
 }

@@ -42,7 +42,7 @@ enum Task {
         #[command(subcommand)]
         bench: bench::Bench,
     },
-    /// Feed hostile memory to everything that reads a target's.
+    /// Feed hostile memory, files and answers to everything that reads them.
     Fuzz {
         /// Only this target; all without.
         target: Option<String>,

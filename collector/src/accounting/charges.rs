@@ -39,6 +39,12 @@ impl Charges {
         (Charges { file, ours, bytes: vec![0; (MOST * 8) as usize] }, error)
     }
 
+    /// Of memcgs with these inodes, by a file like `/proc/kpagecgroup`.
+    pub fn by(file: File, mut ours: Vec<u64>) -> Self {
+        ours.sort_unstable();
+        Charges { file: Some(file), ours, bytes: vec![0; (MOST * 8) as usize] }
+    }
+
     /// Where nobody can tell: all is ours.
     #[cfg(test)]
     pub fn of_everybody() -> Self {
@@ -84,7 +90,7 @@ mod tests {
     fn of(inodes: &[u64], ours: &[u64]) -> Charges {
         let mut file = tempfile::tempfile().unwrap();
         inodes.iter().for_each(|ino| file.write_all(&ino.to_ne_bytes()).unwrap());
-        Charges { file: Some(file), ours: ours.to_vec(), bytes: vec![0; (MOST * 8) as usize] }
+        Charges::by(file, ours.to_vec())
     }
 
     fn charged(charges: &mut Charges, pfns: &[u64]) -> Vec<(u64, usize)> {

@@ -5,6 +5,7 @@
 //! mm/memcontrol-v1.c. Counters that a kernel lacks are `None`, never 0.
 
 use crate::cgroup::{Memcg, Version};
+use crate::size::can_be;
 use std::collections::BTreeMap;
 
 /// Pages that a CPU charges at once, for each memcg that it remembers
@@ -38,13 +39,13 @@ impl Counters {
     /// Reads them; a file that is not there is a counter that is not there.
     #[must_use]
     pub fn read(memcg: &Memcg) -> Self {
-        let number = |file| memcg.read_number(file).ok().flatten();
+        let number = |file| memcg.read_number(file).ok().flatten().and_then(can_be);
         let v1 = memcg.version() == Version::V1;
         // Reading memory.stat has the kernel collect what CPUs hold back; usage is exact.
         let stat = memcg.stat().unwrap_or_default();
         Counters {
             version: memcg.version(),
-            usage: memcg.usage().unwrap_or(0),
+            usage: memcg.usage().ok().and_then(can_be).unwrap_or(0),
             stat,
             kmem: v1.then(|| number("memory.kmem.usage_in_bytes")).flatten(),
             tcp: v1.then(|| number("memory.kmem.tcp.usage_in_bytes")).flatten(),
@@ -57,11 +58,11 @@ impl Counters {
 
     /// A key of memory.stat, of the whole subtree.
     fn stat(&self, key: &str) -> Option<u64> {
-        match self.version {
+        let value = match self.version {
             Version::V1 => self.stat.get(&format!("total_{key}")).or_else(|| self.stat.get(key)),
             Version::V2 => self.stat.get(key),
-        }
-        .copied()
+        };
+        can_be(*value?)
     }
 
     /// The key of memory.stat that has a version's counter, for `source`.
@@ -133,14 +134,12 @@ impl Counters {
 #[cfg(test)]
 pub mod tests {
     use super::*;
+    use crate::cgroup::parse_keyed;
 
     /// Counters from texts, as a kernel gave them.
     pub fn of(version: Version, usage: u64, stat: &str, kmem: Option<u64>) -> Counters {
-        let stat = stat.lines().filter_map(|line| {
-            let (key, value) = line.split_once(' ')?;
-            Some((key.to_owned(), value.trim().parse().ok()?))
-        });
-        Counters { version, usage, stat: stat.collect(), kmem, tcp: None, swap: None, memcgs: 1, cpus: 2, page: 4096 }
+        let stat = parse_keyed(stat);
+        Counters { version, usage, stat, kmem, tcp: None, swap: None, memcgs: 1, cpus: 2, page: 4096 }
     }
 
     #[test]
@@ -158,6 +157,9 @@ pub mod tests {
         assert_eq!((old.kernel(), old.kernel_part("vmalloc"), old.kernel_part("slab")), (None, None, Some(5)));
         let damaged = of(Version::V2, 100, "anon\nfile -4\nshmem x\n\u{0}\nfile_dirty 99999999999999999999\n", None);
         assert_eq!((damaged.anon(), damaged.cache(), damaged.dirty(), damaged.kernel()), (0, 0, (0, 0), None));
+        // More than any machine has.
+        let absurd = of(Version::V2, 100, "anon 18446744073709551615\nfile 9223372036854775807\nshmem 5\n", None);
+        assert_eq!((absurd.anon(), absurd.cache(), absurd.shmem()), (0, 0, 5));
         // More shared memory than files: read at two moments.
         assert_eq!(of(Version::V2, 100, "file 10\nshmem 20\n", None).cache(), 0);
     }

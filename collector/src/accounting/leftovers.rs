@@ -5,6 +5,7 @@ use super::file_pages;
 use super::found::{FileKey, Found};
 use super::mappings::Pages;
 use super::mounts::Kind;
+use crate::size::can_be;
 use crate::snapshot::Pagemap;
 use std::fs;
 use std::os::fd::AsFd;
@@ -71,7 +72,7 @@ pub fn segments() -> Vec<(String, u64)> {
 }
 
 /// Columns by their heads, since their number grew (ipc/shm.c, sysvipc_shm_proc_show).
-fn parse_segments(text: &str) -> Vec<(String, u64)> {
+pub(super) fn parse_segments(text: &str) -> Vec<(String, u64)> {
     let mut lines = text.lines();
     let heads: Vec<&str> = lines.next().unwrap_or_default().split_whitespace().collect();
     let column = |name| heads.iter().position(|head| *head == name);
@@ -82,7 +83,7 @@ fn parse_segments(text: &str) -> Vec<(String, u64)> {
     };
     let segment = |line: &str| {
         let fields: Vec<&str> = line.split_whitespace().collect();
-        let bytes = fields.get(rss)?.parse().ok().filter(|&bytes| bytes > 0)?;
+        let bytes = fields.get(rss)?.parse().ok().and_then(can_be).filter(|&bytes| bytes > 0)?;
         let is_attached = *fields.get(attached)? != "0";
         let (key, id, maker) = (fields.get(key)?, fields.get(id)?, fields.get(maker)?);
         (!is_attached).then(|| (format!("SysV segment {id}, key {key}, made by {maker}"), bytes))
@@ -104,6 +105,7 @@ mod tests {
         assert_eq!(parse_segments(SHM), [("SysV segment 0, key 0, made by 100".to_owned(), 524_288)]);
         assert!(parse_segments("").is_empty());
         assert!(parse_segments("key shmid\n1 2\n").is_empty());
+        assert!(parse_segments(&SHM.replace("524288", "18446744073709551615")).is_empty());
         let cut: String = SHM.lines().map(|line| line.chars().take(60).collect::<String>() + "\n").collect();
         assert!(parse_segments(&cut).is_empty());
     }

@@ -85,7 +85,7 @@ impl Pages {
         result.map(|()| seen)
     }
 
-    fn count(&mut self, entries: &[Entry], seen: &mut Seen) {
+    pub(super) fn count(&mut self, entries: &[Entry], seen: &mut Seen) {
         self.frames.clear();
         for entry in entries.iter().filter(|entry| entry.is_present()) {
             let page = match (entry.is_file(), entry.is_exclusive()) {

@@ -16,6 +16,8 @@ mod descriptors;
 mod file_pages;
 mod files;
 mod found;
+#[doc(hidden)]
+pub mod hostile;
 mod kernel;
 mod leftovers;
 mod mappings;
@@ -27,13 +29,15 @@ use crate::cgroup::Memcg;
 use crate::incident::accounting::Accounting;
 use crate::incident::model::Process;
 use crate::incident::units;
+use crate::size::can_be;
 use crate::snapshot::Pagemap;
 use charges::Charges;
 use counters::Counters;
 use files::Known;
 use found::{Found, FoundProcess};
 use mappings::Pages;
-use mounts::{Kind, Mounts};
+use mounts::Kind;
+pub use mounts::{Kind as FileSystem, Mounts};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -88,7 +92,7 @@ fn look_at_mappings(processes: &[Process], mounts: &mut MountTables, pages: &mut
             pid,
             comm: process.comm.clone(),
             threads: process.threads.len() as u64,
-            swap: process.memory.swap_pss_bytes,
+            swap: can_be(process.memory.swap_pss_bytes).unwrap_or(0),
             ..FoundProcess::default()
         };
         if let Some(kernel) = kernel::for_process(pid, crate::snapshot::page_size()) {

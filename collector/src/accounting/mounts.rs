@@ -68,7 +68,7 @@ impl Mounts {
         Self::parse(&String::from_utf8_lossy(&text))
     }
 
-    fn parse(text: &str) -> Self {
+    pub(super) fn parse(text: &str) -> Self {
         let mut mounts = Mounts::default();
         let mut seen = std::collections::HashSet::new();
         for line in text.lines() {

@@ -3,7 +3,7 @@
 use super::symbolize::Places;
 use crate::incident::model::{Incident, Module};
 use crate::snapshot::process::start_ticks;
-use reprieve_symbolizer::{BuildId, Image, Miss, Outcome, Source, Tried, find_binary};
+use reprieve_symbolizer::{BuildId, Image, Miss, Outcome, Source, Tried, find_binary, open_regular};
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -42,7 +42,7 @@ pub fn open(
     }
     let mut best = Miss::FileUnavailable;
     for candidate in candidates {
-        let opened = File::open(&candidate).map(|file| Image::open(&file));
+        let opened = open_regular(&candidate).map(|file| Image::open(&file));
         let outcome = match &opened {
             Ok(Ok(image)) if image.build_id().map(BuildId::as_str) == module.build_id.as_deref() => Outcome::Used,
             Ok(Ok(_)) => Outcome::OtherBuild,

@@ -45,6 +45,7 @@ fn addresses(process: &Process) -> BTreeSet<u64> {
         frames.filter(|(_, at)| at.is_none()).map(|(frame, _)| frame.lookup_address().0)
     });
     let heap_frames = process.heaps.iter().flat_map(|heap| &heap.frames);
+    let heap_frames = heap_frames.chain(process.growth.iter().flat_map(|growth| &growth.frames));
     let of_heaps = heap_frames.filter(|f| f.at.is_none() && f.named.is_none()).map(|f| f.address.wrapping_sub(1));
     of_threads.chain(of_heaps).collect()
 }
@@ -164,7 +165,7 @@ fn own_pid(pid: i32) -> Option<i32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::incident::store::read_incident;
+    use crate::incident::read::read_incident;
     use crate::snapshot::process::start_ticks;
     use reprieve_symbolizer::{DebugDirs, FoundBy, RawFrame};
 

@@ -7,8 +7,9 @@
 use super::render;
 use super::symbolize::{Names, Places, symbolize};
 use crate::incident::model::{GeneratedAddress, Incident, ResolvedAddress, Search, Subject, SymbolState};
+use crate::incident::read::read_incident;
 use crate::incident::show::Completed;
-use crate::incident::store::{INCIDENT, Store, StoreError, read_incident};
+use crate::incident::store::{INCIDENT, Store, StoreError};
 use reprieve_symbolizer::Frame;
 use serde_json::Value;
 use std::cmp::Ordering;

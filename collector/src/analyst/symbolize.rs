@@ -62,7 +62,10 @@ pub fn symbolize(incident: &Incident, places: &Places<'_>) -> Names {
     let threads = incident.processes.iter().flat_map(|p| &p.threads);
     let heaps = incident.processes.iter().flat_map(|p| &p.heaps);
     let of_heaps = heaps.flat_map(|heap| heap.frames.iter().filter_map(|f| f.at.as_ref()));
-    for at in threads.flat_map(|t| t.frame_modules.iter().flatten()).chain(of_heaps) {
+    let living = incident.processes.iter().filter_map(|process| process.growth.as_ref());
+    let growths = living.chain(incident.ended.iter().map(|ended| &ended.growth));
+    let of_growths = growths.flat_map(|growth| growth.frames.iter().filter_map(|f| f.at.as_ref()));
+    for at in threads.flat_map(|t| t.frame_modules.iter().flatten()).chain(of_heaps).chain(of_growths) {
         by_module.entry(at.module).or_default().insert(at.svma);
     }
     let mut names = Names::default();

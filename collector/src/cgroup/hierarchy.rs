@@ -55,10 +55,11 @@ impl Hierarchy {
         }))
     }
 
-    /// The logic of [`Hierarchy::find`] on given texts: mountinfo as in
+    /// [`Hierarchy::find`] on given texts: mountinfo as in
     /// proc_pid_mountinfo(5), cgroup membership as in cgroups(7). `look` gives
     /// version 2's list of controllers, `None` where no cgroup is to be seen.
-    fn parse(
+    #[must_use]
+    pub fn parse(
         controller: &str,
         mountinfo: &str,
         membership: &str,

@@ -106,14 +106,7 @@ impl Memcg {
 
     /// Reads a `key value` file; lines of another shape are left out.
     pub fn read_keyed(&self, file: &str) -> Result<BTreeMap<String, u64>, CgroupError> {
-        Ok(self
-            .read(file)?
-            .lines()
-            .filter_map(|line| {
-                let (key, value) = line.split_once(' ')?;
-                Some((key.to_owned(), value.trim().parse().ok()?))
-            })
-            .collect())
+        Ok(parse_keyed(&self.read(file)?))
     }
 
     /// Bytes charged.
@@ -277,4 +270,14 @@ impl Memcg {
         }
         Ok(())
     }
+}
+
+/// Lines of `key value`; those of another shape are left out.
+#[must_use]
+pub fn parse_keyed(text: &str) -> BTreeMap<String, u64> {
+    let pair = |line: &str| {
+        let (key, value) = line.split_once(' ')?;
+        Some((key.to_owned(), value.trim().parse().ok()?))
+    };
+    text.lines().filter_map(pair).collect()
 }

@@ -14,7 +14,7 @@ pub use create::{CpuGroup, create_cpu_group, create_memcg, find_cpu_group};
 pub use glob::Glob;
 pub use hierarchy::{Hierarchy, Version, unescape};
 pub use leftovers::{clean_leftovers, maker_is_dead, name_of_own_group};
-pub use memcg::{Memcg, UNLIMITED};
+pub use memcg::{Memcg, UNLIMITED, parse_keyed};
 
 use std::io;
 use std::path::PathBuf;

@@ -4,7 +4,8 @@ use super::{Failure, NOT_FOUND};
 use crate::config::Config;
 use crate::incident::model::Incident;
 use crate::incident::profile::View;
-use crate::incident::store::{INCIDENT, Store, read_incident};
+use crate::incident::read::read_incident;
+use crate::incident::store::{INCIDENT, Store};
 use std::path::{Path, PathBuf};
 
 /// The incident in a folder or a file, or the one in the store with this ID, or a part of

@@ -2,7 +2,8 @@
 
 use super::{ASSERTION, FAILED, Failure, USAGE, print};
 use crate::config::Config;
-use crate::incident::store::{INCIDENT, Store, read_incident};
+use crate::incident::read::read_incident;
+use crate::incident::store::{INCIDENT, Store};
 use crate::verdict::policy;
 use clap::Args;
 use std::io::Write;

@@ -4,7 +4,7 @@ use super::{Failure, RUN_FAILED};
 use crate::config::Config;
 use crate::hold::BrakeChoice;
 use crate::run::{self, RunError};
-use crate::size::{parse_duration, parse_size};
+use crate::size::{parse_duration, parse_faults, parse_size};
 use crate::snapshot;
 use crate::verdict::Action;
 use crate::verdict::policy::Policy;
@@ -30,6 +30,7 @@ When all fail, the kernel's OOM killer decides.
 Examples:
   reprieve run --memory 512M -- ./server
   reprieve run --memory 2G --on-oom grant=512M,ask,kill -- make -j8
+  reprieve run --growth --no-heap -- ./static-server
   reprieve show";
 
 #[derive(Debug, Args)]
@@ -66,15 +67,42 @@ pub(super) struct RunArgs {
     /// Do not load libreprieve_heap.so into the command.
     #[arg(long)]
     no_heap: bool,
+    /// Sample one page fault in so many, to tell who makes the command grow, and
+    /// keep that of a process that dies [default: 64, where it is given].
+    #[arg(
+        long,
+        value_name = "PERIOD",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "auto",
+        value_parser = parse_growth,
+        conflicts_with = "no_growth"
+    )]
+    growth: Option<Period>,
+    /// Sample no page faults, whatever is configured.
+    #[arg(long)]
+    no_growth: bool,
     /// The command and its arguments.
     #[arg(last = true, required = true, value_name = "CMD")]
     command: Vec<OsString>,
+}
+
+/// Faults of one sample; `None` is what is configured.
+#[derive(Debug, Clone, Copy)]
+struct Period(Option<u64>);
+
+fn parse_growth(text: &str) -> Result<Period, String> {
+    if text == "auto" { Ok(Period(None)) } else { parse_faults(text).map(|faults| Period(Some(faults))) }
 }
 
 pub(super) fn run_command(args: RunArgs, config: &Config) -> Result<ExitCode, Failure> {
     let limit_bytes = args.memory.unwrap_or_else(|| config.run_memory());
     let with_heap = !args.no_heap && (args.heap_period.is_some() || config.run_records_heap());
     let period = args.heap_period.or(config.run_heap_period());
+    let growth = match args.growth {
+        Some(Period(period)) => Some(period.unwrap_or_else(|| config.run_growth_period())),
+        None => (config.run_watches_growth() && !args.no_growth).then(|| config.run_growth_period()),
+    };
     let request = run::Request {
         command: args.command,
         limit_bytes,
@@ -88,6 +116,7 @@ pub(super) fn run_command(args: RunArgs, config: &Config) -> Result<ExitCode, Fa
         out: args.out.or(config.store_dir()),
         limits: config.limits(),
         brake: args.brake.unwrap_or_else(|| config.run_brake()),
+        growth_period: growth,
         heap_period: with_heap.then(|| period.unwrap_or_else(|| heap_period(limit_bytes))),
     };
     match run::run(&request) {

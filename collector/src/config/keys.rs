@@ -2,7 +2,7 @@
 
 use crate::cgroup::Glob;
 use crate::hold::{BrakeChoice, Cushion};
-use crate::size::{parse_age, parse_duration, parse_size};
+use crate::size::{parse_age, parse_duration, parse_faults, parse_size};
 use crate::verdict::Action;
 use std::path::Path;
 use std::str::FromStr;
@@ -135,6 +135,20 @@ pub const KEYS: &[Key] = &[
         default: AUTO,
         meaning: "sample one allocation in so many bytes; auto is 512K, or 64K where the limit is at most 256M",
         check: |text| period(text).map(drop),
+    },
+    Key {
+        name: "run.growth",
+        kind: Kind::Flag,
+        default: "false",
+        meaning: "sample page faults of the command, to tell who makes it grow, also of a process that dies",
+        check: flag,
+    },
+    Key {
+        name: "run.growth_period",
+        kind: Kind::Text,
+        default: "64",
+        meaning: "page faults of one sample",
+        check: |text| parse_faults(text).map(drop),
     },
     Key {
         name: "guard.cgroups",

@@ -16,7 +16,7 @@ pub use read::Problem;
 
 use crate::hold::BrakeChoice;
 use crate::incident::store::Limits;
-use crate::size::{parse_age, parse_duration, parse_size};
+use crate::size::{parse_age, parse_duration, parse_faults, parse_size};
 use crate::verdict::Action;
 use crate::verdict::policy::{Policy, Rule};
 use std::collections::BTreeMap;
@@ -200,6 +200,18 @@ impl Config {
         self.parsed("run.heap_period", keys::period)
     }
 
+    /// Whether page faults of commands are sampled.
+    #[must_use]
+    pub fn run_watches_growth(&self) -> bool {
+        self.get("run.growth") == "true"
+    }
+
+    /// Page faults of one sample.
+    #[must_use]
+    pub fn run_growth_period(&self) -> u64 {
+        self.parsed("run.growth_period", parse_faults)
+    }
+
     /// Longest that a snapshot stops its target.
     #[must_use]
     pub fn snapshot_deadline(&self) -> Duration {
@@ -262,6 +274,7 @@ mod tests {
             (key.check)(key.default).unwrap_or_else(|error| panic!("{}: {error}", key.name));
         }
         let _ = (config.limits(), config.run_memory(), config.run_deadline(), config.policy(), config.run_brake());
+        let _ = (config.run_growth_period(), config.run_watches_growth());
         let _ = (config.run_heap_period(), config.snapshot_deadline(), config.store_dir());
         let _ = (config.guard_cgroups(), config.guard_except(), config.guard_analysts(), config.guard_cooldown());
         let _ = (config.guarded("/a"), config.guard_run_dir());

@@ -317,7 +317,7 @@ fn perf_check() -> Check {
         "perf software event",
         result,
         Status::Degraded,
-        "nothing yet: profiles of growth will need it",
+        "`run --growth` samples nothing: who made a program grow, or one that was killed first, is not known",
         "run as root or with CAP_PERFMON, or set kernel.perf_event_paranoid to 1",
     )
 }

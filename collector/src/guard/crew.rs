@@ -219,6 +219,7 @@ impl Job {
             manner: &self.manner,
             subject: &subject,
             heap: None,
+            growth: None,
             reads_heaps: true,
             teller: &format!("{}: ", self.memcg.path()),
             unrecorded: self.unrecorded.as_deref(),

@@ -135,7 +135,7 @@ fn add_leaves(node: &AccountNode, way: &mut Vec<usize>, profile: &mut Profile) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::incident::store::read_incident;
+    use crate::incident::read::read_incident;
     use std::path::Path;
 
     fn incident() -> Incident {

@@ -1,10 +1,10 @@
 //! An incident for an issue, a chat or a wiki: GitHub's Markdown (github.github.com/gfm).
 
-use super::accounts;
 use super::model::{Incident, StepOutcome};
 use super::profile::View;
 use super::show;
 use super::units::{bytes, count, micros, time};
+use super::{accounts, growers};
 use reprieve_flamegraph::top::{self, TopStack};
 use std::fmt::Write;
 
@@ -128,6 +128,10 @@ fn stacks(page: &mut String, incident: &Incident, view: &View, sample_type: usiz
         && let Some(line) = show::heap_line(incident)
     {
         let _ = writeln!(page, "{}\n", text(&line));
+    }
+    if view.name == "growth" {
+        let lines = growers::line(incident).into_iter().chain(growers::disagreements(incident));
+        lines.for_each(|line| page.push_str(&format!("{}\n\n", text(&line))));
     }
     for stack in &top {
         let share = stack.share * 100.0;

@@ -3,11 +3,15 @@
 pub mod accounting;
 pub mod accounts;
 pub mod compare;
+pub mod growers;
+pub mod growth;
 pub mod heaps;
 pub mod mallocs;
 pub mod markdown;
 pub mod model;
+mod plausible;
 pub mod profile;
+pub mod read;
 pub mod redact;
 pub mod report;
 pub mod select;

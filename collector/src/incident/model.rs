@@ -6,6 +6,7 @@
 //! `null`, never a sentinel.
 
 use super::accounting::Accounting;
+use super::growth::{Ended, Growth, GrowthSampling};
 use reprieve_symbolizer::{Frame, RawStack, Registers, SymbolSource, Tried};
 use serde::{Deserialize, Serialize};
 
@@ -34,6 +35,13 @@ pub struct Incident {
     /// Whom the kernel's OOM killer killed, when it did.
     #[serde(default)]
     pub kernel_victims: Vec<KernelVictim>,
+    /// Processes that ended before the evidence was taken, as far as their page faults
+    /// are remembered: whom the kernel killed, or where it does not say, the last.
+    #[serde(default)]
+    pub ended: Vec<Ended>,
+    /// How page faults were sampled; `None` where they were not.
+    #[serde(default)]
+    pub growth: Option<GrowthSampling>,
     /// ELF images mapped executable in any process; `Mapping::module` and
     /// `ResolvedAddress::module` index into it.
     pub modules: Vec<Module>,
@@ -105,6 +113,12 @@ pub struct KernelVictim {
     pub comm: String,
     /// Resident when it was killed, shared pages counted in full.
     pub rss_bytes: u64,
+    /// Anonymous part of that.
+    #[serde(default)]
+    pub anon_bytes: Option<u64>,
+    /// Shared memory in it.
+    #[serde(default)]
+    pub shmem_bytes: Option<u64>,
 }
 
 /// What the kernel tells of a hold of its own (brake `reserve`).
@@ -231,6 +245,9 @@ pub struct Process {
     /// What malloc gave out and holds free, where it is one that we know.
     #[serde(default)]
     pub malloc: Option<MallocState>,
+    /// Who made it grow, where its page faults were sampled and some were seen.
+    #[serde(default)]
+    pub growth: Option<Growth>,
     /// What could not be read of it, each a sentence.
     pub gaps: Vec<String>,
 }

@@ -1,7 +1,7 @@
 //! An incident's evidence as profiles.
 
-use super::accounts;
 use super::model::{Estimate, Heap, HeapFrame, Incident, ModuleAddress, Process, ResolvedAddress, Thread};
+use super::{accounts, growers};
 use reprieve_flamegraph::{Frame, FrameKind, LabelValue, Mapping, Profile, Sample, SampleType, Spread};
 use reprieve_symbolizer::{FoundBy, StackEnd};
 use std::collections::HashMap;
@@ -60,6 +60,8 @@ pub fn meaning(kind: &str) -> &str {
         "inuse_objects" => "live objects",
         "alloc_space" => "bytes ever allocated",
         "alloc_objects" => "objects ever allocated",
+        "growth" => "bytes by who touched them first",
+        "growth_reliable" => "of those what is reliable",
         "charged" => "bytes charged to the cgroup",
         other => other,
     }
@@ -86,6 +88,16 @@ fn views_with(incident: &Incident, memory: Profile) -> Vec<View> {
             title: "Live heap by stack",
             explanation: heap_explanation(incident),
             profile: heap(incident),
+        });
+    }
+    if growers::is_known(incident) {
+        views.push(View {
+            name: "growth",
+            title: "Who grew RSS (not who owns the heap)",
+            explanation: "Who touched the memory first that is resident, by sampled page faults. It shows who made the process \
+                grow. Of what it mapped itself, of shared memory and of stacks that is who owns it; of malloc's \
+                memory it need not be: a page may have been used and freed by others before, and counts for them.",
+            profile: growers::profile(incident),
         });
     }
     views.extend([
@@ -128,6 +140,10 @@ pub fn whole(incident: &Incident) -> Profile {
         heap.append(&threads);
         heap
     };
+    if growers::is_known(incident) {
+        whole.append(&growers::profile(incident));
+        whole.comments.extend(growers::disagreements(incident));
+    }
     if incident.accounting.is_some() {
         whole.append(&accounting(incident));
     }
@@ -294,16 +310,6 @@ fn heap_comment(process: &Process, heap: &Heap) -> String {
     )
 }
 
-/// The frames of one entry of a heap, innermost first.
-fn heap_frames(incident: &Incident, symbols: &Known<'_>, process: &Process, frame: &HeapFrame) -> Vec<Frame> {
-    if let Some(named) = &frame.named {
-        return vec![known_frame(named)];
-    }
-    let look_up = frame.address.wrapping_sub(1);
-    let looked = Looked { pid: process.pid, address: frame.address, look_up, at: frame.at };
-    named_frames(incident, symbols, looked, FrameKind::Function)
-}
-
 /// Heap by stack, of all processes that a witness saw; empty without any.
 #[must_use]
 pub fn heap(incident: &Incident) -> Profile {
@@ -314,7 +320,7 @@ pub fn heap(incident: &Incident) -> Profile {
         SampleType::new("alloc_space", "bytes"),
         SampleType::new("alloc_objects", "count"),
     ]);
-    let symbols = symbols_of(incident);
+    let names = Names::of(incident);
     let mut periods: Vec<u64> = incident.processes.iter().flat_map(counted).map(|h| h.period_bytes).collect();
     periods.sort_unstable();
     periods.dedup();
@@ -330,7 +336,7 @@ pub fn heap(incident: &Incident) -> Profile {
                 .frames
                 .iter()
                 .filter_map(|&index| heap.frames.get(index as usize))
-                .flat_map(|frame| heap_frames(incident, &symbols, process, frame))
+                .flat_map(|frame| names.of_frame(process.pid, frame))
                 .collect();
             if stack.cut {
                 frames.push(Frame::label("[stack cut]"));
@@ -362,6 +368,29 @@ pub fn heap(incident: &Incident) -> Profile {
 struct Known<'i> {
     addresses: HashMap<ModuleAddress, &'i ResolvedAddress>,
     generated: HashMap<(i32, u64), &'i reprieve_symbolizer::Frame>,
+}
+
+/// Names of frames of stacks that were not read at the snapshot.
+pub(super) struct Names<'i> {
+    incident: &'i Incident,
+    known: Known<'i>,
+}
+
+impl<'i> Names<'i> {
+    /// All that the incident has.
+    pub(super) fn of(incident: &'i Incident) -> Self {
+        Names { incident, known: symbols_of(incident) }
+    }
+
+    /// The frames of one entry, innermost first: more than one where functions were inlined.
+    pub(super) fn of_frame(&self, pid: i32, frame: &HeapFrame) -> Vec<Frame> {
+        if let Some(named) = &frame.named {
+            return vec![known_frame(named)];
+        }
+        let look_up = frame.address.wrapping_sub(1);
+        let looked = Looked { pid, address: frame.address, look_up, at: frame.at };
+        named_frames(self.incident, &self.known, looked, FrameKind::Function)
+    }
 }
 
 fn symbols_of(incident: &Incident) -> Known<'_> {
@@ -416,9 +445,10 @@ fn others(process: &Process) -> String {
     format!("{} smaller mappings", process.mapping_count.saturating_sub(shown))
 }
 
-fn start(incident: &Incident, sample_type: SampleType) -> Profile {
+/// A profile of nothing yet, with what is known of the incident.
+pub(super) fn start(incident: &Incident, sample_type: SampleType) -> Profile {
     let mut profile = Profile::new(vec![sample_type]);
-    profile.time_unix_nanos = incident.time_unix_us as i64 * 1000;
+    profile.time_unix_nanos = i64::try_from(incident.time_unix_us).unwrap_or(i64::MAX).saturating_mul(1000);
     profile.mappings = incident
         .modules
         .iter()

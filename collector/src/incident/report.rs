@@ -1,6 +1,7 @@
 //! `report.html`: the incident for a browser, in one file.
 
 use super::accounts::{self, AccountRow};
+use super::growers::{self, GrowthRow};
 use super::heaps::{self, HeapRow};
 use super::mallocs::{self, MallocRow};
 use super::model::{Estimate, Incident, Process, StepOutcome};
@@ -23,6 +24,9 @@ struct Report<'a> {
     owners: Vec<Listed>,
     heap_line: Option<String>,
     heaps: Vec<HeapRow<'a>>,
+    growth_line: Option<String>,
+    growth: Vec<GrowthRow>,
+    disagreements: Vec<String>,
     malloc: Vec<MallocRow>,
     account_line: Option<String>,
     accounts: Vec<AccountRow>,
@@ -94,6 +98,9 @@ pub fn html(incident: &Incident, graphs: &[(View, Vec<String>)]) -> String {
         account_line: accounts::line(incident),
         accounts: accounts::rows(incident),
         heaps: heaps::rows(incident),
+        growth_line: growers::line(incident),
+        growth: growers::rows(incident),
+        disagreements: growers::disagreements(incident),
         graphs: graphs.iter().map(|(view, images)| Graph::new(view, images)).collect(),
         unknown,
     };

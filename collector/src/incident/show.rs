@@ -3,7 +3,7 @@
 use super::model::{Estimate, HoldReport, Incident, Process, Subject, SymbolState, Trigger};
 use super::profile;
 use super::units::{bytes, count, grouped, micros, time};
-use super::{accounts, heaps, mallocs};
+use super::{accounts, growers, heaps, mallocs};
 use reprieve_flamegraph::top::{self, TopStack};
 use reprieve_flamegraph::{Profile, SampleType};
 use serde::Serialize;
@@ -128,6 +128,7 @@ pub fn value(stack: &TopStack, sample_type: &SampleType) -> String {
     let noun = match sample_type.kind.as_str() {
         "threads" if stack.value == 1 => " thread",
         "threads" => " threads",
+        "growth" | "growth_reliable" => " grown",
         "inuse_objects" | "alloc_objects" => " objects",
         _ => "",
     };
@@ -220,7 +221,7 @@ pub fn completed(incident: &Incident, completed: &Completed, width: usize) -> St
     }
     for search in &incident.symbols.searches {
         let missing = unnamed.remove(&search.subject);
-        let less = search.without_inlined + search.without_lines;
+        let less = search.without_inlined.saturating_add(search.without_lines);
         if missing.is_some() || less > 0 {
             page.search(incident, search.subject, missing);
             if less > 0 {
@@ -265,6 +266,7 @@ pub fn page(incident: &Incident, dir: &Path, layout: Layout<'_>) -> String {
     page.processes(incident);
     page.accounting(incident);
     page.heap(incident, layout.sample_type);
+    page.growth(incident);
     page.malloc(incident);
     page.threads(incident);
     let unknown = unknown(incident);
@@ -411,6 +413,21 @@ impl Page {
             self.row(&format!("  by {}:", profile::meaning(&profile.sample_types[chosen].kind)));
         }
         self.stacks(&profile, chosen);
+    }
+
+    fn growth(&mut self, incident: &Incident) {
+        let Some(line) = growers::line(incident) else { return };
+        self.row(&format!("\nWHO MADE IT GROW  ({})", growers::LABEL));
+        self.prose("  ", &line);
+        self.row("      PID     GROWN        RELIABLE    DIRECT    SHARED    STACKS      HEAP  NAME");
+        for r in growers::rows(incident).iter().take(PROCESSES) {
+            self.row(&format!(
+                "  {:>7} {:>9} {:>15} {:>9} {:>9} {:>9} {:>9}  {}",
+                r.pid, r.grown, r.reliable, r.direct, r.shared, r.stacks, r.heap, r.name
+            ));
+        }
+        growers::disagreements(incident).iter().for_each(|line| self.prose("  ", line));
+        self.stacks(&growers::profile(incident), 0);
     }
 
     fn malloc(&mut self, incident: &Incident) {

@@ -4,7 +4,8 @@
 //! one rename, complete or not at all. What a killed reprieve left staged is
 //! published by the next one if it holds an `incident.json`.
 
-use super::model::{Incident, SCHEMA};
+use super::model::Incident;
+use super::read::read_incident;
 use crate::moment::parse_moment;
 use crate::snapshot::process::start_ticks;
 use nix::errno::Errno;
@@ -327,18 +328,6 @@ pub fn time_of(id: &str) -> Option<u64> {
     let part = |range: std::ops::Range<usize>| time.get(range).unwrap_or_default();
     let date = format!("{}-{}-{}", part(0..4), part(4..6), part(6..8));
     parse_moment(&format!("{date}T{}:{}:{}", part(9..11), part(11..13), part(13..20))).ok()
-}
-
-/// Reads and checks an `incident.json`.
-pub fn read_incident(path: &Path) -> Result<Incident, StoreError> {
-    let text = fs::read(path).map_err(|reason| StoreError::File { path: path.to_owned(), reason })?;
-    let corrupt = |reason: String| StoreError::Corrupt { path: path.to_owned(), reason };
-    let incident: Incident = serde_json::from_slice(&text).map_err(|e| corrupt(e.to_string()))?;
-    if incident.schema == SCHEMA {
-        Ok(incident)
-    } else {
-        Err(corrupt(format!("its schema is {:?}, this reprieve reads {SCHEMA:?}", incident.schema)))
-    }
 }
 
 /// Disk space in hand; given back when dropped.

@@ -1,11 +1,11 @@
 //! What a list tells of an incident, read without the rest: stacks and symbols, which are
 //! most of the file, are passed over.
 
-use super::model::{KernelVictim, ProcessMemory, SCHEMA, StepOutcome, Trigger};
+use super::model::{KernelVictim, ProcessMemory, StepOutcome, Trigger};
+use super::read::{parse, read};
 use super::show::{Happened, printable, sentence};
 use super::store::{INCIDENT, StoreError};
 use serde::Deserialize;
-use std::fs;
 use std::path::Path;
 
 /// Fields of an incident as far as a list needs them.
@@ -74,15 +74,12 @@ struct Step {
 impl Summary {
     /// Reads the incident in a folder.
     pub fn read(dir: &Path) -> Result<Self, StoreError> {
-        let path = dir.join(INCIDENT);
-        let text = fs::read(&path).map_err(|reason| StoreError::File { path: path.clone(), reason })?;
-        let corrupt = |reason: String| StoreError::Corrupt { path: path.clone(), reason };
-        let summary: Summary = serde_json::from_slice(&text).map_err(|error| corrupt(error.to_string()))?;
-        if summary.schema == SCHEMA {
-            Ok(summary)
-        } else {
-            Err(corrupt(format!("its schema is {:?}, this reprieve reads {SCHEMA:?}", summary.schema)))
-        }
+        read(&dir.join(INCIDENT), Self::parse)
+    }
+
+    /// The same of the file's content; the error says what is wrong with it.
+    pub fn parse(text: &[u8]) -> Result<Self, String> {
+        parse(text, |summary: &Self| summary.schema.as_str())
     }
 
     /// The action that ended it, like `kill`, without its value: the last one that was done.

@@ -378,6 +378,7 @@ fn append(incident: &mut Incident, late: Evidence) {
         processes: std::mem::take(&mut incident.processes),
         modules: std::mem::take(&mut incident.modules),
         gaps: std::mem::take(&mut incident.gaps),
+        ..Evidence::default()
     };
     evidence.append(late);
     evidence.processes.sort_by_key(|process| process.pid);

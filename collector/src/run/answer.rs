@@ -14,7 +14,7 @@ use crate::snapshot::Options;
 use crate::snapshot::kernel_log::KernelLog;
 use crate::verdict::policy::{Choice, Policy};
 use crate::verdict::{self, Scene};
-use crate::witness::{self, HeapTable};
+use crate::witness::{self, GrowthWitness, HeapTable};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -24,6 +24,9 @@ const STOP_TIME: Duration = Duration::from_secs(1);
 const SYMBOL_TIME: Duration = Duration::from_secs(2);
 /// Part of a hold kept for the verdict itself.
 const VERDICT_TIME: Duration = Duration::from_millis(500);
+
+/// Most of a hold that looking at who made processes grow may take.
+const GROWTH_TIME: Duration = Duration::from_millis(500);
 
 /// How the OOMs of a memcg are answered.
 #[derive(Debug, Clone)]
@@ -59,6 +62,8 @@ pub struct Answerer<'a> {
     pub subject: &'a str,
     /// The table of a command that we started.
     pub heap: Option<&'a HeapTable>,
+    /// Who watches the page faults of a command that we started.
+    pub growth: Option<&'a GrowthWitness>,
     /// Whether heaps are looked at: that of the command, and of all that have a table of
     /// their own.
     pub reads_heaps: bool,
@@ -101,7 +106,11 @@ impl Answerer<'_> {
         // Not the few KiB that the stop may have lent.
         state.limit_bytes = Some(self.brake.limit());
         let heaps = || self.reads_heaps.then(|| witness::read_tables(self.heap, &pids));
-        let evidence = snapshot::take(&pids, threads.threads(), heaps, self.manner.options);
+        let mut evidence = snapshot::take(&pids, threads.threads(), heaps, self.manner.options);
+        if let Some(growth) = self.growth {
+            let left = deadline.saturating_duration_since(Instant::now()) / 4;
+            growth.tell(&mut evidence, Instant::now() + left.min(GROWTH_TIME));
+        }
         let left = deadline.saturating_duration_since(Instant::now()) / 4;
         let accounting = accounting::take(self.memcg, &evidence.processes, left.min(accounting::AT_MOST));
         let snapshot_time = noticed.elapsed();
@@ -203,10 +212,6 @@ impl Answerer<'_> {
     pub fn record_kernel_kill(&mut self, log: &mut std::io::Result<KernelLog>, left: Option<&str>) {
         let pids = self.memcg.pids().unwrap_or_default();
         let mut evidence = snapshot::take(&pids, &BTreeMap::new(), || None, self.manner.options);
-        evidence.gaps.push(match left {
-            Some(id) => format!("no action helped, so the kernel decided: the stacks are in {id}"),
-            None => "the kernel's OOM killer was first: there are no stacks of whom it killed".to_owned(),
-        });
         let victims = match log {
             Ok(log) => log.victims(self.memcg.dir()),
             Err(error) => {
@@ -217,6 +222,21 @@ impl Answerer<'_> {
         if log.is_ok() && victims.is_empty() {
             evidence.gaps.push("the kernel log does not say whom it killed".to_owned());
         }
+        if let Some(growth) = self.growth {
+            growth.tell(&mut evidence, Instant::now() + GROWTH_TIME);
+            growth.tell_of_killed(&mut evidence, &victims, Instant::now() + GROWTH_TIME);
+        }
+        evidence.gaps.insert(
+            0,
+            match left {
+                Some(id) => format!("no action helped, so the kernel decided: the stacks are in {id}"),
+                None if !evidence.ended.is_empty() => {
+                    "the kernel's OOM killer was first: of whom it killed there are no stacks but those of page faults"
+                        .to_owned()
+                }
+                None => "the kernel's OOM killer was first: there are no stacks of whom it killed".to_owned(),
+            },
+        );
         let mut state = state_of(self.memcg);
         // Not the wall above it.
         state.limit_bytes = Some(self.brake.limit());

@@ -33,7 +33,8 @@ pub enum StartFailure {
     Exec(io::Error),
 }
 
-/// Forks; the child joins the cgroups, if there are any, and executes.
+/// Forks; the child joins the cgroups, if there are any, and executes, once `attach` has
+/// seen to whatever is to watch it.
 pub fn start(
     command: &[OsString],
     memcg: Option<&Memcg>,
@@ -41,6 +42,7 @@ pub fn start(
     oom_score_adj: &CStr,
     mask: &SigSet,
     heap: Option<&HeapTable>,
+    attach: Option<impl FnOnce(Pid)>,
 ) -> io::Result<Started> {
     let environment = environment(heap)?;
     let inherited = heap.map(HeapTable::fd);
@@ -54,10 +56,14 @@ pub fn start(
     let mut variables: Vec<*const libc::c_char> = environment.iter().map(|v| v.as_ptr()).collect();
     variables.push(std::ptr::null());
     let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+    let gate = attach.as_ref().map(|_| nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)).transpose()?;
     // SAFETY: the process has one thread, and the child calls only
     // async-signal-safe functions on memory prepared above.
     match unsafe { nix::unistd::fork() }? {
         ForkResult::Child => {
+            if let Some((wait, open)) = &gate {
+                wait_at(wait, open);
+            }
             let failed = in_child(&groups, [&pointers, &variables], oom_score_adj, mask, inherited);
             // SAFETY: writes eight bytes of a live local to an open pipe, then
             // ends the child without running anything of the guardian's.
@@ -68,9 +74,23 @@ pub fn start(
         }
         ForkResult::Parent { child } => {
             drop(write);
+            attach.into_iter().for_each(|attach| attach(child));
+            // The child goes on when nobody can write any more.
+            drop(gate);
             let pidfd = crate::hold::watchdog::open_pidfd(child.as_raw())?;
             Ok(Started { pid: child, pidfd, exec: Some(File::from(read)) })
         }
+    }
+}
+
+/// Waits in the child until the parent has closed its end of a pipe.
+fn wait_at(wait: &OwnedFd, open: &OwnedFd) {
+    let mut word = 0_u8;
+    // SAFETY: async-signal-safe calls on open descriptors, of which ours of the writing
+    // end is not used again, and one byte of a live local.
+    unsafe {
+        libc::close(open.as_raw_fd());
+        libc::read(wait.as_raw_fd(), (&raw mut word).cast(), 1);
     }
 }
 

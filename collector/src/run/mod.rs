@@ -18,7 +18,7 @@ use crate::hold::watchdog::Watchdog;
 use crate::hold::{self, BrakeChoice, BrakeError};
 use crate::incident::store::{Limits, Store, StoreError};
 use crate::signals::Signals;
-use crate::witness::HeapTable;
+use crate::witness::{GrowthWitness, HeapTable};
 use std::ffi::{CString, OsString};
 use std::io;
 use std::path::PathBuf;
@@ -46,6 +46,8 @@ pub struct Request {
     pub brake: BrakeChoice,
     /// Mean bytes between sampled allocations; `None` to leave the heap alone.
     pub heap_period: Option<u64>,
+    /// Page faults of one sample; `None` to sample none.
+    pub growth_period: Option<u64>,
 }
 
 /// Why a command could not be guarded, or a target not be recorded.
@@ -107,6 +109,8 @@ pub fn run(request: &Request) -> Result<u8, RunError> {
     hand_back.beside.extend(group.cpu.iter().map(|c| c.dir().to_owned()));
     let watchdog = Watchdog::start(hand_back, request.manner.deadline)
         .map_err(|e| RunError::System("the watchdog could not be started", e))?;
+    // Before the locking, which takes them with all the rest.
+    let growth = request.growth_period.map(GrowthWitness::prepare);
     for missing in guardian::settle() {
         eprintln!("reprieve: warning: {missing}");
     }
@@ -119,7 +123,8 @@ pub fn run(request: &Request) -> Result<u8, RunError> {
     guardian::sigbus::install().map_err(|e| RunError::System("the SIGBUS handler could not be installed", e.into()))?;
     let is_inside = !group.is_made && group.memcg.has_us();
     let recorder = recorder::Recorder::new(store, reserve, request, is_inside)?;
-    let session = session::Session::new(request, &group, brake, watchdog, signals, recorder, heap);
+    let session =
+        session::Session::new(request, &group, brake, watchdog, signals, recorder, session::Witnesses { heap, growth });
     session.run()
 }
 

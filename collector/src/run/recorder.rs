@@ -92,6 +92,8 @@ impl Recorder {
             hold: None,
             processes: evidence.processes,
             kernel_victims: Vec::new(),
+            ended: evidence.ended,
+            growth: evidence.growth,
             modules: evidence.modules,
             symbols: Symbols::default(),
             verdict: None,

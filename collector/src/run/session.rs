@@ -8,7 +8,7 @@ use crate::hold::watchdog::{Line, Watchdog};
 use crate::hold::{Brake, Look};
 use crate::signals::{Interrupt, Signals};
 use crate::snapshot::kernel_log::KernelLog;
-use crate::witness::HeapTable;
+use crate::witness::{GrowthWitness, HeapTable};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
@@ -17,6 +17,15 @@ use std::time::{Duration, Instant};
 
 /// Time a command gets to end after a signal, before it is killed.
 const ENDING_TIME: Duration = Duration::from_secs(10);
+
+/// Who watches the command's memory while it runs.
+#[derive(Debug)]
+pub struct Witnesses {
+    /// The table of its allocations.
+    pub heap: Option<HeapTable>,
+    /// Its page faults.
+    pub growth: Option<GrowthWitness>,
+}
 
 /// A command under guard.
 pub struct Session<'a> {
@@ -28,6 +37,7 @@ pub struct Session<'a> {
     signals: Signals,
     recorder: Recorder,
     heap: Option<HeapTable>,
+    growth: Option<GrowthWitness>,
     kernel_log: std::io::Result<KernelLog>,
     /// Incident after which the kernel was left to decide.
     left_to_kernel: Option<String>,
@@ -46,7 +56,7 @@ impl<'a> Session<'a> {
         watchdog: Watchdog,
         signals: Signals,
         recorder: Recorder,
-        heap: Option<HeapTable>,
+        Witnesses { heap, growth }: Witnesses,
     ) -> Self {
         Session {
             request,
@@ -57,6 +67,7 @@ impl<'a> Session<'a> {
             signals,
             recorder,
             heap,
+            growth,
             kernel_log: KernelLog::open(),
             left_to_kernel: None,
             command: None,
@@ -82,13 +93,18 @@ impl<'a> Session<'a> {
 
     fn guard(&mut self) -> Result<u8, RunError> {
         let mask = *self.signals.mask_before();
+        let memcg = self.group.is_made.then_some(&self.group.memcg);
+        // What watches it must be there before it is.
+        let growth = self.growth.as_mut();
+        let attach = growth.map(|growth| move |pid: Pid| growth.attach(pid.as_raw(), memcg));
         let mut started = command::start(
             &self.request.command,
-            self.group.is_made.then_some(&self.group.memcg),
+            memcg,
             self.group.cpu.as_ref(),
             &self.group.oom_score_adj,
             &mask,
             self.heap.as_ref(),
+            attach,
         )
         .map_err(|e| RunError::System("the command could not be started", e))?;
         self.command = Some(started.pid);
@@ -164,6 +180,7 @@ impl<'a> Session<'a> {
             manner: &self.request.manner,
             subject: self.recorder.subject(),
             heap: self.heap.as_ref(),
+            growth: self.growth.as_ref(),
             reads_heaps: self.heap.is_some(),
             teller: "",
             unrecorded: None,

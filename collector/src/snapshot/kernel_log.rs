@@ -1,6 +1,7 @@
 //! Whom the kernel killed, as its log says.
 
 use crate::incident::model::KernelVictim;
+use crate::size::from_kb;
 use nix::poll::{PollFd, PollFlags};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -147,9 +148,15 @@ impl Parser {
 fn victim_of(text: &str) -> Option<KernelVictim> {
     let (pid, rest) = text.split_once(" (")?;
     let (comm, sizes) = rest.rsplit_once(") total-vm:")?;
-    let kib = |key: &str| sizes.split_once(key)?.1.split_once("kB")?.0.parse::<u64>().ok();
-    let rss = kib("anon-rss:")? + kib("file-rss:")? + kib("shmem-rss:")?;
-    Some(KernelVictim { pid: pid.parse().ok()?, comm: comm.to_owned(), rss_bytes: rss * 1024 })
+    let size = |key: &str| from_kb(sizes.split_once(key)?.1.split_once("kB")?.0.parse().ok()?);
+    let (anon, shmem) = (size("anon-rss:")?, size("shmem-rss:")?);
+    Some(KernelVictim {
+        pid: pid.parse().ok()?,
+        comm: comm.to_owned(),
+        rss_bytes: anon + size("file-rss:")? + shmem,
+        anon_bytes: Some(anon),
+        shmem_bytes: Some(shmem),
+    })
 }
 
 #[cfg(test)]
@@ -169,7 +176,13 @@ mod tests {
         ] {
             log.take(record);
         }
-        let expected = KernelVictim { pid: 77, comm: "x) (,pid=9,y".to_owned(), rss_bytes: 2048 * 1024 };
+        let expected = KernelVictim {
+            pid: 77,
+            comm: "x) (,pid=9,y".to_owned(),
+            rss_bytes: 2048 * 1024,
+            anon_bytes: Some(2000 * 1024),
+            shmem_bytes: Some(8 * 1024),
+        };
         assert_eq!(log.take_victims_in("reprieve-1-3"), []);
         assert_eq!(log.take_victims_in("reprieve-1-2"), [expected]);
         assert_eq!(log.take_victims_in("reprieve-1-2"), []);

@@ -13,16 +13,16 @@ mod sums;
 mod threads;
 
 pub use memory::TargetMemory;
-pub use modules::LoadedModule;
+pub use modules::{LoadedModule, ModuleTable};
 pub use pagemap::{Entry, Pagemap, page_size};
 pub use smaps::{MapLine, read_maps};
 pub use threads::locate;
 
 use crate::hold::stop::HeldThread;
+use crate::incident::growth::{Ended, GrowthSampling};
 use crate::incident::model::{Module, Process};
 use crate::incident::units;
 use crate::witness::{self, ProcessTables, Target};
-use modules::ModuleTable;
 use reprieve_heap_walk::Memory;
 use reprieve_symbolizer::Unwinder;
 use std::collections::BTreeMap;
@@ -54,6 +54,10 @@ pub struct Evidence {
     pub processes: Vec<Process>,
     /// Images that their stacks may point into.
     pub modules: Vec<Module>,
+    /// Those that ended before.
+    pub ended: Vec<Ended>,
+    /// How page faults were sampled, where they were.
+    pub growth: Option<GrowthSampling>,
     /// What could not be had.
     pub gaps: Vec<String>,
 }
@@ -68,7 +72,9 @@ impl Evidence {
             let of_threads = process.threads.iter_mut().flat_map(|thread| thread.frame_modules.iter_mut().flatten());
             let of_heaps =
                 process.heaps.iter_mut().flat_map(|heap| heap.frames.iter_mut().filter_map(|f| f.at.as_mut()));
-            of_threads.chain(of_heaps).for_each(|at| at.module = now[at.module as usize]);
+            let growth = process.growth.iter_mut();
+            let of_growth = growth.flat_map(|growth| growth.frames.iter_mut().filter_map(|f| f.at.as_mut()));
+            of_threads.chain(of_heaps).chain(of_growth).for_each(|at| at.module = now[at.module as usize]);
         }
         self.processes.append(&mut other.processes);
         self.gaps.append(&mut other.gaps);

@@ -3,10 +3,10 @@
 
 use super::smaps::MapLine;
 use crate::incident::model::Module;
-use reprieve_symbolizer::Image;
+use reprieve_symbolizer::{Image, open_regular};
 use std::collections::HashMap;
-use std::fs::File;
 use std::ops::Range;
+use std::path::Path;
 
 /// The vDSO is a few pages; a larger mapping by that name is not one.
 const VDSO_MAX_BYTES: u64 = 1 << 20;
@@ -121,8 +121,8 @@ fn describe(pid: i32, code: &MapLine, same_file: &[&MapLine], bias: u64, image: 
 fn open(pid: i32, map: &MapLine, gaps: &mut Vec<String>) -> Option<Image> {
     let (path, deleted) = map.path();
     let mapped = format!("/proc/{pid}/map_files/{:x}-{:x}", map.start, map.end);
-    let file = File::open(mapped)
-        .or_else(|error| if deleted { Err(error) } else { File::open(format!("/proc/{pid}/root{path}")) });
+    let by_path = || open_regular(Path::new(&format!("/proc/{pid}/root{path}")));
+    let file = open_regular(Path::new(&mapped)).or_else(|error| if deleted { Err(error) } else { by_path() });
     let result = file.map_err(|e| e.to_string()).and_then(|file| Image::open(&file).map_err(|e| e.to_string()));
     match result {
         Ok(image) => Some(image),

@@ -33,7 +33,9 @@ impl Stat {
         Self::parse(&fs::read_to_string(path).ok()?)
     }
 
-    fn parse(text: &str) -> Option<Self> {
+    /// The same of a stat file's text.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
         // comm (field 2) may hold spaces and parentheses: cut at the last one.
         let fields: Vec<&str> = text.get(text.rfind(')')? + 2..)?.split_ascii_whitespace().collect();
         // `fields[0]` is field 3.
@@ -41,8 +43,8 @@ impl Stat {
         Some(Stat {
             state: fields.first()?.chars().next()?,
             ppid: fields.get(1)?.parse().ok()?,
-            cpu_ticks: number(14)? + number(15)?,
-            faults: number(10)? + number(12)?,
+            cpu_ticks: number(14)?.checked_add(number(15)?)?,
+            faults: number(10)?.checked_add(number(12)?)?,
             start_ticks: number(22)?,
         })
     }
@@ -103,7 +105,8 @@ fn age_seconds(start_ticks: u64) -> f64 {
 }
 
 /// The memory controller's path in `/proc/PID/cgroup`, or the unified one.
-fn memory_cgroup(text: &str) -> String {
+#[must_use]
+pub fn memory_cgroup(text: &str) -> String {
     let mut unified = "";
     for line in text.lines() {
         let mut fields = line.splitn(3, ':');
@@ -152,6 +155,10 @@ mod tests {
         let text = "42 (a) b (c) S 7 42 42 0 -1 4194560 10 0 3 0 5 6 0 0 20 0 1 0 12345 1 1";
         let stat = Stat::parse(text).unwrap();
         assert_eq!(stat, Stat { state: 'S', ppid: 7, cpu_ticks: 11, faults: 13, start_ticks: 12345 });
+        assert_eq!(Stat::parse(&text.replace(" 5 6 ", " 18446744073709551615 6 ")), None);
+        for end in 0..text.len() {
+            assert!(Stat::parse(&text[..end]).is_none_or(|cut| cut.ppid == 7), "{end}");
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! would be tens of megabytes.
 
 use crate::incident::model::{Mapping, ProcessMemory};
+use crate::size::from_kb;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 
@@ -40,9 +41,10 @@ impl MapLine {
     pub fn parse(line: &str) -> Option<Self> {
         let mut fields = line.splitn(6, ' ');
         let (start, end) = fields.next()?.split_once('-')?;
+        let (start, end) = (u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?);
         Some(MapLine {
-            start: u64::from_str_radix(start, 16).ok()?,
-            end: u64::from_str_radix(end, 16).ok()?,
+            start: Some(start).filter(|&start| start < end)?,
+            end,
             permissions: fields.next()?.to_owned(),
             offset: u64::from_str_radix(fields.next()?, 16).ok()?,
             device: fields.next()?.to_owned(),
@@ -80,7 +82,8 @@ pub fn read_memory(pid: i32) -> io::Result<(ProcessMemory, Vec<Mapping>)> {
     parse(BufReader::with_capacity(64 * 1024, File::open(format!("/proc/{pid}/{file}"))?))
 }
 
-fn parse(mut text: impl BufRead) -> io::Result<(ProcessMemory, Vec<Mapping>)> {
+/// The same of a text like `smaps` or `smaps_rollup`.
+pub fn parse(mut text: impl BufRead) -> io::Result<(ProcessMemory, Vec<Mapping>)> {
     let mut sums = ProcessMemory::default();
     let mut kinds_from_rollup = false;
     let mut mappings: Vec<Mapping> = Vec::new();
@@ -97,12 +100,11 @@ fn parse(mut text: impl BufRead) -> io::Result<(ProcessMemory, Vec<Mapping>)> {
             && let Some(kb) = value.trim().strip_suffix(" kB")
             && let Ok(kb) = kb.parse::<u64>()
         {
-            let bytes = kb * 1024;
-            let Some(mapping) = mappings.last_mut() else { continue };
+            let (Some(bytes), Some(mapping)) = (from_kb(kb), mappings.last_mut()) else { continue };
             match key {
-                "Rss" => sums.rss_bytes += bytes,
+                "Rss" => add(&mut sums.rss_bytes, bytes),
                 "Pss" => {
-                    sums.pss_bytes += bytes;
+                    add(&mut sums.pss_bytes, bytes);
                     mapping.pss_bytes = bytes;
                 }
                 "Pss_Anon" | "Pss_File" | "Pss_Shmem" => {
@@ -115,19 +117,15 @@ fn parse(mut text: impl BufRead) -> io::Result<(ProcessMemory, Vec<Mapping>)> {
                 }
                 "Anonymous" => mapping.anonymous_bytes = bytes,
                 "SwapPss" => {
-                    sums.swap_pss_bytes += bytes;
+                    add(&mut sums.swap_pss_bytes, bytes);
                     mapping.swap_pss_bytes = bytes;
                 }
                 // The last size of each mapping: time to file its PSS by kind.
                 "Locked" if !kinds_from_rollup => {
                     let anonymous = mapping.anonymous_bytes.min(mapping.pss_bytes);
-                    sums.pss_anon_bytes += anonymous;
+                    add(&mut sums.pss_anon_bytes, anonymous);
                     let rest = mapping.pss_bytes - anonymous;
-                    if shmem {
-                        sums.pss_shmem_bytes += rest;
-                    } else {
-                        sums.pss_file_bytes += rest;
-                    }
+                    add(if shmem { &mut sums.pss_shmem_bytes } else { &mut sums.pss_file_bytes }, rest);
                 }
                 _ => {}
             }
@@ -151,6 +149,11 @@ fn parse(mut text: impl BufRead) -> io::Result<(ProcessMemory, Vec<Mapping>)> {
     mappings.sort_by_key(|m| std::cmp::Reverse(m.pss_bytes + m.swap_pss_bytes));
     mappings.truncate(KEPT);
     Ok((sums, mappings))
+}
+
+/// There may be more mappings than sizes that fit into a sum.
+fn add(sum: &mut u64, bytes: u64) {
+    *sum = sum.saturating_add(bytes);
 }
 
 /// tmpfs under the names by which the kernel shows it: memfd_create(2), SysV
@@ -178,6 +181,20 @@ mod tests {
         assert_eq!(mappings.len(), 2);
         assert_eq!(mappings[0].name, "/usr/bin/a b (deleted)");
         assert_eq!(mappings[0].swap_pss_bytes, 4096);
+    }
+
+    #[test]
+    fn what_is_no_mapping_is_left_out_and_no_sum_is_wrong() {
+        for line in ["1000-1000 r-xp 0 0:0 0", "2000-1000 r-xp 0 0:0 0", "1000 r-xp 0 0:0 0", "-", "1000-2000 r-xp 0"] {
+            assert_eq!(MapLine::parse(line), None, "{line}");
+        }
+        let (sums, mappings) =
+            parse(&b"Pss: 4 kB\n1-2 r--p 0 0:0 0\nPss: 18446744073709551615 kB\nRss: 4 kB\n"[..]).unwrap();
+        assert_eq!((sums.pss_bytes, sums.rss_bytes, mappings.len()), (0, 4096, 0));
+        // The biggest that can be, of more mappings than there is room for.
+        let text = "1-2 r--p 0 0:0 0\nPss: 4398046511103 kB\nSwapPss: 4398046511103 kB\nLocked: 0 kB\n".repeat(5000);
+        let (sums, mappings) = parse(text.as_bytes()).unwrap();
+        assert_eq!((sums.pss_bytes, sums.pss_file_bytes, mappings.len()), (u64::MAX, u64::MAX, KEPT));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 mod absent;
 mod frames;
 pub mod go;
+pub mod growth;
 mod jemalloc;
 pub mod library;
 mod malloc;
@@ -13,6 +14,7 @@ mod table;
 mod timed;
 
 use frames::Frames;
+pub use growth::GrowthWitness;
 pub use table::{HeapTable, ProcessTables, TABLE_NAME};
 
 use crate::incident::model::{Estimate, Module, Process};

@@ -11,6 +11,7 @@ use crate::image::{BuildId, Image};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -18,6 +19,9 @@ use std::time::{Duration, Instant};
 /// Longest for one request; a server that does not answer has only itself to answer
 /// for.
 const REQUEST: Duration = Duration::from_secs(30);
+
+/// Most that the headers of an answer may take.
+const MOST_HEADERS_BYTES: usize = 64 << 10;
 
 /// Servers, what they may cost, and where what they gave is kept.
 #[derive(Debug)]
@@ -103,7 +107,7 @@ impl Debuginfod {
             let begun = Instant::now();
             let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
             let fetched = left.time.is_zero().then_some(Err(Outcome::TimedOut));
-            let fetched = fetched.unwrap_or_else(|| download(&url, &cached, &mut left));
+            let fetched = fetched.unwrap_or_else(|| guarded(|| download(&url, &cached, &mut left)));
             left.time = left.time.saturating_sub(begun.elapsed());
             drop(left);
             let image = fetched.and_then(|()| {
@@ -123,12 +127,20 @@ impl Debuginfod {
     }
 }
 
+/// minreq 3.0.0 takes two bytes off its allowance for headers for the end of each line, also
+/// when fewer are left (`read_metadata` and `read_trailers` in its response.rs). It is built
+/// to panic then, and not to go on without any limit.
+fn guarded(download: impl FnOnce() -> Result<(), Outcome>) -> Result<(), Outcome> {
+    catch_unwind(AssertUnwindSafe(download)).unwrap_or(Err(Outcome::NoAnswer))
+}
+
 /// Puts what is at the URL into the cache, whole or not at all.
 fn download(url: &str, to: &Path, left: &mut Left) -> Result<(), Outcome> {
     let deadline = Instant::now() + left.time.min(REQUEST);
     // In whole seconds, at least one; it is looked at the clock below as well.
     let seconds = left.time.min(REQUEST).as_secs_f64().ceil().max(1.0) as u64;
-    let request = minreq::get(url).with_timeout(seconds).with_max_redirects(3).with_max_headers_size(64 << 10);
+    let request =
+        minreq::get(url).with_timeout(seconds).with_max_redirects(3).with_max_headers_size(MOST_HEADERS_BYTES);
     let mut response = request.send_lazy().map_err(|error| outcome_of(&error))?;
     match response.status_code {
         200 => {}
@@ -231,6 +243,15 @@ mod tests {
         answer
     }
 
+    /// An answer with headers of so many bytes, and one more.
+    fn headers(bytes: usize) -> Vec<u8> {
+        let mut answer = b"HTTP/1.1 404 Not Found\r\n".to_vec();
+        // As they are counted: with two bytes for the end of the line.
+        answer.extend(format!("a:{}\r\n", "b".repeat(bytes - 4)).bytes());
+        answer.extend(b"c\nd: e\r\n\r\n");
+        answer
+    }
+
     const PLENTY: Duration = Duration::from_secs(20);
     const NOW: Duration = Duration::ZERO;
 
@@ -240,6 +261,9 @@ mod tests {
             (b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n".to_vec(), 1 << 20, Outcome::Absent),
             (b"HTTP/1.1 500 Oh\r\nContent-Length: 0\r\n\r\n".to_vec(), 1 << 20, Outcome::NoAnswer),
             (b"SSH-2.0-nothing\r\n".to_vec(), 1 << 20, Outcome::NoAnswer),
+            // Headers that leave one byte of what they may be; then another.
+            (headers(MOST_HEADERS_BYTES - 1), 1 << 20, Outcome::NoAnswer),
+            (b"x".repeat(1 << 20), 1 << 20, Outcome::NoAnswer),
             (body(5000, 5000), 4999, Outcome::TooLarge),
             (b"HTTP/1.1 200 OK\r\n\r\nwithout end, as far as one can tell".to_vec(), 10, Outcome::TooLarge),
             (body(5000, 4000), 1 << 20, Outcome::Damaged),

@@ -1,9 +1,8 @@
 //! What was looked at, and why it was of no use.
 
-use crate::image::Image;
+use crate::image::{Image, open_regular};
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use std::fs::File;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
@@ -149,7 +148,7 @@ impl Trail {
         path: &Path,
         judge: &dyn Fn(&Image) -> Outcome,
     ) -> Option<(Image, Outcome)> {
-        let opened = match File::open(path).map(|file| Image::open(&file)) {
+        let opened = match open_regular(path).map(|file| Image::open(&file)) {
             Ok(Ok(image)) => {
                 let outcome = judge(&image);
                 Ok((image, outcome))
@@ -175,5 +174,26 @@ impl Trail {
             let (image, outcome) = self.open(source, &path, judge)?;
             (outcome == Outcome::Used).then_some((image, path))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    #[test]
+    fn only_files_are_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("fifo");
+        assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&fifo, &link).unwrap();
+        // Opening a FIFO would wait for somebody who writes to it.
+        for place in [&fifo, &link, dir.path(), Path::new("/dev/null")] {
+            let mut trail = Trail::default();
+            assert!(trail.first(Source::SplitUnit, [place.to_owned()], &|_| Outcome::Used).is_none());
+            assert_eq!(trail.into_tried()[0].outcome, Outcome::NotReadable, "{}", place.display());
+        }
     }
 }

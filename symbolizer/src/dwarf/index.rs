@@ -31,7 +31,7 @@ impl Index {
     /// units out of it or do not write it at all; then their own ranges count, and
     /// each unit's first entry has to be read.
     pub(crate) fn new(dwarf: &Dwarf<'_>, addresses: &[u64]) -> Self {
-        let mut index = Index { units: Vec::new(), unit_of: vec![NO_UNIT; addresses.len()] };
+        let mut index = Index::empty(addresses);
         let mut listed = Vec::new();
         let mut sets = dwarf.debug_aranges.headers();
         // A damaged table ends early; the units themselves are asked for the rest.
@@ -48,6 +48,11 @@ impl Index {
             index.ask_units(dwarf, addresses, &listed);
         }
         index
+    }
+
+    /// One in which no unit has anything.
+    pub(crate) fn empty(addresses: &[u64]) -> Self {
+        Index { units: Vec::new(), unit_of: vec![NO_UNIT; addresses.len()] }
     }
 
     /// Ranges of the units that `.debug_aranges` does not list.

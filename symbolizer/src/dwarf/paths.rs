@@ -1,7 +1,12 @@
 //! Names of source files.
 
-use super::{Dwarf, Unit};
+use super::{Dwarf, Slice, Unit};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+
+/// Longest path that is told, in bytes: no longer one can be opened (PATH_MAX,
+/// include/uapi/linux/limits.h).
+const MOST_PATH_BYTES: usize = 4096;
 
 /// Paths of one unit's files, each put together once.
 pub(crate) struct Paths<'u, 'a> {
@@ -33,16 +38,23 @@ impl<'u, 'a> Paths<'u, 'a> {
 fn path(dwarf: &Dwarf<'_>, unit: &Unit<'_>, file: u64) -> Option<String> {
     let header = unit.line_program.as_ref()?.header();
     let entry = header.file(file)?;
-    let mut path = unit.comp_dir.map(|dir| dir.to_string_lossy().into_owned()).unwrap_or_default();
+    let mut path = String::new();
+    unit.comp_dir.iter().for_each(|dir| push(&mut path, &text(dir)));
     // Folder 0 is the unit's.
     if entry.directory_index() != 0
         && let Some(folder) = entry.directory(header)
         && let Ok(folder) = dwarf.attr_string(unit, folder)
     {
-        push(&mut path, &folder.to_string_lossy());
+        push(&mut path, &text(&folder));
     }
-    push(&mut path, &dwarf.attr_string(unit, entry.path_name()).ok()?.to_string_lossy());
+    push(&mut path, &text(&dwarf.attr_string(unit, entry.path_name()).ok()?));
     Some(path)
+}
+
+/// A part of a path; of one without end as much as is told.
+fn text<'a>(part: &Slice<'a>) -> Cow<'a, str> {
+    let bytes = part.slice();
+    String::from_utf8_lossy(&bytes[..bytes.len().min(MOST_PATH_BYTES)])
 }
 
 fn push(path: &mut String, part: &str) {
@@ -52,11 +64,13 @@ fn push(path: &mut String, part: &str) {
         path.push('/');
     }
     path.push_str(part);
+    let end = (0..=MOST_PATH_BYTES).rev().find(|&end| path.is_char_boundary(end)).unwrap_or(0);
+    path.truncate(end);
 }
 
 #[cfg(test)]
 mod tests {
-    use super::push;
+    use super::{MOST_PATH_BYTES, push};
 
     #[test]
     fn absolute_parts_begin_anew() {
@@ -66,5 +80,14 @@ mod tests {
         assert_eq!(path, "/build/src/main.c");
         push(&mut path, "/usr/include");
         assert_eq!(path, "/usr/include");
+    }
+
+    #[test]
+    fn no_path_is_without_end() {
+        let mut path = "/build".to_owned();
+        push(&mut path, &"é".repeat(MOST_PATH_BYTES));
+        assert_eq!(path.len(), MOST_PATH_BYTES - 1);
+        push(&mut path, "main.c");
+        assert_eq!(path.len(), MOST_PATH_BYTES);
     }
 }

@@ -22,6 +22,11 @@ const USED: [SectionId; 10] = [
     SectionId::DebugStrOffsets,
 ];
 
+/// Sizes that a file claims, and so can be anything, together.
+fn all(sizes: impl Iterator<Item = u64>) -> u64 {
+    sizes.fold(0, u64::saturating_add)
+}
+
 /// Sections of one file: borrowed from its mapping, or decompressed.
 #[derive(Debug)]
 pub(crate) struct DebugSections<'a> {
@@ -50,7 +55,7 @@ impl<'a> DebugSections<'a> {
             return Err(Outcome::NoDebugInfo);
         }
         let used = |id: SectionId| name_of(id).filter(|_| USED.contains(&id));
-        let size = USED.into_iter().filter_map(used).map(|name| compressed::expanded_bytes(file, name)).sum();
+        let size = all(USED.into_iter().filter_map(used).map(|name| compressed::expanded_bytes(file, name)));
         *most = most.checked_sub(size).ok_or(Outcome::TooLarge)?;
         let mut is_damaged = false;
         let sections = DwarfSections::load(|id| {
@@ -76,7 +81,7 @@ pub(crate) struct PackageSections<'a>(DwarfPackageSections<Cow<'a, [u8]>>);
 impl<'a> PackageSections<'a> {
     /// Takes off `most` bytes what decompressing takes.
     pub(crate) fn read(file: &object::File<'a>, most: &mut u64) -> Result<Self, Outcome> {
-        let size = file.sections().map(|section| compressed::expanded(&section)).sum();
+        let size = all(file.sections().map(|section| compressed::expanded(&section)));
         *most = most.checked_sub(size).ok_or(Outcome::TooLarge)?;
         let mut outcome = Ok(());
         let sections = DwarfPackageSections::load(|id| {
@@ -91,5 +96,14 @@ impl<'a> PackageSections<'a> {
 
     pub(crate) fn package(&self) -> Option<DwarfPackage<Slice<'_>>> {
         self.0.borrow(|bytes| Slice::new(bytes, LittleEndian), Slice::new(&[], LittleEndian)).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn claims_without_end_are_not_small_together() {
+        assert_eq!(super::all([1 << 63, 1 << 63, 20].into_iter()), u64::MAX);
+        assert_eq!(super::all([3, 4].into_iter()), 7);
     }
 }

@@ -7,16 +7,20 @@ use super::paths::Paths;
 use super::split::Split;
 use super::unit::{Scopes, scopes};
 use super::{Dwarf, Place, Unit};
-use crate::demangle::demangle;
+use crate::demangle::demangle_bytes;
 use crate::frame::FrameRef;
 use crate::settings::Detail;
 use gimli::{DebugInfoOffset, Section};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Addresses of one unit that are looked up in one go; what a go needs grows with
 /// them.
 const BATCH: usize = 4096;
+
+/// Names of the functions that a go finds, in bytes; those beyond are left to symbol tables.
+const MOST_NAMES_BYTES: usize = 16 << 20;
 
 /// Who takes the answers: the position of the address, and its frames, innermost
 /// first, none where DWARF knows nothing.
@@ -34,12 +38,14 @@ pub(crate) struct Sweep<'d, 'a> {
     pub(crate) before: &'d (dyn Fn(&[u8]) + Sync),
     /// Told of each unit that is done.
     pub(crate) after: &'d (dyn Fn() + Sync),
+    /// Told where a parser panicked.
+    pub(crate) damaged: &'d (dyn Fn() + Sync),
 }
 
 impl<'a> Sweep<'_, 'a> {
     /// Answers for `addresses`, which are sorted, in any order, each once.
     pub(crate) fn run(&self, addresses: &[u64], sink: &mut Sink<'_>) {
-        let index = Index::new(self.dwarf, addresses);
+        let index = self.guarded(|| Index::new(self.dwarf, addresses)).unwrap_or_else(|| Index::empty(addresses));
         for outside in (0..addresses.len()).filter(|&p| index.is_outside(p)) {
             sink(outside, &[]);
         }
@@ -50,7 +56,16 @@ impl<'a> Sweep<'_, 'a> {
         let work = || {
             while let Some(group) = groups.get(next.fetch_add(1, Ordering::Relaxed)) {
                 let positions = &positions[group.positions.clone()];
-                self.group(group.unit, addresses, positions, &sink);
+                let answered = AtomicUsize::new(0);
+                let answer = |position: usize, frames: &[FrameRef<'_>]| {
+                    answered.fetch_add(1, Ordering::Relaxed);
+                    lock(&sink)(position, frames);
+                };
+                self.guarded(|| self.group(group.unit, addresses, positions, &answer));
+                // All, unless a parser panicked.
+                for &position in positions.iter().skip(answered.into_inner()) {
+                    lock(&sink)(position as usize, &[]);
+                }
                 (self.after)();
             }
         };
@@ -64,8 +79,16 @@ impl<'a> Sweep<'_, 'a> {
         });
     }
 
-    /// A unit's addresses.
-    fn group(&self, unit: u64, addresses: &[u64], positions: &[u32], sink: &Mutex<&mut Sink<'_>>) {
+    /// Parsers return errors; but where one panics, as gimli does on sums that overflow if it
+    /// is built to look for them, it shall cost no more than what it was about to say.
+    fn guarded<T>(&self, work: impl FnOnce() -> T) -> Option<T> {
+        // What it leaves half done is dropped with it, but for the sink, which is between
+        // two answers.
+        catch_unwind(AssertUnwindSafe(work)).inspect_err(|_| (self.damaged)()).ok()
+    }
+
+    /// A unit's addresses, answered in the order of `positions`.
+    fn group(&self, unit: u64, addresses: &[u64], positions: &[u32], answer: &Answer<'_>) {
         let detail = (self.detail)(positions.len());
         let header = self.dwarf.debug_info.header_from_offset(DebugInfoOffset(unit as usize)).ok();
         let unit = header.filter(|_| detail > Detail::Symbols).and_then(|header| {
@@ -75,15 +98,14 @@ impl<'a> Sweep<'_, 'a> {
             self.dwarf.unit(header).ok()
         });
         let Some(unit) = unit else {
-            let mut sink = lock(sink);
-            return positions.iter().for_each(|&position| sink(position as usize, &[]));
+            return positions.iter().for_each(|&position| answer(position as usize, &[]));
         };
         if let Some(program) = &unit.line_program {
             (self.before)(program.header().raw_program_buf().slice());
         }
         self.split.with_entries(self.dwarf, &unit, positions.len(), &mut |dwarf, full| {
             for batch in positions.chunks(BATCH) {
-                self.batch(dwarf, full, &unit, detail, addresses, batch, sink);
+                self.batch(dwarf, full, &unit, detail, addresses, batch, answer);
             }
         });
     }
@@ -98,7 +120,7 @@ impl<'a> Sweep<'_, 'a> {
         detail: Detail,
         addresses: &[u64],
         positions: &[u32],
-        sink: &Mutex<&mut Sink<'_>>,
+        answer: &Answer<'_>,
     ) {
         let pcs: Vec<u64> = positions.iter().map(|&p| addresses[p as usize]).collect();
         let found = scopes(dwarf, full, &pcs, detail == Detail::Inlined);
@@ -112,7 +134,6 @@ impl<'a> Sweep<'_, 'a> {
         lines.iter().flatten().for_each(|line| paths.learn(line.file));
         found.scopes.iter().for_each(|scope| paths.learn(scope.call.file));
         let mut frames = Vec::new();
-        let mut sink = lock(sink);
         for ((&position, &innermost), line) in positions.iter().zip(&found.innermost).zip(lines) {
             frames.clear();
             let mut place = line.unwrap_or_default();
@@ -125,10 +146,13 @@ impl<'a> Sweep<'_, 'a> {
                 place = s.call;
                 scope = found.scopes.get(s.parent as usize);
             }
-            sink(position as usize, &frames);
+            answer(position as usize, &frames);
         }
     }
 }
+
+/// Who passes answers on.
+type Answer<'f> = dyn Fn(usize, &[FrameRef<'_>]) + 'f;
 
 /// A panic of another thread has left the sink between two answers.
 fn lock<'m, T>(sink: &'m Mutex<T>) -> MutexGuard<'m, T> {
@@ -141,7 +165,13 @@ fn names(dwarf: &Dwarf<'_>, unit: &Unit<'_>, found: &Scopes) -> Vec<(NameKey, Op
     keys.sort_unstable();
     keys.dedup();
     let mut names = Names::new(dwarf);
-    keys.into_iter().map(|key| (key, names.find(unit, key).map(|n| demangle(&n.to_string_lossy())))).collect()
+    let mut room = MOST_NAMES_BYTES;
+    let name = |key: NameKey| {
+        let name = names.find(unit, key).filter(|_| room > 0).map(|name| demangle_bytes(&name));
+        room = room.saturating_sub(name.as_ref().map_or(0, String::len));
+        (key, name)
+    };
+    keys.into_iter().map(name).collect()
 }
 
 fn frame<'s>(function: Option<&'s str>, place: Place, paths: &'s Paths<'_, '_>) -> FrameRef<'s> {

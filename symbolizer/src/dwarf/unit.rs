@@ -14,6 +14,12 @@ pub(crate) struct Scope {
     pub(crate) call: Place,
 }
 
+/// Functions inlined into each other that are told. Compilers stop long before.
+const MOST_INLINED: usize = 256;
+/// Functions of one unit that are looked at for the addresses of one go; the names of more
+/// would be without end.
+const MOST_SCOPES: usize = 1 << 18;
+
 /// No function.
 pub(crate) const NO_SCOPE: u32 = u32::MAX;
 
@@ -88,7 +94,7 @@ impl<'w, 'a> Walk<'w, 'a> {
             while around.last().is_some_and(|a| depth <= a.depth) {
                 around.pop();
             }
-            if around.is_empty() && self.unnamed == 0 {
+            if (around.is_empty() && self.unnamed == 0) || self.found.scopes.len() >= MOST_SCOPES {
                 break;
             }
             let Some(abbreviation) = entries.read_abbreviation()? else { continue };
@@ -97,7 +103,8 @@ impl<'w, 'a> Walk<'w, 'a> {
             if is_function || (tag == gimli::DW_TAG_inlined_subroutine && self.with_inlined && !around.is_empty()) {
                 let entry = self.read(&mut entries, abbreviation, at)?;
                 let parent = if is_function { NO_SCOPE } else { around.last().map_or(NO_SCOPE, |a| a.scope) };
-                if let Some(scope) = self.enter(&entry, parent)? {
+                let is_too_deep = !is_function && around.len() >= MOST_INLINED;
+                if !is_too_deep && let Some(scope) = self.enter(&entry, parent)? {
                     around.push(Around { depth, scope });
                 } else {
                     self.skip_to(entry.sibling, depth, abbreviation, &mut entries, &mut base)?;
@@ -282,4 +289,54 @@ fn call_file(unit: &Unit<'_>, value: &AttributeValue<Slice<'_>>) -> Option<u32> 
         value => value.udata_value()?,
     };
     u32::try_from(file).ok().filter(|&f| f > 0 || unit.header.version() >= 5)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use gimli::{DebugInfoOffset, LittleEndian, SectionId};
+
+    /// A unit of DWARF 4 with a function at 0x1000 up to 0x2000, and `inlined` functions,
+    /// each inlined into the one before.
+    fn nested(inlined: usize) -> (Vec<u8>, Vec<u8>) {
+        const RANGE: [u8; 4] = [0x11, 0x01, 0x12, 0x06];
+        let entry = |code: u8, tag: u8, attributes: &[u8]| [&[code, tag, 1][..], attributes, &[0, 0]].concat();
+        let abbreviations = [entry(1, 0x11, &[]), entry(2, 0x2e, &RANGE), entry(3, 0x1d, &RANGE), vec![0]].concat();
+        let range = [&0x1000_u64.to_le_bytes()[..], &0x1000_u32.to_le_bytes()].concat();
+        // Version, offset of the abbreviations, size of addresses; then the unit itself.
+        let mut unit = vec![4, 0, 0, 0, 0, 0, 8, 1, 2];
+        unit.extend(&range);
+        (0..inlined).for_each(|_| unit.extend([&[3][..], &range].concat()));
+        unit.extend(vec![0; inlined + 2]);
+        (abbreviations, [&(unit.len() as u32).to_le_bytes()[..], &unit].concat())
+    }
+
+    fn chain(inlined: usize) -> usize {
+        let (abbreviations, info) = nested(inlined);
+        let dwarf = Dwarf::load(|id| {
+            let bytes: &[u8] = match id {
+                SectionId::DebugAbbrev => &abbreviations,
+                SectionId::DebugInfo => &info,
+                _ => &[],
+            };
+            Ok::<_, gimli::Error>(Slice::new(bytes, LittleEndian))
+        })
+        .unwrap();
+        let header = dwarf.debug_info.header_from_offset(DebugInfoOffset(0)).unwrap();
+        let unit = dwarf.unit(header).unwrap();
+        let found = scopes(&dwarf, &unit, &[0x1800], true);
+        let mut scope = found.scopes.get(found.innermost[0] as usize);
+        let mut length = 0;
+        while let Some(s) = scope {
+            length += 1;
+            scope = found.scopes.get(s.parent as usize);
+        }
+        length
+    }
+
+    #[test]
+    fn no_chain_of_inlined_functions_is_without_end() {
+        assert_eq!((chain(0), chain(40)), (1, 41));
+        assert_eq!(chain(20_000), MOST_INLINED);
+    }
 }

@@ -107,9 +107,13 @@ pub(super) fn find(image: &Image) -> Option<(u64, Generation)> {
         let bytes = image.at(Svma(start))?;
         let at = (0..bytes.len())
             .step_by(8)
-            .find(|&at| Generation::of(&bytes[at..]).is_some() && names_address(image, start + at as u64).is_some())?;
-        Some((start + at as u64, Generation::of(&bytes[at..])?))
+            .find(|&at| Generation::of(&bytes[at..]).is_some() && is_header(image, start, at))?;
+        Some((start.checked_add(at as u64)?, Generation::of(&bytes[at..])?))
     })
+}
+
+fn is_header(image: &Image, start: u64, at: usize) -> bool {
+    start.checked_add(at as u64).is_some_and(|header| names_address(image, header).is_some())
 }
 
 /// Where function names are (SVMA), for the header at `header`; `None` where it

@@ -60,7 +60,7 @@ pub fn jitdump(file: &mut (impl Read + Seek), sorted: &[Avma]) -> (Vec<Option<Fr
                 for (index, piece) in mine.filter(|(_, piece)| piece.number == load.number) {
                     let text = match &text {
                         Some(text) => text,
-                        None => text.insert(reader.text(MOST_NAME_BYTES)?),
+                        None => text.insert(reader.text(record.begin + record.size)?),
                     };
                     let within = sorted[index].0 - piece.start;
                     let mut frame = v8::frame(text);
@@ -184,7 +184,7 @@ impl<R: Read + Seek> Reader<R> {
                 break;
             }
             let (at, line, _) = (self.u64()?, self.u32()?, self.u32()?);
-            let text = self.text(MOST_NAME_BYTES)?;
+            let text = self.text(lines.end)?;
             // The same file as before.
             if text.as_bytes() != "\u{fffd}".as_bytes() {
                 file = text;
@@ -201,12 +201,14 @@ impl<R: Read + Seek> Reader<R> {
         Ok(())
     }
 
-    /// A text to its 0, cut after `most` bytes.
-    fn text(&mut self, most: usize) -> io::Result<String> {
+    /// A text to its 0, or to where its record ends; all of it is passed over, and the
+    /// beginning is kept.
+    fn text(&mut self, end: u64) -> io::Result<String> {
+        let room = end.saturating_sub(self.file.stream_position()?);
         let mut bytes = Vec::new();
-        self.file.by_ref().take(most as u64).read_until(0, &mut bytes)?;
-        if bytes.pop_if(|last| *last == 0).is_none() && bytes.len() == most {
-            self.file.skip_until(0)?;
+        self.file.by_ref().take(room.min(MOST_NAME_BYTES as u64)).read_until(0, &mut bytes)?;
+        if bytes.pop_if(|last| *last == 0).is_none() && bytes.len() == MOST_NAME_BYTES {
+            self.file.by_ref().take(room - MOST_NAME_BYTES as u64).skip_until(0)?;
         }
         Ok(name(&bytes))
     }
@@ -339,6 +341,26 @@ mod tests {
         short[HEADER as usize + 4] = 15;
         short[HEADER as usize + 5] = 0;
         assert_eq!(read(&short), (vec![None], Outcome::Damaged));
+    }
+
+    #[test]
+    fn names_end_with_their_record() {
+        let long = "n".repeat(5000);
+        let dump = Dump::new()
+            .lines(0x1000, &[(0x1000, 3, &[b'f'; 3000]), (0x1010, 5, b"b.py")])
+            .load(0x1000, 0x40, 1, &long)
+            .load(0x2000, 0x40, 2, "next");
+        let (names, outcome) = dump.read(&[0x1000, 0x1010, 0x2000]);
+        let cut = &long[..MOST_NAME_BYTES];
+        let wanted = [format!("{cut} {}:3", "f".repeat(MOST_NAME_BYTES)), format!("{cut} b.py:5"), "next".to_owned()];
+        assert_eq!((names, outcome), (wanted.to_vec(), Outcome::Used));
+        // A name and a file without their 0 do not go on into what follows.
+        let mut words = [4711, 0x1000, 0x1000, 4, 1].map(u64::to_le_bytes).concat();
+        words.extend(b"cut");
+        let mut lines = [0x1000, 1, 0x1000, 9].map(u64::to_le_bytes).concat();
+        lines.extend(b"x.c");
+        let dump = Dump::new().record(DEBUG_INFO, &[&lines]).record(LOAD, &[&words]).load(0x2000, 4, 2, "next");
+        assert_eq!(dump.read(&[0x1000, 0x2000]).0, ["cut x.c:9", "next"]);
     }
 
     #[test]

@@ -41,8 +41,8 @@ fn script(name: &str) -> Option<Frame> {
     Some(Frame {
         function: function.to_owned(),
         file: (!file.is_empty()).then(|| file.to_owned()),
-        line: Some(line),
-        column,
+        line: (line > 0).then_some(line),
+        column: column.filter(|&column| column > 0),
         inlined: false,
     })
 }
@@ -71,6 +71,8 @@ mod tests {
         assert_eq!(parts("LazyCompile:^get node:internal/x:10:2"), js("get", "node:internal/x", 10, Some(2)));
         assert_eq!(parts("LazyCompile:*leak /app/leak.js:3"), js("leak", "/app/leak.js", 3, None));
         assert_eq!(parts("Function:~ node:internal/x:1"), js("(anonymous)", "node:internal/x", 1, None));
+        // 0 is no line.
+        assert_eq!(parts("JS:f a.js:0:0"), ("f".to_owned(), Some("a.js".to_owned()), None, None));
         for other in ["Builtin:ArrayMap", "JS:*f", "JS:f a:b:c", "Lorg/x/Y;::run", ""] {
             assert_eq!(parts(other), (other.to_owned(), None, None, None));
         }

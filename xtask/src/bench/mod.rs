@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: ratios against peers, measured in one run.
 
 mod accounting;
+mod growth;
 mod heap_cost;
 mod heap_real;
 mod heap_truth;
@@ -44,6 +45,13 @@ pub enum Bench {
         #[arg(long, default_value_t = 60)]
         seconds: u64,
     },
+    /// What sampling page faults costs at several periods, and how far who grew is from
+    /// who owns, for several allocators.
+    Growth {
+        /// Rounds, of which the median counts.
+        #[arg(long, default_value_t = 5)]
+        rounds: usize,
+    },
     /// What the series of kernel patches costs who does not use it, in counted
     /// instructions, against the same kernel without it.
     Kernel,
@@ -77,6 +85,7 @@ pub fn run(root: &Path, bench: &Bench) -> Result<ExitCode> {
     match bench {
         Bench::Accounting { rounds } => accounting::run(root, *rounds),
         Bench::Hold { rounds } => hold::run(root, *rounds),
+        Bench::Growth { rounds } => growth::run(root, *rounds),
         Bench::Kernel => kernel::run(root),
         Bench::Symbolize { rounds, vmlinux, slow } => {
             let (rounds, vmlinux, slow) = (*rounds, vmlinux.as_deref(), *slow);

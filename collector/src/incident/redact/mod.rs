@@ -11,6 +11,7 @@
 mod accounts;
 mod words;
 
+use super::growth::{Ended, Growth};
 use super::model::{
     Candidate, GeneratedAddress, Heap, HeapFrame, HoldReport, Host, Incident, KernelHold, KernelVictim, MallocState,
     Mapping, MemcgState, Module, Process, ResolvedAddress, ScriptFrame, Search, Step, StopOutcome, SymbolState,
@@ -51,6 +52,7 @@ fn collect(incident: &Incident, names: &mut BTreeSet<String>) {
         process.mappings.iter().for_each(|mapping| add(&mapping.name));
     }
     incident.kernel_victims.iter().for_each(|victim| add(&victim.comm));
+    incident.ended.iter().for_each(|ended| add(&ended.comm));
     incident.modules.iter().for_each(|module| add(&module.path));
     if let Some(verdict) = &incident.verdict {
         verdict.rule.iter().for_each(|rule| add(rule));
@@ -73,6 +75,8 @@ impl Redactor<'_> {
             hold,
             processes,
             kernel_victims,
+            ended,
+            growth,
             modules,
             symbols,
             verdict,
@@ -89,6 +93,9 @@ impl Redactor<'_> {
             hold: hold.map(|hold| self.hold(&hold)),
             processes: processes.into_iter().map(|process| self.process(process)).collect(),
             kernel_victims: kernel_victims.into_iter().map(|victim| self.victim(victim)).collect(),
+            ended: ended.into_iter().map(|ended| self.ended(ended)).collect(),
+            // Numbers and words of ours.
+            growth,
             modules: modules.into_iter().map(|module| self.module(module)).collect(),
             symbols: self.symbols(symbols),
             verdict: verdict.map(|verdict| self.verdict(verdict)),
@@ -156,8 +163,36 @@ impl Redactor<'_> {
     }
 
     fn victim(&self, victim: KernelVictim) -> KernelVictim {
-        let KernelVictim { pid, comm, rss_bytes } = victim;
-        KernelVictim { pid, comm: self.path(&comm), rss_bytes }
+        let KernelVictim { pid, comm, rss_bytes, anon_bytes, shmem_bytes } = victim;
+        KernelVictim { pid, comm: self.path(&comm), rss_bytes, anon_bytes, shmem_bytes }
+    }
+
+    fn ended(&self, ended: Ended) -> Ended {
+        let Ended { pid, comm, killed_by_kernel, growth } = ended;
+        Ended { pid, comm: self.path(&comm), killed_by_kernel, growth: self.growth(growth) }
+    }
+
+    fn growth(&self, growth: Growth) -> Growth {
+        // All others are numbers; named, so that a new one is looked at.
+        let Growth {
+            basis: _,
+            samples: _,
+            bytes: _,
+            direct_bytes: _,
+            shared_bytes: _,
+            stack_bytes: _,
+            heap_bytes: _,
+            unseen_bytes: _,
+            stacks: _,
+            frames: _,
+        } = &growth;
+        let frames = growth.frames.into_iter().map(|frame| self.heap_frame(frame)).collect();
+        Growth { frames, ..growth }
+    }
+
+    fn heap_frame(&self, frame: HeapFrame) -> HeapFrame {
+        let HeapFrame { address, at, named } = frame;
+        HeapFrame { address, at, named: named.map(|frame| self.frame(frame)) }
     }
 
     fn process(&self, process: Process) -> Process {
@@ -181,6 +216,7 @@ impl Redactor<'_> {
             threads,
             heaps,
             malloc,
+            growth,
             gaps,
         } = process;
         Process {
@@ -203,6 +239,7 @@ impl Redactor<'_> {
             threads: threads.into_iter().map(|thread| self.thread(thread)).collect(),
             heaps: heaps.into_iter().map(|heap| self.heap(heap)).collect(),
             malloc: malloc.map(|malloc| self.malloc(malloc)),
+            growth: growth.map(|growth| self.growth(growth)),
             gaps: gaps.iter().map(|gap| self.sentence(gap)).collect(),
         }
     }
@@ -239,8 +276,7 @@ impl Redactor<'_> {
 
     fn heap(&self, heap: Heap) -> Heap {
         let Heap { witness, period_bytes, lost_samples, lost_bytes, inuse, alloc, frames, stacks } = heap;
-        let frame = |HeapFrame { address, at, named }| HeapFrame { address, at, named: named.map(|f| self.frame(f)) };
-        let frames = frames.into_iter().map(frame).collect();
+        let frames = frames.into_iter().map(|frame| self.heap_frame(frame)).collect();
         Heap { witness, period_bytes, lost_samples, lost_bytes, inuse, alloc, frames, stacks }
     }
 

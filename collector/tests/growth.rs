@@ -1,0 +1,239 @@
+//! Who made a program grow, by its page faults, in real memcgs.
+
+mod common;
+
+use common::{Lab, assert_unharmed, fixture, text, truth};
+use serde_json::Value;
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::process::Output;
+
+const MIB: f64 = (1 << 20) as f64;
+/// Headings in drawings.
+const RELIABLE: &str = "(reliable)";
+const HEAP: &str = "(who touched it first, not who owns it)";
+
+fn number(value: &Value) -> f64 {
+    value.as_f64().unwrap_or_else(|| panic!("{value} is no number"))
+}
+
+/// Bytes of lines that have all of these.
+fn bytes_of(folded: &str, words: &[&str]) -> f64 {
+    let lines = folded.lines().filter(|line| words.iter().all(|word| line.contains(word)));
+    lines.map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()).sum()
+}
+
+fn folded(lab: &Lab) -> String {
+    String::from_utf8(lab.file("growth.folded")).unwrap()
+}
+
+/// The growth of the only process.
+fn growth(incident: &Value) -> &Value {
+    let growth = &incident["processes"][0]["growth"];
+    assert_eq!(growth["basis"], "present", "{:#}\n{}", incident["gaps"], incident["processes"][0]["gaps"]);
+    growth
+}
+
+fn assert_nothing_lost(incident: &Value) {
+    let sampling = &incident["growth"];
+    let gaps = &incident["gaps"];
+    assert_eq!((&sampling["lost_samples"], &sampling["unplaced_samples"]), (&0.into(), &0.into()), "{sampling} {gaps}");
+    assert!(sampling["samples"].as_u64().unwrap() > 0 && sampling["ring_bytes"].as_u64().unwrap() > 0, "{sampling}");
+}
+
+#[test]
+fn what_a_leak_mapped_itself_is_told_and_reliable() {
+    let lab = Lab::new();
+    // No more faults than one ring has room for, however late its reader is.
+    let options = ["--memory", "24M", "--on-oom", "grant=256M", "--no-heap", "--growth=16"];
+    let output = lab.run(&options, &[&fixture("steady_leak"), "--mib", "96"]);
+    assert_unharmed(&output);
+    let incident = lab.incident();
+    assert_nothing_lost(&incident);
+    assert_eq!((&incident["growth"]["period"], &incident["growth"]["of_kernel"]), (&16.into(), &true.into()));
+    let growth = growth(&incident);
+    // All that is in memory is told, and no more.
+    let memory = &incident["processes"][0]["memory"];
+    let (all, unseen) = (number(&growth["bytes"]), number(&growth["unseen_bytes"]));
+    let anon = number(&memory["pss_anon_bytes"]);
+    assert!((all + unseen - anon).abs() < 0.02 * anon, "{all} and {unseen} of {anon}");
+    assert!(unseen < 0.02 * anon, "{unseen} of {anon}");
+    let folded = folded(&lab);
+    // The victim leaks its sites in fixed shares from start to end, and makes no garbage.
+    let sites = truth(&output);
+    let sites = sites["sites"].as_array().unwrap();
+    let whole: f64 = sites.iter().map(|site| number(&site["bytes"])).sum();
+    for site in sites {
+        let function = site["function"].as_str().unwrap();
+        let expected = all * number(&site["bytes"]) / whole;
+        let found = bytes_of(&folded, &[function]);
+        // A block of 64 bytes takes 80.
+        assert!((found - expected).abs() < 0.15 * expected + 2.0 * MIB, "{site}: {found}, expected {expected}");
+        let reliable = bytes_of(&folded, &[function, RELIABLE]);
+        let is_mapped = function == "leak_mmap";
+        assert!(
+            if is_mapped { reliable > 0.98 * found } else { reliable < 0.02 * found },
+            "{site}: {reliable} of {found}"
+        );
+    }
+    let direct = number(&growth["direct_bytes"]);
+    assert!((direct - bytes_of(&folded, &["leak_mmap"])).abs() < 2.0 * MIB, "{direct}");
+    // Every stack reaches its start.
+    let cut = growth["stacks"].as_array().unwrap().iter().filter(|stack| stack["cut"] == true);
+    let cut: f64 = cut.map(|stack| number(&stack["bytes"])).sum();
+    assert!(cut < 0.02 * all, "{cut} of {all}\n{folded}");
+    // It is labelled as what it is wherever it is shown.
+    let shown = text(&lab.reprieve("show").output().unwrap());
+    assert!(shown.contains("who grew RSS, not who owns the heap") && shown.contains("leak_mmap"), "{shown}");
+    let page = String::from_utf8(lab.file("report.html")).unwrap();
+    assert!(page.contains("Who grew RSS (not who owns the heap)") && page.contains("leak_mmap"));
+    let exported = lab.reprieve("export").args(["--format", "folded", "--sample-type", "growth_reliable"]).output();
+    let exported = text(&exported.unwrap());
+    assert!(exported.contains("leak_mmap") && !exported.contains("leak_small"), "{exported}");
+}
+
+#[test]
+fn where_memory_was_used_before_witnesses_disagree_and_say_so() {
+    let lab = Lab::new();
+    let options = ["--memory", "96M", "--on-oom", "grant=256M", "--growth"];
+    let output = lab.run(&options, &[&fixture("reused_heap"), "--mib", "128"]);
+    assert_unharmed(&output);
+    let incident = lab.incident();
+    assert_nothing_lost(&incident);
+    let heap = &incident["processes"][0]["heaps"][0];
+    assert_eq!(heap["witness"], "preload");
+    let (grown, owned) = (folded(&lab), String::from_utf8(lab.file("heap.folded")).unwrap());
+    assert!(bytes_of(&grown, &["make_garbage", HEAP]) > 32.0 * MIB, "{grown}");
+    assert!(bytes_of(&owned, &["make_garbage"]) < 4.0 * MIB, "{owned}");
+    assert!(bytes_of(&owned, &["keep_sessions"]) > 64.0 * MIB, "{owned}");
+    let shown = text(&lab.reprieve("show").output().unwrap());
+    let page = String::from_utf8(lab.file("report.html")).unwrap();
+    // Lines are wrapped.
+    let words = shown.split_whitespace().collect::<Vec<_>>().join(" ");
+    for text in [&words, &page] {
+        assert!(text.contains("malloc and page faults disagree, most about "), "{text}");
+    }
+}
+
+#[test]
+fn where_nothing_was_used_before_witnesses_agree() {
+    let lab = Lab::new();
+    let options = ["--memory", "64M", "--on-oom", "grant=256M", "--growth"];
+    let output = lab.run(&options, &[&fixture("steady_leak"), "--mib", "96"]);
+    assert_unharmed(&output);
+    assert_eq!(lab.incident()["processes"][0]["heaps"][0]["witness"], "preload");
+    let shown = text(&lab.reprieve("show").output().unwrap());
+    assert!(shown.contains("WHO MADE IT GROW") && !shown.contains("disagree"), "{shown}");
+}
+
+#[test]
+fn whom_the_kernel_killed_is_remembered() {
+    let lab = Lab::new();
+    let options = ["--memory", "64M", "--on-oom", "defer", "--no-heap", "--growth"];
+    let output = lab.run(&options, &[&fixture("steady_leak"), "--mib", "96"]);
+    assert_eq!(output.status.code(), Some(137), "{}", text(&output));
+    let incidents = lab.incidents();
+    let killed = incidents.iter().find(|incident| incident["trigger"] == "killed_by_kernel").unwrap();
+    assert_nothing_lost(killed);
+    let (victim, ended) = (&killed["kernel_victims"][0], &killed["ended"][0]);
+    assert_eq!((&ended["pid"], &ended["comm"]), (&victim["pid"], &"steady_leak".into()), "{victim}");
+    assert_eq!((&ended["killed_by_kernel"], &ended["growth"]["basis"]), (&true.into(), &"ended".into()));
+    let (all, had) =
+        (number(&ended["growth"]["bytes"]), number(&victim["anon_bytes"]) + number(&victim["shmem_bytes"]));
+    assert!((all - had).abs() < 4096.0 && had > 48.0 * MIB, "{all} of {had}");
+    let folded = folded(&lab);
+    // Each site has its share: 1:2:1.
+    for (site, share) in [("leak_small", 0.25), ("leak_medium", 0.5), ("leak_mmap", 0.25)] {
+        let found = bytes_of(&folded, &[site]) / all;
+        assert!((found - share).abs() < 0.1, "{site}: {found}\n{folded}");
+    }
+    assert!(bytes_of(&folded, &["leak_mmap", RELIABLE]) > 8.0 * MIB, "{folded}");
+    let shown = text(&lab.reprieve("show").output().unwrap());
+    assert!(shown.contains("steady_leak (ended)"), "{shown}");
+}
+
+#[test]
+fn each_process_of_a_server_has_its_own_growth() {
+    let lab = Lab::new();
+    let options = ["--memory", "48M", "--on-oom", "grant=256M", "--no-heap", "--growth"];
+    let output = lab.run(&options, &[&fixture("prefork"), "--mib", "96", "--children", "4"]);
+    assert_unharmed(&output);
+    let incident = lab.incidents().remove(0);
+    assert_nothing_lost(&incident);
+    let processes = incident["processes"].as_array().unwrap();
+    let grown: Vec<f64> = processes.iter().filter_map(|process| process["growth"]["bytes"].as_f64()).collect();
+    // What they share since the fork is its parent's alone.
+    let (total, charged) = (grown.iter().sum::<f64>(), number(&incident["memcg"]["usage_bytes"]));
+    assert!(grown.len() >= 2 && total < 1.1 * charged && total > 0.5 * charged, "{grown:?} of {charged}");
+}
+
+#[test]
+fn programs_that_come_and_go_leave_room() {
+    let lab = Lab::new();
+    let script = "for i in $(seq 400); do /bin/true; done; exec \"$@\"";
+    let options = ["--memory", "24M", "--on-oom", "grant=256M", "--no-heap", "--growth=16"];
+    let output = lab.run(&options, &["bash", "-c", script, "bash", &fixture("steady_leak"), "--mib", "96"]);
+    assert_unharmed(&output);
+    let incident = lab.incident();
+    assert_eq!(incident["growth"]["unplaced_samples"], 0, "{}\n{:#}", incident["growth"], incident["gaps"]);
+    // Of what bash was before, nothing is left in the program that took its place.
+    let folded = folded(&lab);
+    let leaked = bytes_of(&folded, &["leak_"]);
+    let said = format!("{leaked} leaked: {} {:#}\n{folded}", incident["growth"], incident["gaps"]);
+    assert!(leaked > 0.95 * number(&growth(&incident)["bytes"]), "{said}");
+}
+
+/// Runs with a system call refused.
+fn without_perf(lab: &Lab, options: &[&str], command: &[&str]) -> Output {
+    use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
+    let arch = std::env::consts::ARCH.try_into().unwrap();
+    let rules = [(libc::SYS_perf_event_open, Vec::new())].into_iter().collect();
+    let refused = SeccompAction::Errno(libc::EACCES as u32);
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, refused, arch).unwrap();
+    let program = BpfProgram::try_from(filter).unwrap();
+    let mut run = lab.reprieve("run");
+    run.args(options).arg("--").args(command);
+    // SAFETY: only prctl(2) and seccomp(2), on a program made before.
+    unsafe { run.pre_exec(move || apply_filter(&program).map_err(|_| std::io::Error::other("seccomp"))) };
+    run.output().unwrap()
+}
+
+#[test]
+fn where_the_kernel_refuses_the_program_runs_and_incidents_say_why() {
+    let lab = Lab::new();
+    let options = ["--memory", "64M", "--on-oom", "grant=256M", "--no-heap", "--growth"];
+    let output = without_perf(&lab, &options, &[&fixture("steady_leak"), "--mib", "96"]);
+    assert_unharmed(&output);
+    assert!(text(&output).contains("page faults could not be sampled"), "{}", text(&output));
+    let incident = lab.incident();
+    assert_eq!((&incident["growth"], &incident["processes"][0]["growth"]), (&Value::Null, &Value::Null));
+    let gaps: Vec<&str> = incident["gaps"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+    assert!(gaps.iter().any(|gap| gap.contains("page faults could not be sampled")), "{gaps:?}");
+    let folder = lab.out().join(incident["id"].as_str().unwrap());
+    assert!(!folder.join("growth.svg").exists() && folder.join("flamegraph.svg").exists());
+}
+
+#[test]
+fn with_less_right_only_user_mode_is_sampled() {
+    let lab = Lab::new();
+    let paranoid: i32 = fs::read_to_string("/proc/sys/kernel/perf_event_paranoid").unwrap().trim().parse().unwrap();
+    let mut run = std::process::Command::new("setpriv");
+    run.args(["--bounding-set", "-sys_admin,-perfmon", "--inh-caps", "-sys_admin,-perfmon"]);
+    let reprieve = lab.reprieve("run");
+    run.arg(reprieve.get_program()).args(reprieve.get_args()).stdin(std::process::Stdio::null());
+    run.args(["--memory", "64M", "--on-oom", "grant=256M", "--no-heap", "--growth", "--"]);
+    let output = run.args([&fixture("steady_leak"), "--mib", "96"]).output().unwrap();
+    assert_unharmed(&output);
+    let incident = lab.incident();
+    match paranoid {
+        ..=1 => assert_eq!(incident["growth"]["of_kernel"], true),
+        2 => {
+            assert_eq!(incident["growth"]["of_kernel"], false, "{}", text(&output));
+            assert!(bytes_of(&folded(&lab), &["leak_medium"]) > 16.0 * MIB);
+            let shown = text(&lab.reprieve("show").output().unwrap());
+            let words = shown.split_whitespace().collect::<Vec<_>>().join(" ");
+            assert!(words.contains("faults in system calls are not in it"), "{shown}");
+        }
+        _ => assert_eq!(incident["growth"], Value::Null),
+    }
+}
