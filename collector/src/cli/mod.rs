@@ -113,7 +113,7 @@ enum Command {
     Doctor(DoctorArgs),
     /// What reprieve starts to symbolize and render.
     #[command(hide = true)]
-    Analyst { phase: String, staging: PathBuf, limits: String },
+    Analyst { phase: String, staging: PathBuf, limits: String, guardian: i32 },
     /// What `doctor` lets run out of memory.
     #[command(hide = true)]
     Eater { threads: u32 },
@@ -162,7 +162,7 @@ pub fn main() -> ExitCode {
             crate::doctor::eat(threads);
             Ok(ExitCode::SUCCESS)
         }
-        Command::Analyst { phase, staging, limits } => run_analyst(&phase, &staging, &limits),
+        Command::Analyst { phase, staging, limits, guardian } => run_analyst(&phase, &staging, &limits, guardian),
     };
     result.unwrap_or_else(|Failure { code, error }| {
         let _ = writeln!(std::io::stderr(), "reprieve: {error:#}");
@@ -199,11 +199,12 @@ impl From<StoreError> for Failure {
     }
 }
 
-fn run_analyst(phase: &str, staging: &Path, limits: &str) -> Result<ExitCode, Failure> {
+fn run_analyst(phase: &str, staging: &Path, limits: &str, guardian: i32) -> Result<ExitCode, Failure> {
     let phase = [Phase::Symbolize, Phase::Render]
         .into_iter()
         .find(|p| p.name() == phase)
         .ok_or_else(|| Failure { code: USAGE, error: anyhow::anyhow!("unknown phase {phase:?}") })?;
+    analyst::settle(guardian);
     analyst::child_main(phase, staging, limits).map_err(|error| Failure { code: FAILED, error })?;
     Ok(ExitCode::SUCCESS)
 }
