@@ -64,6 +64,8 @@ const DRIVER: &str = "kernel/driver/oom_reserve.rs";
 pub(crate) enum Flavor {
     /// As Debian has it
     Stock,
+    /// `Stock` with a file system for a disk, and huge pages set aside
+    Disk,
     /// With the series of kernel/patches and its device
     Reserve,
     /// Configured and compiled like `Reserve`, without the series: to compare with
@@ -84,6 +86,7 @@ impl Flavor {
     fn traits(self) -> (&'static str, &'static str, &'static [&'static str]) {
         match self {
             Flavor::Stock => ("the guest's kernel", "kernel", &[]),
+            Flavor::Disk => ("that kernel with disks and hugetlb", "disk", &["disk"]),
             Flavor::Reserve => ("the guest's kernel with the series", "reserve", &["reserve"]),
             Flavor::Baseline => ("a kernel like it without the series", "baseline", &["baseline"]),
             Flavor::Module => (
@@ -230,7 +233,7 @@ impl Recipe {
             compilers: vec!["gcc".into()],
             toolchain: Toolchain::default(),
         };
-        if flavor == Flavor::Stock {
+        if matches!(flavor, Flavor::Stock | Flavor::Disk) {
             return Ok(stock);
         }
         Ok(Recipe {
