@@ -2,7 +2,9 @@
 
 pub mod accounting;
 pub mod accounts;
+pub mod baseline;
 pub mod compare;
+pub mod growth;
 pub mod heaps;
 pub mod mallocs;
 pub mod markdown;

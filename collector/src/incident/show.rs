@@ -1,9 +1,9 @@
 //! An incident as text for a terminal.
 
-use super::model::{Estimate, HoldReport, Incident, Process, Subject, SymbolState, Trigger};
+use super::model::{Estimate, HoldReport, Incident, Process, Subject, SymbolState, Trigger, Verdict};
 use super::profile;
 use super::units::{bytes, count, grouped, micros, time};
-use super::{accounts, heaps, mallocs};
+use super::{accounts, growth, heaps, mallocs};
 use reprieve_flamegraph::top::{self, TopStack};
 use reprieve_flamegraph::{Profile, SampleType};
 use serde::Serialize;
@@ -73,6 +73,13 @@ pub(super) fn sentence(happened: &Happened<'_>) -> String {
     let leaf = happened.memcg.and_then(|(path, ..)| path.rsplit('/').next());
     let place = leaf.map_or(String::new(), |leaf| format!(" in {leaf}"));
     format!("{who} {what}{usage}{place}")
+}
+
+/// The verdict, and what grew until then, in one sentence.
+#[must_use]
+pub fn verdict_line(incident: &Incident, verdict: &Verdict) -> String {
+    let growth = growth::line(incident).map_or(String::new(), |growth| format!("; {growth}"));
+    format!("{}{growth}", verdict.summary)
 }
 
 /// How the hold went, in one sentence.
@@ -243,7 +250,7 @@ pub fn page(incident: &Incident, dir: &Path, layout: Layout<'_>) -> String {
     page.prose("", &headline(incident));
     page.row(&format!("{}  kernel {}  {}", time(incident.time_unix_us), incident.host.kernel, incident.host.name));
     if let Some(verdict) = &incident.verdict {
-        page.prose("\nVERDICT  ", &verdict.summary);
+        page.prose("\nVERDICT  ", &verdict_line(incident, verdict));
         if let Some(rule) = &verdict.rule {
             page.prose("  ", &format!("by rule {rule:?}"));
         }
@@ -262,6 +269,7 @@ pub fn page(incident: &Incident, dir: &Path, layout: Layout<'_>) -> String {
             page.row(&format!("  {} [{}], {} resident", victim.comm, victim.pid, bytes(victim.rss_bytes)));
         }
     }
+    page.growth(incident);
     page.processes(incident);
     page.accounting(incident);
     page.heap(incident, layout.sample_type);
@@ -372,6 +380,33 @@ impl Page {
         }
         if processes.len() > PROCESSES {
             self.row(&format!("  and {} more", processes.len() - PROCESSES));
+        }
+    }
+
+    fn growth(&mut self, incident: &Incident) {
+        let Some(baseline) = incident.baseline.as_ref().filter(|baseline| growth::is_compared(baseline)) else {
+            return;
+        };
+        let charged = growth::Grown {
+            place: String::new(),
+            before_bytes: baseline.before_bytes,
+            after_bytes: baseline.after_bytes,
+        };
+        let then = bytes(baseline.before_bytes);
+        self.prose(
+            "\nWHAT GREW  ",
+            &format!("{} in {}, from {then}", charged.signed(), growth::span(baseline.before_us)),
+        );
+        for rows in [growth::kinds(baseline), growth::processes(baseline), growth::functions(incident)] {
+            for row in rows.iter().filter(|row| row.growth() > 0).take(STACKS) {
+                self.row(&format!(
+                    "  {:>10}  {:>9} → {:>9}  {}",
+                    row.signed(),
+                    bytes(row.before_bytes),
+                    bytes(row.after_bytes),
+                    row.place
+                ));
+            }
         }
     }
 

@@ -96,6 +96,7 @@ impl Recorder {
             symbols: Symbols::default(),
             verdict: None,
             accounting: None,
+            baseline: None,
             gaps: evidence.gaps,
         }
     }
