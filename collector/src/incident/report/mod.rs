@@ -1,0 +1,152 @@
+//! `report.html`: the incident for a browser, in one file.
+//!
+//! All of it is in the page as it is written, but for the graphs, which its script draws, and
+//! the order of tables: without a script it is still whole.
+
+mod graph;
+mod measured;
+mod policy;
+mod tables;
+mod timeline;
+
+use super::accounts::{self, AccountRow};
+use super::growth::{self, Grown};
+use super::heaps::{self, HeapRow};
+use super::mallocs::{self, MallocRow};
+use super::model::{Estimate, Incident};
+use super::profile::{self, View};
+use super::{show, units};
+use askama::Template;
+use reprieve_flamegraph::top::{self, TopStack};
+use std::borrow::Borrow;
+use tables::{ProcessRow, ThreadRow};
+use timeline::Moment;
+
+const SCRIPT: &str = include_str!("../../../templates/report.js");
+const STYLE: &str = include_str!("../../../templates/report.css");
+/// Stacks listed of each view.
+const STACKS: usize = 3;
+/// Rows of what grew.
+const GROWN: usize = 8;
+/// Threads that are shown without being asked for.
+const FEW: usize = 40;
+
+#[derive(Template)]
+#[template(path = "report.html")]
+struct Report<'a> {
+    incident: &'a Incident,
+    policy: String,
+    script: &'static str,
+    style: &'static str,
+    verdict: String,
+    headline: String,
+    growth: Option<String>,
+    time: String,
+    curve: Option<String>,
+    moments: Vec<Moment>,
+    account_line: Option<String>,
+    accounts: Vec<AccountRow>,
+    /// Name, title and data of each view.
+    graphs: Vec<(&'static str, &'static str, String)>,
+    span: Option<String>,
+    grown: Vec<Grown>,
+    stacks: Vec<Listed>,
+    owners: Vec<Listed>,
+    heap_line: Option<String>,
+    heaps: Vec<HeapRow<'a>>,
+    malloc: Vec<MallocRow>,
+    processes: Vec<ProcessRow<'a>>,
+    threads: Vec<ThreadRow<'a>>,
+    are_few: bool,
+    unknown: Vec<String>,
+    measured: Vec<String>,
+    command: Option<String>,
+}
+
+/// A stack in a list.
+struct Listed {
+    value: String,
+    stack: TopStack,
+}
+
+/// The page.
+#[must_use]
+pub fn html(incident: &Incident, views: &[View]) -> String {
+    let top_of = |name: &str| {
+        let profiles = views.iter().filter(|view| view.name == name).map(|view| &view.profile);
+        profiles
+            .flat_map(|profile| {
+                let listed = |stack| Listed { value: show::value(&stack, &profile.sample_types[0]), stack };
+                top::stacks(profile, 0, STACKS).into_iter().map(listed)
+            })
+            .collect()
+    };
+    let before = profile::heap_before(incident);
+    let name_of = |pid: i64| {
+        let process = incident.processes.iter().find(|process| i64::from(process.pid) == pid)?;
+        Some(format!("{} [{pid}]", process.comm))
+    };
+    let graph = |view: &View| {
+        let before = before.as_ref().filter(|_| view.name == "heap");
+        // Of the machine's view of itself there is one tree, whoever's the bytes are.
+        let data = graph::graph(view, before, name_of).json();
+        (view.name, view.title, data)
+    };
+    let compared = incident.baseline.as_ref().filter(|baseline| growth::is_compared(baseline));
+    let mut grown = compared.map_or(Vec::new(), |baseline| {
+        let of_heap = growth::functions(incident);
+        let rows = [growth::kinds(baseline), growth::processes(baseline), of_heap];
+        rows.into_iter().flat_map(|rows| rows.into_iter().take(GROWN)).collect()
+    });
+    grown.retain(|row: &Grown| row.growth() != 0);
+    let headline = show::headline(incident);
+    let threads = tables::threads(incident, views);
+    let report = Report {
+        incident,
+        policy: policy::policy(SCRIPT, STYLE),
+        script: SCRIPT,
+        style: STYLE,
+        verdict: incident.verdict.as_ref().map_or_else(|| headline.clone(), |verdict| verdict.summary.clone()),
+        headline,
+        growth: growth::line(incident),
+        time: units::time(incident.time_unix_us),
+        curve: timeline::curve(incident),
+        moments: timeline::moments(incident),
+        account_line: accounts::line(incident),
+        accounts: accounts::rows(incident),
+        graphs: views.iter().map(graph).collect(),
+        span: compared.map(|baseline| growth::span(baseline.before_us)),
+        grown,
+        stacks: top_of("threads"),
+        owners: top_of("heap"),
+        heap_line: show::heap_line(incident),
+        heaps: heaps::rows(incident),
+        malloc: mallocs::rows(incident),
+        processes: tables::processes(incident),
+        are_few: threads.len() <= FEW,
+        threads,
+        unknown: show::unknown(incident),
+        measured: measured::sentences(incident),
+        command: measured::command(incident),
+    };
+    // Rendering into a String fails only where a Display does; none of ours does.
+    report.render().unwrap_or_else(|error| format!("<!doctype html><p>The report could not be rendered: {error}</p>"))
+}
+
+// The template passes fields as values or as references, as it likes.
+
+fn bytes(bytes: impl Borrow<u64>) -> String {
+    units::bytes(*bytes.borrow())
+}
+
+fn estimate(estimate: impl Borrow<Estimate>) -> String {
+    show::estimate_bytes(estimate.borrow())
+}
+
+fn number(number: impl Borrow<u64>) -> String {
+    units::grouped(*number.borrow())
+}
+
+fn micros(us: impl Borrow<u64>) -> String {
+    units::micros(*us.borrow())
+}
