@@ -44,8 +44,8 @@ class Profile {
     }
     return totals;
   }
-  title(node) { return this.frames[this.frame[node]]; }
-  kind(node) { return this.kinds[this.frame[node]]; }
+  titleOf(node) { return this.frames[this.frame[node]]; }
+  kindOf(node) { return this.kinds[this.frame[node]]; }
 }
 
 const profiles = new Map();
@@ -131,7 +131,7 @@ class Graph {
   growth(node) { return this.totals[node] - this.before[node]; }
 
   words(node) {
-    let words = `${this.profile.title(node)}: ${this.say(this.totals[node])}, ${percent(this.totals[node] / (this.totals[0] || 1))}`;
+    let words = `${this.profile.titleOf(node)}: ${this.say(this.totals[node])}, ${percent(this.totals[node] / (this.totals[0] || 1))}`;
     if (this.before) {
       const growth = this.growth(node);
       words += `, ${growth < 0 ? "−" : "+"}${this.say(growth)} since then`;
@@ -188,7 +188,7 @@ class Graph {
       this.frames.replaceChildren("There is nothing of it.");
       return;
     }
-    let least = 1.5 / Math.max(this.frames.clientWidth, 300);
+    let least = 2 / Math.max(this.frames.clientWidth, 300);
     let placed = this.lay(least);
     if (placed.length > MOST_FRAMES) {
       const widths = placed.map(place => place[2]).sort((a, b) => b - a);
@@ -205,7 +205,7 @@ class Graph {
       frame.type = "button";
       frame.dataset.node = node;
       frame.tabIndex = node === this.zoom ? 0 : -1;
-      frame.textContent = profile.title(node);
+      frame.textContent = profile.titleOf(node);
       frame.setAttribute("aria-label", this.words(node));
       frame.className = this.colour(node) + (isAbove ? " above" : "");
       if (hits) frame.classList.add(hits[profile.frame[node]] ? "hit" : "dull");
@@ -219,7 +219,7 @@ class Graph {
     placed.sort((a, b) => a[0] - b[0]).forEach(([node, left, width]) => add(node, left, width, false));
     this.frames.replaceChildren(list);
     this.frames.style.height = (deepest + 1) * ROW + "px";
-    this.frames.setAttribute("aria-label", `${profile.title(this.zoom)}: ${placed.length} frames. ` +
+    this.frames.setAttribute("aria-label", `${profile.titleOf(this.zoom)}: ${placed.length} frames. ` +
       "Arrow keys move, Enter zooms, Escape zooms out.");
     if (hits) this.count(hits);
     this.tell(this.zoom);
@@ -245,15 +245,17 @@ class Graph {
   }
 
   colour(node) {
-    const kind = this.profile.kind(node);
+    const kind = this.profile.kindOf(node);
     if (this.difference.checked && this.before) {
       const part = this.growth(node) / (Math.max(Math.abs(this.growth(0)), this.totals[0] / 20) || 1);
       const way = part > 0 ? "up" : "down";
       const size = Math.abs(part);
       return size < 0.005 ? "same" : size > 0.5 ? way : size > 0.1 ? way + "2" : way + "3";
     }
-    if (kind === "f") return "f" + hue(this.profile.title(node), 5);
-    if (kind === "s") return "s" + hue(this.profile.title(node), 2);
+    if (kind === "f") return "f" + hue(this.profile.titleOf(node), 5);
+    if (kind === "s") return "s" + hue(this.profile.titleOf(node), 2);
+    // Where there are no functions, headings tell by their colours what is what.
+    if (kind === "l" && node !== 0 && !/[fgs]/.test(this.profile.kinds)) return "p" + hue(this.profile.titleOf(node), 5);
     return kind;
   }
 
@@ -300,6 +302,7 @@ class Graph {
 // Tables in the order of a column: by `data-v` or the number in it, else by its text.
 const sortable = table => {
   const body = table.tBodies[0];
+  if (body.rows.length < 2) return;
   for (const [column, head] of [...table.tHead.rows[0].cells].entries()) {
     const button = document.createElement("button");
     button.type = "button";

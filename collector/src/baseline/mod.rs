@@ -3,7 +3,7 @@
 //!
 //! A record is made every second or so, and more rarely where that would take more than a
 //! thousandth of a processor. When the memcg is full, the incident is compared with the
-//! latest record after which nine tenths of the growth came
+//! latest record after which four fifths of the growth came
 //! ([why](../../../docs/decisions/0021-a-rolling-baseline.md)).
 
 mod record;
@@ -26,7 +26,7 @@ const OLDEST: Duration = Duration::from_secs(15 * 60);
 /// A record takes at most one part in so many of the time.
 const COST: u32 = 1000;
 /// Of the growth that must have come after the record that is compared.
-const MOST: f64 = 0.9;
+const MOST: f64 = 0.8;
 
 /// How often to look, and how much of it to keep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -209,7 +209,7 @@ fn micros_until(noticed: Instant, at: Instant) -> u64 {
     noticed.saturating_duration_since(at).as_micros() as u64
 }
 
-/// The latest record after which nine tenths of the most growth came; `None` without growth.
+/// The latest record after which four fifths of the most growth came; `None` without growth.
 fn chosen(growths: &[u64]) -> Option<usize> {
     let most = growths.iter().max().copied().filter(|most| *most > 0)?;
     growths.iter().rposition(|growth| *growth as f64 >= most as f64 * MOST)
@@ -257,7 +257,7 @@ mod tests {
         // Level at 100 for long, and 360 more since the fourth.
         assert_eq!(chosen(&[360, 358, 361, 360, 200, 90, 0]), Some(3));
         // As steady as can be: nearly the oldest.
-        assert_eq!(chosen(&[100, 95, 80, 40, 10]), Some(1));
+        assert_eq!(chosen(&[100, 95, 75, 40, 10]), Some(1));
         // It has shrunk since all of them.
         assert_eq!(chosen(&[0, 0]), None);
         assert_eq!(chosen(&[]), None);

@@ -47,7 +47,7 @@ pub(super) fn sentences(incident: &Incident) -> Vec<String> {
             if growth::is_compared(baseline) {
                 let ago = growth::span(baseline.before_us);
                 line.push_str(&format!(
-                    "; compared with that of {ago} before, after which nine tenths of the growth came"
+                    "; compared with that of {ago} before, after which four fifths of the growth came"
                 ));
             }
             if baseline.heap_rest_bytes > 0 {

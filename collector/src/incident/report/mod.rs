@@ -49,7 +49,7 @@ struct Report<'a> {
     /// Name, title and data of each view.
     graphs: Vec<(&'static str, &'static str, String)>,
     span: Option<String>,
-    grown: Vec<Grown>,
+    grown: Vec<(&'static str, Grown)>,
     stacks: Vec<Listed>,
     owners: Vec<Listed>,
     heap_line: Option<String>,
@@ -94,11 +94,15 @@ pub fn html(incident: &Incident, views: &[View]) -> String {
     };
     let compared = incident.baseline.as_ref().filter(|baseline| growth::is_compared(baseline));
     let mut grown = compared.map_or(Vec::new(), |baseline| {
-        let of_heap = growth::functions(incident);
-        let rows = [growth::kinds(baseline), growth::processes(baseline), of_heap];
-        rows.into_iter().flat_map(|rows| rows.into_iter().take(GROWN)).collect()
+        let rows = [
+            ("memory", growth::kinds(baseline)),
+            ("process", growth::processes(baseline)),
+            ("function", growth::functions(incident)),
+        ];
+        let named = |(by, rows): (_, Vec<Grown>)| rows.into_iter().take(GROWN).map(move |row| (by, row));
+        rows.into_iter().flat_map(named).collect()
     });
-    grown.retain(|row: &Grown| row.growth() != 0);
+    grown.retain(|(_, row): &(&str, Grown)| row.growth() != 0);
     let headline = show::headline(incident);
     let threads = tables::threads(incident, views);
     let report = Report {
