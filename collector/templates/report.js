@@ -22,16 +22,25 @@ class Profile {
     Object.assign(this, data);
     const size = this.depth.length;
     this.parent = new Int32Array(size).fill(-1);
-    this.children = Array.from({ length: size }, () => []);
+    // First child and next sibling: an array for each of 300,000 nodes would take its time.
+    this.first = new Int32Array(size).fill(-1);
+    this.next = new Int32Array(size).fill(-1);
     const path = [];
     for (let node = 0; node < size; node++) {
       const depth = this.depth[node];
-      path[depth] = node;
       if (depth > 0) {
-        this.parent[node] = path[depth - 1];
-        this.children[path[depth - 1]].push(node);
+        const parent = path[depth - 1];
+        this.parent[node] = parent;
+        if (this.first[parent] < 0) this.first[parent] = node;
+        else this.next[path[depth]] = node;
       }
+      path[depth] = node;
     }
+  }
+  childrenOf(node) {
+    const children = [];
+    for (let child = this.first[node]; child >= 0; child = this.next[child]) children.push(child);
+    return children;
   }
   // Children stand behind their parents, so one pass from the end adds everything up.
   totals(values, process) {
@@ -165,7 +174,7 @@ class Graph {
       const [node, from] = rest.pop();
       placed.push([node, from, totals[node] / whole]);
       let left = from;
-      const children = profile.children[node].filter(child => totals[child] > 0);
+      const children = profile.childrenOf(node).filter(child => totals[child] > 0);
       children.sort((a, b) => totals[b] - totals[a]);
       for (const child of children) {
         const width = totals[child] / whole;
@@ -237,7 +246,7 @@ class Graph {
         sum += totals[node];
         frames += 1;
       } else {
-        rest.push(...profile.children[node]);
+        rest.push(...profile.childrenOf(node));
       }
     }
     this.found.textContent = frames === 0 ? "found nowhere"
@@ -278,10 +287,10 @@ class Graph {
     const drawn = [...this.frames.children].map(frame => Number(frame.dataset.node));
     const { profile, totals } = this;
     const bySize = list => list.filter(child => drawn.includes(child)).sort((a, b) => totals[b] - totals[a]);
-    const siblings = node === 0 ? [0] : bySize(profile.children[profile.parent[node]]);
+    const siblings = node === 0 ? [0] : bySize(profile.childrenOf(profile.parent[node]));
     const place = siblings.indexOf(node);
     const to = {
-      ArrowDown: () => bySize(profile.children[node])[0],
+      ArrowDown: () => bySize(profile.childrenOf(node))[0],
       ArrowUp: () => profile.parent[node],
       ArrowRight: () => siblings[place + 1],
       ArrowLeft: () => siblings[place - 1],

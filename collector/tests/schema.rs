@@ -11,8 +11,9 @@ use store::{check, recorded};
 const SCHEMA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/incident.schema.json");
 
 /// Where the types of an incident are.
-const SOURCES: [&str; 5] = [
+const SOURCES: [&str; 6] = [
     include_str!("../src/incident/accounting.rs"),
+    include_str!("../src/incident/baseline.rs"),
     include_str!("../src/incident/model.rs"),
     include_str!("../../symbolizer/src/frame.rs"),
     include_str!("../../symbolizer/src/unwind.rs"),
@@ -21,7 +22,7 @@ const SOURCES: [&str; 5] = [
 
 #[test]
 fn recorded_incidents_are_what_the_schema_says() {
-    let names = ["python", "redis", "sort"];
+    let names = ["python", "redis", "shop", "sort"];
     let answers = check(Path::new(SCHEMA), &names.map(recorded));
     for (name, (errors, first)) in names.iter().zip(answers) {
         assert_eq!(errors, 0, "{name}: {first}");

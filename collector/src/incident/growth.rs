@@ -40,16 +40,28 @@ impl Grown {
 /// nothing grew.
 #[must_use]
 pub fn line(incident: &Incident) -> Option<String> {
+    line_of(incident, functions(incident))
+}
+
+/// The same where the functions are known.
+pub(super) fn line_of(incident: &Incident, functions: Vec<Grown>) -> Option<String> {
     let baseline = incident.baseline.as_ref().filter(|baseline| is_compared(baseline))?;
     let whole = baseline.after_bytes.saturating_sub(baseline.before_bytes);
     let tells = |grown: &Grown| grown.growth() > 0 && grown.growth() as f64 >= whole as f64 * TELLING;
     let place = |rows: Vec<Grown>, how: fn(&Grown) -> String| rows.into_iter().next().filter(tells).map(|g| how(&g));
     let time = span(baseline.before_us);
-    let what = place(functions(incident), |g| format!("{} in {}", g.signed(), g.place))
+    let what = place(functions, |g| format!("{} in {}", g.signed(), g.place))
         .or_else(|| place(kinds_but_anonymous(baseline), |g| format!("{} of {}", g.signed(), g.place)))
         .or_else(|| place(processes(baseline), |g| format!("{} in {}", g.signed(), g.place)))
         .or_else(|| (whole > 0).then(|| format!("+{} charged", bytes(whole))))?;
     Some(format!("{what}, {time}"))
+}
+
+/// All that is charged.
+#[must_use]
+pub fn charged(baseline: &Baseline) -> Grown {
+    let (before_bytes, after_bytes) = (baseline.before_bytes, baseline.after_bytes);
+    Grown { place: "all that is charged".to_owned(), before_bytes, after_bytes }
 }
 
 /// Whether there was a record to compare with, and not only a curve of usage.
@@ -72,13 +84,17 @@ pub fn span(us: u64) -> String {
 /// no heap was recorded.
 #[must_use]
 pub fn functions(incident: &Incident) -> Vec<Grown> {
-    let Some(before) = profile::heap_before(incident) else { return Vec::new() };
     let after = profile::heap(incident);
+    profile::heap_before(incident, &after).map_or(Vec::new(), |before| functions_of(&after, &before))
+}
+
+/// The same of profiles that were made already.
+pub(super) fn functions_of(after: &Profile, before: &Profile) -> Vec<Grown> {
     let value = |values: &[i64]| values.first().map_or(0, |value| value.unsigned_abs());
     let mut sums: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
     // One is made of the other: the same stacks in the same order.
     for (sample, then) in after.samples.iter().zip(&before.samples) {
-        let sum = sums.entry(who_asked(&after, &sample.stack)).or_default();
+        let sum = sums.entry(who_asked(after, &sample.stack)).or_default();
         sum.0 += value(&then.values);
         sum.1 += value(&sample.values);
     }

@@ -387,11 +387,7 @@ impl Page {
         let Some(baseline) = incident.baseline.as_ref().filter(|baseline| growth::is_compared(baseline)) else {
             return;
         };
-        let charged = growth::Grown {
-            place: String::new(),
-            before_bytes: baseline.before_bytes,
-            after_bytes: baseline.after_bytes,
-        };
+        let charged = growth::charged(baseline);
         let then = bytes(baseline.before_bytes);
         self.prose(
             "\nWHAT GREW  ",

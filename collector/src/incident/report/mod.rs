@@ -81,7 +81,10 @@ pub fn html(incident: &Incident, views: &[View]) -> String {
             })
             .collect()
     };
-    let before = profile::heap_before(incident);
+    let heap = views.iter().find(|view| view.name == "heap").map(|view| &view.profile);
+    let before = heap.and_then(|heap| profile::heap_before(incident, heap));
+    let functions = heap.zip(before.as_ref()).map_or(Vec::new(), |(heap, before)| growth::functions_of(heap, before));
+    let growth = growth::line_of(incident, functions.clone());
     let name_of = |pid: i64| {
         let process = incident.processes.iter().find(|process| i64::from(process.pid) == pid)?;
         Some(format!("{} [{pid}]", process.comm))
@@ -94,11 +97,8 @@ pub fn html(incident: &Incident, views: &[View]) -> String {
     };
     let compared = incident.baseline.as_ref().filter(|baseline| growth::is_compared(baseline));
     let mut grown = compared.map_or(Vec::new(), |baseline| {
-        let rows = [
-            ("memory", growth::kinds(baseline)),
-            ("process", growth::processes(baseline)),
-            ("function", growth::functions(incident)),
-        ];
+        let rows =
+            [("memory", growth::kinds(baseline)), ("process", growth::processes(baseline)), ("function", functions)];
         let named = |(by, rows): (_, Vec<Grown>)| rows.into_iter().take(GROWN).map(move |row| (by, row));
         rows.into_iter().flat_map(named).collect()
     });
@@ -112,7 +112,7 @@ pub fn html(incident: &Incident, views: &[View]) -> String {
         style: STYLE,
         verdict: incident.verdict.as_ref().map_or_else(|| headline.clone(), |verdict| verdict.summary.clone()),
         headline,
-        growth: growth::line(incident),
+        growth,
         time: units::time(incident.time_unix_us),
         curve: timeline::curve(incident),
         moments: timeline::moments(incident),

@@ -1,0 +1,29 @@
+// Pictures of a report: `node pictures.mjs REPORT FOLDER`.
+import { createRequire } from "node:module";
+import { pathToFileURL } from "node:url";
+
+const require = createRequire(process.env.REPRIEVE_NPM + "/node_modules/");
+const puppeteer = require("puppeteer-core").default ?? require("puppeteer-core");
+const [report, folder] = process.argv.slice(2);
+const browser = await puppeteer.launch({ executablePath: "/usr/bin/chromium", args: ["--no-sandbox", "--disable-gpu"] });
+
+const open = async scheme => {
+  const page = await browser.newPage();
+  await page.emulateMediaFeatures([{ name: "prefers-color-scheme", value: scheme }]);
+  await page.setViewport({ width: 1160, height: 1180 });
+  await page.goto(pathToFileURL(report).href);
+  return page;
+};
+
+try {
+  // What is seen first.
+  await (await open("light")).screenshot({ path: `${folder}/report.png` });
+  // The graph with the difference.
+  const page = await open("dark");
+  await page.click(".graph[data-views^=heap] .difference input");
+  const graph = await page.$("section[aria-labelledby=stacks]");
+  const { x, y, width } = await graph.boundingBox();
+  await page.screenshot({ path: `${folder}/growth.png`, clip: { x, y, width, height: 700 }, captureBeyondViewport: true });
+} finally {
+  await browser.close();
+}
