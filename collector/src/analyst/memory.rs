@@ -37,8 +37,9 @@ mod tests {
     #[test]
     fn what_is_taken_counts() {
         let before = super::used().unwrap();
-        let taken = std::hint::black_box(vec![1_u8; 64 << 20]);
+        // Address space only, and much: other tests take and free meanwhile.
+        let taken = std::hint::black_box(Vec::<u8>::with_capacity(1 << 30));
         let after = super::used().unwrap();
-        assert!(after >= before + taken.len() as u64, "{before} {after}");
+        assert!(after >= before + taken.capacity() as u64 / 2, "{before} {after}");
     }
 }

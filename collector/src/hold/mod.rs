@@ -177,9 +177,9 @@ pub trait Brake: fmt::Debug + Send {
     }
 
     /// Room to move in for a memcg that is let go to get well by itself, until
-    /// [`Brake::take_back`]. Brakes that hold below the kernel's limit leave some
-    /// anyway.
-    fn lend(&mut self) -> Result<(), CgroupError> {
+    /// [`Brake::take_back`]: so many loans in all. Brakes that hold below the kernel's
+    /// limit leave some anyway.
+    fn lend(&mut self, _loans: u32) -> Result<(), CgroupError> {
         Ok(())
     }
 

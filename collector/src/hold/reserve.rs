@@ -495,8 +495,8 @@ impl Brake for ReserveBrake {
         self.held.is_none() && self.ended == Some(Reason::Margin) && self.is_well().unwrap_or(false)
     }
 
-    fn lend(&mut self) -> Result<(), CgroupError> {
-        self.set_max(self.limit, LOAN_BYTES.min(self.limit / LOAN_SHARE))
+    fn lend(&mut self, loans: u32) -> Result<(), CgroupError> {
+        self.set_max(self.limit, u64::from(loans) * LOAN_BYTES.min(self.limit / LOAN_SHARE))
     }
 
     fn take_back(&mut self) -> Result<(), CgroupError> {

@@ -30,6 +30,11 @@ const ROOM_SHARE: u64 = 64;
 /// A throttle is lifted when this share of the limit is free: less would be
 /// used up again at once.
 const THROTTLE_ROOM_SHARE: u64 = 8;
+/// Loans to a throttled memcg. One is enough for most; but what needs memory may take
+/// all of it at once, and then who would free some parks beside it.
+const THROTTLE_LOANS: u32 = 4;
+/// A throttled memcg in which nobody gets any further for so long is lent more.
+const STUCK_TIME: Duration = Duration::from_millis(500);
 /// Least room.
 const ROOM_MIN_BYTES: u64 = 1 << 20;
 /// A grant must leave the machine this much (or a twentieth of its memory).
@@ -238,13 +243,24 @@ impl Scene<'_> {
 
     /// Lets it run, with a little room, and sees whether usage falls.
     fn let_recover(&mut self, time: Duration) -> Result<(StepOutcome, String), CgroupError> {
-        self.brake.lend()?;
+        let mut loans = 1;
+        self.brake.lend(loans)?;
         self.let_go()?;
         let before = self.memcg.usage()?;
         let begun = Instant::now();
         let mut well = false;
+        let mut better = (before, begun);
         while !well && begun.elapsed() < time && !self.interrupted(GLANCE) {
-            well = self.room()?.0 >= self.brake.level() / THROTTLE_ROOM_SHARE && self.brake.is_well()?;
+            let usage = self.memcg.usage()?;
+            let needs_no_hold = self.brake.is_well()?;
+            well = self.room()?.0 >= self.brake.level() / THROTTLE_ROOM_SHARE && needs_no_hold;
+            if needs_no_hold || usage < better.0 {
+                better = (usage, Instant::now());
+            } else if loans < THROTTLE_LOANS && better.1.elapsed() >= STUCK_TIME {
+                loans += 1;
+                self.brake.lend(loans)?;
+                better = (usage, Instant::now());
+            }
         }
         self.brake.take_back()?;
         let after = self.memcg.usage()?;
@@ -255,8 +271,12 @@ impl Scene<'_> {
                 (StepOutcome::Relieved, format!("usage fell by {fell} in {took:.1} s"))
             }
             false => {
-                let free = units::bytes(self.room()?.0);
-                (StepOutcome::NotEnough, format!("usage did not fall enough in {took:.1} s ({free} free)"))
+                // What it was lent is above the limit that the user knows.
+                let left = match after.saturating_sub(self.brake.limit()) {
+                    0 => format!("{} free", units::bytes(self.room()?.0)),
+                    over => format!("{} above the limit, on loan", units::bytes(over)),
+                };
+                (StepOutcome::NotEnough, format!("usage did not fall enough in {took:.1} s ({left})"))
             }
         })
     }

@@ -87,8 +87,15 @@ fn the_family_keeps_to_its_man_pages_with_each_allocator() {
 
 #[test]
 fn children_that_do_the_same_are_sampled_differently() {
-    let table = Table::new(64 << 10, 7);
-    spring(&table, "forks_alike.c", &[], "forked");
+    for (arguments, says) in [(&[] as &[&str], "forked"), (&["unknown"], "unknown")] {
+        let table = Table::new(64 << 10, 7);
+        spring(&table, "forks_alike.c", arguments, says);
+        assert_sampled_differently(&table);
+    }
+}
+
+/// The eight children of `forks_alike`.
+fn assert_sampled_differently(table: &Table) {
     let tables = table.tables();
     let mut sampled: Vec<Vec<u64>> = tables.iter().map(|t| t.live.iter().map(|s| s.asked).collect()).collect();
     sampled.iter_mut().for_each(|sizes| sizes.retain(|size| (10_000..10_400).contains(size)));

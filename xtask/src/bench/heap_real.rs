@@ -108,9 +108,12 @@ impl Bench {
         let child = self.command(run, command, ("rounds", rounds)).spawn()?;
         let pid = child.id();
         let waiting = thread::spawn(move || child.wait_with_output().map(|output| (output, begun.elapsed())));
-        // Half-way, when what it keeps is there.
-        thread::sleep(plain_time / 2);
-        let profile = self.profile(pid, scratch.path());
+        // Half-way, when what it keeps is there; and before, since on a machine with other
+        // work it may be done in less time than it took alone.
+        thread::sleep(plain_time / 4);
+        let early = self.profile(pid, scratch.path());
+        thread::sleep((plain_time / 2).saturating_sub(begun.elapsed()));
+        let profile = self.profile(pid, scratch.path()).or(early);
         let (output, sampled) = waiting.join().map_err(|_| anyhow::anyhow!("the wait panicked"))??;
         let with = String::from_utf8_lossy(&output.stdout);
         let errors = String::from_utf8_lossy(&output.stderr);

@@ -37,7 +37,7 @@ const CUSHION_BYTES: u64 = 16 << 20;
 const CUSHION_PER_CPU_BYTES: u64 = 768 << 10;
 /// It is at most this share of the limit.
 const CUSHION_SHARE: u64 = 4;
-/// What is lent to a throttled program, for its code; at most this share of the limit.
+/// A loan to a throttled program, for its code; at most this share of the limit.
 const RELIEF_BYTES: u64 = 4 << 20;
 const RELIEF_SHARE: u64 = 8;
 
@@ -348,8 +348,8 @@ impl Brake for V1Brake {
 
     /// At the wall reclaim takes the clean pages of the program's own code, and then the
     /// thread that would free memory parks as well as the one that needs it.
-    fn lend(&mut self) -> Result<(), CgroupError> {
-        self.lent = RELIEF_BYTES.min(self.limit / RELIEF_SHARE / page_size() * page_size());
+    fn lend(&mut self, loans: u32) -> Result<(), CgroupError> {
+        self.lent = u64::from(loans) * RELIEF_BYTES.min(self.limit / RELIEF_SHARE / page_size() * page_size());
         self.set_wall(self.home().max(self.wall + WAKE_BYTES))
     }
 
