@@ -121,6 +121,7 @@ class Graph {
     this.profile.processes.forEach((label, at) => this.process.add(new Option(label, at)));
     this.process.parentElement.hidden = this.profile.processes.length < 2;
     this.difference.parentElement.hidden = !this.names.some(name => profile(name).before);
+    this.difference.nextSibling.textContent = ` what grew in ${this.box.dataset.span}`;
     this.difference.disabled = !this.then;
     this.explanation.textContent = this.profile.explanation;
     this.zoom = 0;
@@ -143,7 +144,7 @@ class Graph {
     let words = `${this.profile.titleOf(node)}: ${this.say(this.totals[node])}, ${percent(this.totals[node] / (this.totals[0] || 1))}`;
     if (this.before) {
       const growth = this.growth(node);
-      words += `, ${growth < 0 ? "−" : "+"}${this.say(growth)} since then`;
+      words += `, ${growth < 0 ? "−" : "+"}${this.say(growth)} in ${this.box.dataset.span}`;
     }
     return words;
   }
@@ -335,11 +336,23 @@ const sortable = table => {
   }
 };
 
-const graphs = [...document.querySelectorAll(".graph")].map(box => new Graph(box));
 document.querySelectorAll("table.sortable").forEach(sortable);
+// The verdict is to be read before a graph is so much as looked into: they come one by one,
+// each after a picture of what is there by then.
+const boxes = [...document.querySelectorAll(".graph")];
+const graphs = [];
+const drawNext = () => {
+  if (boxes.length > 0) graphs.push(new Graph(boxes.shift()));
+};
+const drawSoon = () => requestAnimationFrame(() => setTimeout(() => {
+  drawNext();
+  if (boxes.length > 0) drawSoon();
+}));
+drawSoon();
 // What is closed would be missing on paper.
 const closed = [];
 addEventListener("beforeprint", () => {
+  while (boxes.length > 0) drawNext();
   for (const details of document.querySelectorAll("details:not([open])")) {
     details.open = true;
     closed.push(details);
@@ -349,6 +362,6 @@ addEventListener("afterprint", () => closed.splice(0).forEach(details => { detai
 addEventListener("keydown", event => {
   if (event.key !== "/" || event.target.matches("input, select")) return;
   event.preventDefault();
-  graphs.at(-1).search.focus();
+  graphs.at(-1)?.search.focus();
 });
 })();

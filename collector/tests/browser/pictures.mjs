@@ -12,6 +12,7 @@ const open = async scheme => {
   await page.emulateMediaFeatures([{ name: "prefers-color-scheme", value: scheme }]);
   await page.setViewport({ width: 1160, height: 1180 });
   await page.goto(pathToFileURL(report).href);
+  await page.waitForFunction(() => [...document.querySelectorAll(".graph")].every(box => box.hasChildNodes()));
   return page;
 };
 

@@ -58,6 +58,8 @@ struct Report<'a> {
     processes: Vec<ProcessRow<'a>>,
     threads: Vec<ThreadRow<'a>>,
     are_few: bool,
+    has_waits: bool,
+    has_containers: bool,
     unknown: Vec<String>,
     measured: Vec<String>,
     command: Option<String>,
@@ -82,7 +84,8 @@ pub fn html(incident: &Incident, views: &[View]) -> String {
             .collect()
     };
     let heap = views.iter().find(|view| view.name == "heap").map(|view| &view.profile);
-    let before = heap.and_then(|heap| profile::heap_before(incident, heap));
+    let compared = incident.baseline.as_ref().filter(|baseline| growth::is_compared(baseline));
+    let before = compared.and(heap).and_then(|heap| profile::heap_before(incident, heap));
     let functions = heap.zip(before.as_ref()).map_or(Vec::new(), |(heap, before)| growth::functions_of(heap, before));
     let growth = growth::line_of(incident, functions.clone());
     let name_of = |pid: i64| {
@@ -95,7 +98,6 @@ pub fn html(incident: &Incident, views: &[View]) -> String {
         let data = graph::graph(view, before, name_of).json();
         (view.name, view.title, data)
     };
-    let compared = incident.baseline.as_ref().filter(|baseline| growth::is_compared(baseline));
     let mut grown = compared.map_or(Vec::new(), |baseline| {
         let rows =
             [("memory", growth::kinds(baseline)), ("process", growth::processes(baseline)), ("function", functions)];
@@ -128,6 +130,8 @@ pub fn html(incident: &Incident, views: &[View]) -> String {
         malloc: mallocs::rows(incident),
         processes: tables::processes(incident),
         are_few: threads.len() <= FEW,
+        has_containers: incident.processes.iter().any(|process| process.container_id.is_some()),
+        has_waits: threads.iter().any(|row| row.waited.is_some()),
         threads,
         unknown: show::unknown(incident),
         measured: measured::sentences(incident),

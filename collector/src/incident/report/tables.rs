@@ -19,6 +19,8 @@ pub(super) struct ThreadRow<'i> {
     /// Its innermost function.
     pub at: String,
     pub stop: &'static str,
+    /// What it waited for in the kernel, where that is not our own stop.
+    pub waited: Option<&'i str>,
 }
 
 /// Processes, the biggest first.
@@ -45,6 +47,8 @@ pub(super) fn threads<'i>(incident: &'i Incident, views: &[View]) -> Vec<ThreadR
                 StopOutcome::NotStopped(_) => "not stopped",
                 StopOutcome::Gone => "had ended",
             },
+            // Where ptrace(2) stops a thread (kernel/signal.c): true of each that we look at.
+            waited: thread.wchan.as_deref().filter(|wchan| !wchan.is_empty() && *wchan != "ptrace_stop"),
         };
         process.threads.iter().map(row).collect::<Vec<_>>()
     };

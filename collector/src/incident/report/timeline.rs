@@ -13,6 +13,10 @@ const LEFT: f64 = 58.0;
 const RIGHT: f64 = 446.0;
 const TOP: f64 = 24.0;
 const BOTTOM: f64 = 146.0;
+/// Between words and what they are written beside.
+const GAP: f64 = 6.0;
+/// About a letter's width, and its height, at 12 pixels.
+const LETTER: (f64, f64) = (6.8, 11.0);
 
 /// The curve as SVG; `None` without a history of two points or more.
 pub(super) fn curve(incident: &Incident) -> Option<String> {
@@ -26,11 +30,10 @@ pub(super) fn curve(incident: &Incident) -> Option<String> {
     let whole = first.before_us.max(1) as f64;
     let x = |before_us: u64| RIGHT - before_us as f64 / whole * (RIGHT - LEFT);
     let y = |bytes: u64| BOTTOM - bytes as f64 / most * (BOTTOM - TOP);
-    let mut line = String::new();
-    for point in &baseline.usage {
-        let _ = write!(line, "{:.1},{:.1} ", x(point.before_us), y(point.usage_bytes));
-    }
-    let _ = write!(line, "{RIGHT:.1},{:.1}", y(end));
+    let mut points: Vec<(f64, f64)> =
+        baseline.usage.iter().map(|point| (x(point.before_us), y(point.usage_bytes))).collect();
+    points.push((RIGHT, y(end)));
+    let line = points.iter().map(|(x, y)| format!("{x:.1},{y:.1}")).collect::<Vec<_>>().join(" ");
     let mut svg = format!(
         "<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-labelledby=\"curve-title\">\
          <title id=\"curve-title\">{}</title>\
@@ -54,10 +57,11 @@ pub(super) fn curve(incident: &Incident) -> Option<String> {
     label("", "start", (LEFT, BOTTOM + 15.0), &format!("{} before", span(first.before_us)));
     label("", "end", (RIGHT, BOTTOM + 15.0), "out of memory");
     if is_compared(baseline) && baseline.before_us < first.before_us {
-        let anchor = if x(baseline.before_us) > RIGHT - 120.0 { "end" } else { "start" };
         let text = format!("{}, {} before", bytes(baseline.before_bytes), span(baseline.before_us));
-        let beside = if anchor == "end" { -5.0 } else { 5.0 };
-        label("", anchor, (x(baseline.before_us) + beside, (y(baseline.before_bytes) - 7.0).max(TOP + 22.0)), &text);
+        let width = text.chars().count() as f64 * LETTER.0;
+        let at = (x(baseline.before_us), y(baseline.before_bytes));
+        let (anchor, place) = beside(&points, at, width, limit.map_or(TOP, y));
+        label("", anchor, place, &text);
     }
     if let Some(limit) = limit {
         let _ = write!(svg, "<path class=\"limit\" d=\"M{LEFT} {:.1}H{RIGHT}\"/>", y(limit));
@@ -70,6 +74,34 @@ pub(super) fn curve(incident: &Incident) -> Option<String> {
     }
     let _ = write!(svg, "<circle class=\"full\" cx=\"{RIGHT}\" cy=\"{:.1}\" r=\"4\"/></svg>", y(end));
     Some(svg)
+}
+
+/// Where to write beside a point so that the curve does not run through the words: before it
+/// where there is room, else behind it, above the curve and below `ceiling`; where it is too steep
+/// for that, at the bottom. Which end of the words, and its place.
+fn beside(curve: &[(f64, f64)], at: (f64, f64), width: f64, ceiling: f64) -> (&'static str, (f64, f64)) {
+    let (before, behind) = (at.0 - GAP, at.0 + GAP);
+    for (anchor, x, from) in [("end", before, before - width), ("start", behind, behind)] {
+        let y = highest(curve, from, from + width).min(at.1) - GAP;
+        if from >= LEFT && from + width <= RIGHT && y - LETTER.1 > ceiling {
+            return (anchor, (x, y));
+        }
+    }
+    let (anchor, x) = if behind + width <= RIGHT { ("start", behind) } else { ("end", before) };
+    (anchor, (x, BOTTOM - GAP))
+}
+
+/// The curve's highest place between two others; heights grow downwards.
+fn highest(curve: &[(f64, f64)], from: f64, to: f64) -> f64 {
+    let mut highest = BOTTOM;
+    for pair in curve.windows(2) {
+        let ((left, begin), (right, end)) = (pair[0], pair[1]);
+        let height = |x: f64| begin + (end - begin) * ((x - left) / (right - left).max(f64::EPSILON)).clamp(0.0, 1.0);
+        if left <= to && right >= from {
+            highest = highest.min(height(left.max(from))).min(height(right.min(to)));
+        }
+    }
+    highest
 }
 
 /// The same for who hears it.
@@ -179,6 +211,19 @@ mod tests {
         assert_eq!(curve(&Incident { baseline: None, ..incident() }), None);
         let empty = Incident { baseline: Some(Baseline::default()), ..incident() };
         assert_eq!(curve(&empty), None);
+    }
+
+    #[test]
+    fn words_keep_clear_of_the_curve() {
+        // Flat, then rising: before the bend.
+        let bend = [(58.0, 130.0), (240.0, 130.0), (446.0, 30.0)];
+        assert_eq!(beside(&bend, (240.0, 130.0), 140.0, 30.0), ("end", (234.0, 124.0)));
+        // No room before it: behind it, and above where the curve is at the last letter.
+        let slow = [(58.0, 130.0), (258.0, 90.0), (446.0, 30.0)];
+        assert_eq!(beside(&slow, (102.0, 121.2), 150.0, 30.0), ("start", (108.0, 84.0)));
+        // A wall: below.
+        let wall = [(58.0, 130.0), (102.0, 121.0), (110.0, 32.0), (446.0, 30.0)];
+        assert_eq!(beside(&wall, (102.0, 121.0), 150.0, 30.0), ("start", (108.0, 140.0)));
     }
 
     #[test]
