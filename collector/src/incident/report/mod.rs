@@ -68,6 +68,8 @@ struct Report<'a> {
 /// A stack in a list.
 struct Listed {
     value: String,
+    /// Its part of all, in percent.
+    share: String,
     stack: TopStack,
 }
 
@@ -78,7 +80,11 @@ pub fn html(incident: &Incident, views: &[View]) -> String {
         let profiles = views.iter().filter(|view| view.name == name).map(|view| &view.profile);
         profiles
             .flat_map(|profile| {
-                let listed = |stack| Listed { value: show::value(&stack, &profile.sample_types[0]), stack };
+                let listed = |stack: TopStack| Listed {
+                    value: show::value(&stack, &profile.sample_types[0]),
+                    share: share(stack.share),
+                    stack,
+                };
                 top::stacks(profile, 0, STACKS).into_iter().map(listed)
             })
             .collect()
@@ -139,6 +145,11 @@ pub fn html(incident: &Incident, views: &[View]) -> String {
     };
     // Rendering into a String fails only where a Display does; none of ours does.
     report.render().unwrap_or_else(|error| format!("<!doctype html><p>The report could not be rendered: {error}</p>"))
+}
+
+/// A part of 1 in percent.
+fn share(part: f64) -> String {
+    if part < 0.005 { "< 1 %".to_owned() } else { format!("{:.0} %", part * 100.0) }
 }
 
 // The template passes fields as values or as references, as it likes.
