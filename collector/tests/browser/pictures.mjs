@@ -10,7 +10,7 @@ const browser = await puppeteer.launch({ executablePath: "/usr/bin/chromium", ar
 const open = async scheme => {
   const page = await browser.newPage();
   await page.emulateMediaFeatures([{ name: "prefers-color-scheme", value: scheme }]);
-  await page.setViewport({ width: 1160, height: 1180 });
+  await page.setViewport({ width: 1160, height: 1130 });
   await page.goto(pathToFileURL(report).href);
   await page.waitForFunction(() => [...document.querySelectorAll(".graph")].every(box => box.hasChildNodes()));
   return page;
@@ -23,8 +23,10 @@ try {
   const page = await open("dark");
   await page.click(".graph[data-views^=heap] .difference input");
   const graph = await page.$("section[aria-labelledby=stacks]");
-  const { x, y, width } = await graph.boundingBox();
-  await page.screenshot({ path: `${folder}/growth.png`, clip: { x, y, width, height: 700 }, captureBeyondViewport: true });
+  // On the page, which the click has scrolled.
+  const y = await graph.evaluate(section => section.getBoundingClientRect().y + scrollY);
+  const clip = { x: 0, y: y - 10, width: 1160, height: 725 };
+  await page.screenshot({ path: `${folder}/growth.png`, clip, captureBeyondViewport: true });
 } finally {
   await browser.close();
 }
