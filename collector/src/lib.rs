@@ -7,6 +7,7 @@
 
 pub mod accounting;
 pub mod analyst;
+pub mod baseline;
 pub mod cgroup;
 pub mod cli;
 pub mod config;

@@ -286,7 +286,7 @@ fn all_renderings_carry_it() {
     assert_eq!(sum, bytes(recorded.root()), "{folded}");
     assert!(folded.lines().all(|line| line.starts_with("all that is charged")), "{folded}");
     assert!(read("accounting.svg").contains("anonymous memory"));
-    assert!(read("report.html").contains("Where every byte went"));
+    assert!(read("report.html").contains("What filled it"));
     let shown = recorded.lab.reprieve("show").output().unwrap();
     let shown = String::from_utf8(shown.stdout).unwrap();
     for part in ["WHERE EVERY BYTE WENT", "anonymous memory", "kernel memory", "[anonymous]"] {

@@ -156,5 +156,5 @@ fn seeds_are_incidents_of_this_version() {
         assert!(incident.processes.iter().all(|process| process.gaps.is_empty()), "{}", seed.display());
         count += 1;
     }
-    assert_eq!(count, 3);
+    assert_eq!(count, 4);
 }

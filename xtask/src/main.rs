@@ -8,6 +8,7 @@ mod fixtures;
 mod fuzz;
 mod labelled;
 mod npm;
+mod pictures;
 mod programs;
 mod test;
 mod vm;
@@ -50,6 +51,8 @@ enum Task {
         #[arg(long, default_value_t = 600)]
         seconds: u64,
     },
+    /// Make the README's pictures.
+    Pictures,
     /// Run all checks and tests.
     Test {
         /// Only the stages whose name contains this.
@@ -74,6 +77,7 @@ fn main() -> Result<ExitCode> {
         Task::Demo { memory, command } => demo::run(&root, &memory, &command),
         Task::Bench { bench } => bench::run(&root, &bench),
         Task::Fuzz { target, seconds } => fuzz::run(&root, target.as_deref(), seconds),
+        Task::Pictures => pictures::run(&root),
         Task::Test { only } => test::run(&root, only.as_deref()),
         Task::Vm { command } => vm::cli(&root, command),
         Task::Kernel { command } => vm::kernel_cli(&root, command),

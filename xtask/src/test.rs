@@ -25,6 +25,7 @@ const TEST_PACKAGES: &[Package] = &[
     Package { name: "python3", why: "a real program to run out of memory" },
     Package { name: "python3-jsonschema", why: "incidents and exports are checked by their schemas" },
     Package { name: "python3-numpy", why: "a C extension whose arrays belong to lines of Python" },
+    Package { name: "chromium", why: "reports are read in it" },
     Package { name: "nodejs", why: "a real program to run out of memory, and to generate code" },
     Package { name: "redis-server", why: "a real program to run out of memory" },
     Package { name: "redis-tools", why: "the client that fills redis" },

@@ -4,6 +4,7 @@ use super::post::{Over, Post};
 use super::settings::Settings;
 use super::tree::Tree;
 use super::{ENDING_TIME, Guard, TREE, TROUBLE_TIME, recorder, system};
+use crate::baseline::{History, Pace};
 use crate::cgroup::Memcg;
 use crate::hold::{self, BrakeError};
 use crate::incident::units;
@@ -12,6 +13,10 @@ use crate::signals::Interrupt;
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+/// Memcgs of which a history is kept, 4 KiB each: the guardian's memory does not grow with the
+/// number of cgroups. Of the others an incident tells no growth.
+const RECORDED: usize = 128;
 
 impl Guard {
     pub(super) fn consider_those_settled(&mut self) {
@@ -57,6 +62,7 @@ impl Guard {
                         brake.name()
                     );
                 }
+                post.history = (self.posts.len() < RECORDED).then(|| History::new(Pace::OF_MANY));
                 self.posts.insert(number, post);
                 self.numbers.insert(path.to_owned(), number);
                 self.listen(number, true);

@@ -4,6 +4,7 @@
 //! (ptrace(2)), so one OOM is one thread's from the stop to the end of its hold. What
 //! it cannot let go the kernel does, when it ends.
 
+use crate::baseline::History;
 use crate::cgroup::{Memcg, find_cpu_group};
 use crate::guardian::Priority;
 use crate::hold::Brake;
@@ -57,6 +58,8 @@ pub struct Job {
     pub unrecorded: Option<String>,
     /// Incident after which the kernel was left to decide.
     pub left_to_kernel: Option<String>,
+    /// What it was like until now.
+    pub history: Option<History>,
 }
 
 /// A memcg that comes back.
@@ -66,6 +69,8 @@ pub struct Done {
     pub number: u32,
     /// Its brake.
     pub brake: Box<dyn Brake>,
+    /// What it was like until then.
+    pub history: Option<History>,
     /// What came of it; the error is a sentence.
     pub answered: Result<Answered, String>,
     /// Whether the thread has ended.
@@ -194,7 +199,7 @@ fn work(hands: &Mutex<Receiver<Job>>, shared: &Shared) {
             is_free = job.brake.release_late();
         }
         let is_last = has_died || !is_free;
-        let done = Done { number: job.number, brake: job.brake, answered, is_last };
+        let done = Done { number: job.number, brake: job.brake, history: job.history.take(), answered, is_last };
         if shared.done.send(done).is_err() {
             return;
         }
@@ -220,6 +225,7 @@ impl Job {
             subject: &subject,
             heap: None,
             growth: None,
+            history: self.history.as_ref(),
             reads_heaps: true,
             teller: &format!("{}: ", self.memcg.path()),
             unrecorded: self.unrecorded.as_deref(),

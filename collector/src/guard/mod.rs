@@ -1,8 +1,8 @@
 //! `reprieve guard`: every memcg that the configuration matches, for as long as it runs.
 //!
 //! One thread waits for bells and news of the tree ([`Tree`]), and looks; what is out of
-//! memory goes to a thread of the [`Crew`] and comes back. It asks for nothing at
-//! intervals while all is well.
+//! memory goes to a thread of the [`Crew`] and comes back. While all is well it looks every
+//! few seconds at what each is like, so that an incident can tell what grew.
 
 mod changes;
 mod crew;
@@ -157,6 +157,7 @@ impl Guard {
             self.look_at_those_due();
             self.consider_those_settled();
             self.serve();
+            self.record();
             if self.signals.take_reload() {
                 self.reload();
             }
@@ -172,7 +173,8 @@ impl Guard {
             Some((Task::RecordKill, _)) => None,
             None => Some(post.look_at),
         });
-        due.chain(self.settling.values().copied()).min().map_or(EpollTimeout::NONE, |at| {
+        let records = self.posts.values().filter(|post| !post.is_out()).filter_map(Post::record_due);
+        due.chain(records).chain(self.settling.values().copied()).min().map_or(EpollTimeout::NONE, |at| {
             // Rounded up: one of 0 ms would spin through the last one.
             let left = at.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
             EpollTimeout::try_from(left).unwrap_or(EpollTimeout::MAX)
@@ -217,6 +219,16 @@ impl Guard {
         let is_due = |post: &&Post| !post.is_out() && post.waits.is_none() && post.look_at <= now;
         let due: Vec<u32> = self.posts.iter().filter(|(_, post)| is_due(post)).map(|(number, _)| *number).collect();
         due.into_iter().for_each(|number| self.look(number));
+    }
+
+    /// Records what one memcg is like, the one that waits longest for it: the others' bells
+    /// are listened to before the next.
+    fn record(&mut self) {
+        let now = Instant::now();
+        let due = self.posts.values_mut().filter(|post| post.record_due().is_some_and(|due| due <= now));
+        if let Some(post) = due.min_by_key(|post| post.record_due()) {
+            post.record();
+        }
     }
 
     fn look(&mut self, number: u32) {
@@ -291,6 +303,7 @@ impl Guard {
             line: post.line.clone(),
             recorder: Arc::clone(&self.recorder),
             unrecorded: may.err(),
+            history: post.history.take(),
             left_to_kernel: if task == Task::RecordKill { post.back() } else { None },
         };
         if let Err(brake) = self.crew.put(job) {
@@ -318,6 +331,7 @@ impl Guard {
     fn done(&mut self, done: Done) {
         let Some(post) = self.posts.get_mut(&done.number) else { return };
         post.put(done.brake);
+        post.history = done.history;
         match done.answered {
             Ok(Answered::LeftToKernel(incident)) => post.leave(incident),
             Ok(Answered::Relieved | Answered::Nobody) => {}

@@ -1,6 +1,7 @@
 //! One memcg under guard.
 
 use super::crew::Task;
+use crate::baseline::History;
 use crate::cgroup::Memcg;
 use crate::config::Guarded;
 use crate::hold::watchdog::{Charge, Debt, Line};
@@ -33,6 +34,8 @@ pub struct Post {
     pub waits: Option<(Task, Instant)>,
     /// When to look without a bell.
     pub look_at: Instant,
+    /// What it was like until now; `None` while a thread has it, and where too many have one.
+    pub history: Option<History>,
     /// Since when the kernel decides, after which incident.
     left: Option<(Instant, Option<String>)>,
     /// Why it is not guarded any more.
@@ -63,6 +66,7 @@ impl Post {
             debts: Vec::new(),
             waits: None,
             look_at: Instant::now(),
+            history: None,
             left: None,
             over: None,
         };
@@ -84,6 +88,19 @@ impl Post {
     pub fn give(&mut self) -> Option<Box<dyn Brake>> {
         self.waits = None;
         self.brake.take()
+    }
+
+    /// When to record next what it is like; `None` while it is being answered.
+    pub fn record_due(&self) -> Option<Instant> {
+        let is_idle = self.waits.is_none() && !self.is_out();
+        self.history.as_ref().filter(|_| is_idle).map(History::due)
+    }
+
+    /// Records what it is like.
+    pub fn record(&mut self) {
+        if let Some(history) = &mut self.history {
+            history.look(&self.memcg, None);
+        }
     }
 
     /// From a thread.

@@ -2,6 +2,7 @@
 
 pub mod accounting;
 pub mod accounts;
+pub mod baseline;
 pub mod compare;
 pub mod growers;
 pub mod growth;
@@ -16,6 +17,7 @@ pub mod redact;
 pub mod report;
 pub mod select;
 pub mod show;
+pub mod since;
 pub mod store;
 pub mod summary;
 pub mod units;

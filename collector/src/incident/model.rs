@@ -6,6 +6,7 @@
 //! `null`, never a sentinel.
 
 use super::accounting::Accounting;
+use super::baseline::Baseline;
 use super::growth::{Ended, Growth, GrowthSampling};
 use reprieve_symbolizer::{Frame, RawStack, Registers, SymbolSource, Tried};
 use serde::{Deserialize, Serialize};
@@ -52,6 +53,9 @@ pub struct Incident {
     /// What the memcg is charged for; `None` without a memcg.
     #[serde(default)]
     pub accounting: Option<Accounting>,
+    /// What it was like before; `None` where nobody had kept a record of it.
+    #[serde(default)]
+    pub baseline: Option<Baseline>,
     /// Everything that could not be had, each a sentence; empty is complete.
     pub gaps: Vec<String>,
 }
@@ -344,6 +348,10 @@ pub struct HeapStack {
     pub inuse: Estimate,
     /// What it ever allocated.
     pub alloc: Estimate,
+    /// What it owned in the record that the incident is compared with; `None` where that
+    /// is not known.
+    #[serde(default)]
+    pub before_bytes: Option<u64>,
 }
 
 /// What malloc gave out and holds free, by its own books. Bytes are those of

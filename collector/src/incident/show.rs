@@ -1,9 +1,9 @@
 //! An incident as text for a terminal.
 
-use super::model::{Estimate, HoldReport, Incident, Process, Subject, SymbolState, Trigger};
+use super::model::{Estimate, HoldReport, Incident, Process, Subject, SymbolState, Trigger, Verdict};
 use super::profile;
 use super::units::{bytes, count, grouped, micros, time};
-use super::{accounts, growers, heaps, mallocs};
+use super::{accounts, growers, heaps, mallocs, since};
 use reprieve_flamegraph::top::{self, TopStack};
 use reprieve_flamegraph::{Profile, SampleType};
 use serde::Serialize;
@@ -73,6 +73,13 @@ pub(super) fn sentence(happened: &Happened<'_>) -> String {
     let leaf = happened.memcg.and_then(|(path, ..)| path.rsplit('/').next());
     let place = leaf.map_or(String::new(), |leaf| format!(" in {leaf}"));
     format!("{who} {what}{usage}{place}")
+}
+
+/// The verdict, and what grew until then, in one sentence.
+#[must_use]
+pub fn verdict_line(incident: &Incident, verdict: &Verdict) -> String {
+    let growth = since::line(incident).map_or(String::new(), |growth| format!("; {growth}"));
+    format!("{}{growth}", verdict.summary)
 }
 
 /// How the hold went, in one sentence.
@@ -244,7 +251,7 @@ pub fn page(incident: &Incident, dir: &Path, layout: Layout<'_>) -> String {
     page.prose("", &headline(incident));
     page.row(&format!("{}  kernel {}  {}", time(incident.time_unix_us), incident.host.kernel, incident.host.name));
     if let Some(verdict) = &incident.verdict {
-        page.prose("\nVERDICT  ", &verdict.summary);
+        page.prose("\nVERDICT  ", &verdict_line(incident, verdict));
         if let Some(rule) = &verdict.rule {
             page.prose("  ", &format!("by rule {rule:?}"));
         }
@@ -263,6 +270,7 @@ pub fn page(incident: &Incident, dir: &Path, layout: Layout<'_>) -> String {
             page.row(&format!("  {} [{}], {} resident", victim.comm, victim.pid, bytes(victim.rss_bytes)));
         }
     }
+    page.grown(incident);
     page.processes(incident);
     page.accounting(incident);
     page.heap(incident, layout.sample_type);
@@ -374,6 +382,29 @@ impl Page {
         }
         if processes.len() > PROCESSES {
             self.row(&format!("  and {} more", processes.len() - PROCESSES));
+        }
+    }
+
+    fn grown(&mut self, incident: &Incident) {
+        let Some(baseline) = incident.baseline.as_ref().filter(|baseline| since::is_compared(baseline)) else {
+            return;
+        };
+        let charged = since::charged(baseline);
+        let then = bytes(baseline.before_bytes);
+        self.prose(
+            "\nWHAT GREW  ",
+            &format!("{} in {}, from {then}", charged.signed(), since::span(baseline.before_us)),
+        );
+        for rows in [since::kinds(baseline), since::processes(baseline), since::functions(incident)] {
+            for row in rows.iter().filter(|row| row.growth() > 0).take(STACKS) {
+                self.row(&format!(
+                    "  {:>10}  {:>9} → {:>9}  {}",
+                    row.signed(),
+                    bytes(row.before_bytes),
+                    bytes(row.after_bytes),
+                    row.place
+                ));
+            }
         }
     }
 

@@ -2,6 +2,7 @@
 
 use super::recorder::{Recorder, state_of};
 use crate::accounting;
+use crate::baseline::History;
 use crate::cgroup::{CgroupError, CpuGroup, Memcg};
 use crate::guardian::{heap, own_status_bytes};
 use crate::hold::Brake;
@@ -64,6 +65,8 @@ pub struct Answerer<'a> {
     pub heap: Option<&'a HeapTable>,
     /// Who watches the page faults of a command that we started.
     pub growth: Option<&'a GrowthWitness>,
+    /// What the memcg was like until now.
+    pub history: Option<&'a History>,
     /// Whether heaps are looked at: that of the command, and of all that have a table of
     /// their own.
     pub reads_heaps: bool,
@@ -105,7 +108,9 @@ impl Answerer<'_> {
         let mut state = state_of(self.memcg);
         // Not the few KiB that the stop may have lent.
         state.limit_bytes = Some(self.brake.limit());
-        let heaps = || self.reads_heaps.then(|| witness::read_tables(self.heap, &pids));
+        let compared = self.history.and_then(|history| history.choose(state.usage_bytes));
+        let before = compared.and_then(|record| record.heap.as_ref());
+        let heaps = || self.reads_heaps.then(|| witness::read_tables(self.heap, before, &pids));
         let mut evidence = snapshot::take(&pids, threads.threads(), heaps, self.manner.options);
         if let Some(growth) = self.growth {
             let left = deadline.saturating_duration_since(Instant::now()) / 4;
@@ -117,6 +122,9 @@ impl Answerer<'_> {
         self.brake.measure();
         let mut incident = self.recorder.draft_about(self.subject, Trigger::Oom, Some(state), evidence);
         incident.accounting = Some(accounting);
+        let compared = self.history.zip(compared);
+        incident.baseline =
+            compared.and_then(|(history, record)| history.tell(noticed, record, self.memcg, &incident.processes));
         // The draft was made when the evidence was complete.
         incident.time_unix_us -= noticed.elapsed().as_micros() as u64;
 
@@ -202,7 +210,7 @@ impl Answerer<'_> {
             units::bytes(incident.memcg.as_ref().map_or(0, |m| m.usage_bytes)),
             units::count(hold.threads_stopped.into(), "thread"),
             units::micros(held.as_micros() as u64),
-            verdict.summary
+            show::verdict_line(incident, verdict)
         );
         self.unrecorded.iter().for_each(|why| eprintln!("reprieve: {}this OOM leaves no incident: {why}", self.teller));
     }
@@ -243,6 +251,8 @@ impl Answerer<'_> {
         let mut incident = self.recorder.draft_about(self.subject, Trigger::KilledByKernel, Some(state), evidence);
         incident.kernel_victims = victims;
         incident.accounting = Some(accounting::take(self.memcg, &incident.processes, accounting::AT_MOST));
+        // What was charged before the kill is gone: only the curve tells.
+        incident.baseline = self.history.and_then(|history| history.curve(Instant::now()));
         eprintln!("reprieve: {}{}", self.teller, show::headline(&incident));
         if let Some(staging) = self.stage(&incident) {
             self.recorder.finish(incident, staging);

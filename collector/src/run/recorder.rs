@@ -98,6 +98,7 @@ impl Recorder {
             symbols: Symbols::default(),
             verdict: None,
             accounting: None,
+            baseline: None,
             gaps: evidence.gaps,
         }
     }

@@ -11,11 +11,12 @@
 mod accounts;
 mod words;
 
+use super::baseline::{Baseline, KindGrowth, ProcessGrowth};
 use super::growth::{Ended, Growth};
 use super::model::{
-    Candidate, GeneratedAddress, Heap, HeapFrame, HoldReport, Host, Incident, KernelHold, KernelVictim, MallocState,
-    Mapping, MemcgState, Module, Process, ResolvedAddress, ScriptFrame, Search, Step, StopOutcome, SymbolState,
-    Symbols, Thread, Verdict,
+    Candidate, GeneratedAddress, Heap, HeapFrame, HeapStack, HoldReport, Host, Incident, KernelHold, KernelVictim,
+    MallocState, Mapping, MemcgState, Module, Process, ResolvedAddress, ScriptFrame, Search, Step, StopOutcome,
+    SymbolState, Symbols, Thread, Verdict,
 };
 use reprieve_symbolizer::{Frame, Tried};
 use std::collections::BTreeSet;
@@ -81,6 +82,7 @@ impl Redactor<'_> {
             symbols,
             verdict,
             accounting,
+            baseline,
             gaps,
         } = incident;
         Incident {
@@ -100,8 +102,26 @@ impl Redactor<'_> {
             symbols: self.symbols(symbols),
             verdict: verdict.map(|verdict| self.verdict(verdict)),
             accounting: accounting.map(|accounting| self.accounting(accounting)),
+            baseline: baseline.map(|baseline| self.baseline(baseline)),
             gaps: gaps.iter().map(|gap| self.sentence(gap)).collect(),
         }
+    }
+
+    fn baseline(&self, baseline: Baseline) -> Baseline {
+        let Baseline { usage, before_us, before_bytes, after_bytes, kinds, processes, has_heap, heap_rest_bytes, cost } =
+            baseline;
+        let kind = |KindGrowth { kind, before_bytes, after_bytes }| KindGrowth {
+            kind: self.sentence(&kind),
+            before_bytes,
+            after_bytes,
+        };
+        let process = |ProcessGrowth { pid, comm, before_bytes, after_bytes }| {
+            let comm = self.path(&comm);
+            ProcessGrowth { pid, comm, before_bytes, after_bytes }
+        };
+        let kinds = kinds.into_iter().map(kind).collect();
+        let processes = processes.into_iter().map(process).collect();
+        Baseline { usage, before_us, before_bytes, after_bytes, kinds, processes, has_heap, heap_rest_bytes, cost }
     }
 
     fn host(&self, host: Host) -> Host {
@@ -277,6 +297,15 @@ impl Redactor<'_> {
     fn heap(&self, heap: Heap) -> Heap {
         let Heap { witness, period_bytes, lost_samples, lost_bytes, inuse, alloc, frames, stacks } = heap;
         let frames = frames.into_iter().map(|frame| self.heap_frame(frame)).collect();
+        // Numbers; named, so that a new one is looked at.
+        let stack = |HeapStack { frames, cut, inuse, alloc, before_bytes }| HeapStack {
+            frames,
+            cut,
+            inuse,
+            alloc,
+            before_bytes,
+        };
+        let stacks = stacks.into_iter().map(stack).collect();
         Heap { witness, period_bytes, lost_samples, lost_bytes, inuse, alloc, frames, stacks }
     }
 
