@@ -138,6 +138,13 @@ impl Policy {
         Policy { rules: Vec::new(), otherwise: ladder }
     }
 
+    /// Whether it may ever wait for a person.
+    #[must_use]
+    pub fn may_ask(&self) -> bool {
+        let ladders = self.rules.iter().map(|rule| &rule.ladder).chain([&self.otherwise]);
+        ladders.flatten().any(|action| matches!(action, Action::Ask(_) | Action::Freeze(_)))
+    }
+
     /// The ladder for an incident. A rule that fails is passed over and told.
     #[must_use]
     pub fn choose(&self, incident: &Incident) -> Choice<'_> {
