@@ -73,7 +73,7 @@ pub(super) fn decide(args: &DecideArgs, config: impl Fn() -> Result<Config, Fail
         None => config()?.guard_run_dir().unwrap_or_else(guard::default_dir),
     };
     let (guardians, mut problems) = call_all(&dir);
-    let mut waiting: Vec<(Guardian, Vec<Pending>)> = Vec::new();
+    let mut waiting: Vec<(Guardian, Vec<Told>)> = Vec::new();
     for mut guardian in guardians {
         match list(&mut guardian) {
             Ok(pending) => waiting.push((guardian, pending)),
@@ -85,7 +85,8 @@ pub(super) fn decide(args: &DecideArgs, config: impl Fn() -> Result<Config, Fail
     problems.iter().for_each(|problem| drop(writeln!(std::io::stderr(), "reprieve: {problem}")));
     let worst = problems.iter().any(|problem| matches!(problem, NoGuardian::NotAllowed(_)));
     let (Some(wanted), Some(action), Some(more)) = (&args.id, &args.action, more) else {
-        let all = waiting.iter().flat_map(|(_, pending)| pending);
+        // What is decided waits for nobody.
+        let all = waiting.iter().flat_map(|(_, all)| all).filter(|one| !one.is_decided).map(|one| &one.pending);
         let shown = all.filter(|one| args.id.as_deref().is_none_or(|wanted| is_meant(wanted, &one.id)));
         shown.for_each(|one| print(&if args.json { json(one) } else { line(one) }));
         return Ok(if worst { ExitCode::from(NOT_ABLE) } else { ExitCode::SUCCESS });
@@ -129,9 +130,17 @@ fn is_meant(wanted: &str, id: &str) -> bool {
     id.starts_with(wanted) || id.ends_with(wanted)
 }
 
+/// A hold that a guardian tells of.
+struct Told {
+    pending: Pending,
+    is_decided: bool,
+}
+
 /// Whose it is, and its whole ID; `None` where it is nobody's.
-fn choose(wanted: &str, waiting: &[(Guardian, Vec<Pending>)]) -> Result<Option<(usize, String)>, Failure> {
-    let all = || waiting.iter().enumerate().flat_map(|(at, (_, all))| all.iter().map(move |one| (at, one.id.clone())));
+fn choose(wanted: &str, waiting: &[(Guardian, Vec<Told>)]) -> Result<Option<(usize, String)>, Failure> {
+    let all = || {
+        waiting.iter().enumerate().flat_map(|(at, (_, all))| all.iter().map(move |one| (at, one.pending.id.clone())))
+    };
     let mut found: Vec<(usize, String)> = all().filter(|(_, id)| is_meant(wanted, id)).collect();
     if let Some(exact) = found.iter().find(|(_, id)| id == wanted) {
         return Ok(Some(exact.clone()));
@@ -146,16 +155,17 @@ fn choose(wanted: &str, waiting: &[(Guardian, Vec<Pending>)]) -> Result<Option<(
     }
 }
 
-/// What waits at a guardian.
-fn list(guardian: &mut Guardian) -> Result<Vec<Pending>, NoGuardian> {
+/// What waits at a guardian, or is being acted on.
+fn list(guardian: &mut Guardian) -> Result<Vec<Told>, NoGuardian> {
     let until = Instant::now() + ANSWER_TIME;
-    let mut pending = Vec::new();
+    let mut told: Vec<Told> = Vec::new();
     loop {
         match next(guardian, until)? {
-            FromGuardian::Pending(one) => pending.push(one),
-            // What is decided waits for nobody.
-            FromGuardian::Decided { id, .. } | FromGuardian::Ended { id, .. } => pending.retain(|one| one.id != id),
-            FromGuardian::Listed => return Ok(pending),
+            FromGuardian::Pending(pending) => told.push(Told { pending, is_decided: false }),
+            FromGuardian::Decided { id, .. } => {
+                told.iter_mut().filter(|one| one.pending.id == id).for_each(|one| one.is_decided = true);
+            }
+            FromGuardian::Listed => return Ok(told),
             _ => {}
         }
     }

@@ -215,7 +215,8 @@ impl State {
     fn find(&mut self, id: &str) -> Result<&mut Asked, (Because, String)> {
         // By its place, since a borrow that is returned lasts too long.
         let Some(at) = self.asked.iter().position(|asked| asked.pending.id == id) else {
-            let over = self.over.iter().find(|(over, _)| over == id);
+            // The newest of those that may be meant.
+            let over = self.over.iter().rev().find(|(over, _)| over.starts_with(id) || over.ends_with(id));
             return Err(match over {
                 Some((_, why)) => (Because::TooLate, why.clone()),
                 None => (Because::Unknown, format!("no hold called {id} waits here")),
