@@ -10,6 +10,7 @@ pub mod analyst;
 pub mod cgroup;
 pub mod cli;
 pub mod config;
+pub mod desk;
 pub mod doctor;
 pub mod guard;
 pub mod guardian;

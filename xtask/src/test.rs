@@ -35,6 +35,7 @@ const TEST_PACKAGES: &[Package] = &[
     Package { name: "sqlite3", why: "a real program whose heap is looked at" },
     Package { name: "libtcmalloc-minimal4", why: "an allocator behind ours" },
     Package { name: "libmimalloc2.0", why: "an allocator behind ours" },
+    Package { name: "tmux", why: "a terminal on which the console is used like a person does" },
     Package { name: "util-linux", why: "unshare and setpriv, to start services like containers do" },
 ];
 

@@ -3,6 +3,7 @@
 use super::keys::{self, Key};
 use super::{Config, Origin};
 use crate::cgroup::Glob;
+use crate::desk::{self, Announce};
 use crate::hold::{BrakeChoice, Cushion};
 use crate::size::parse_duration;
 use crate::verdict::Action;
@@ -72,6 +73,18 @@ impl Config {
     #[must_use]
     pub fn guard_run_dir(&self) -> Option<PathBuf> {
         Some(self.get("guard.run_dir")).filter(|dir| *dir != keys::AUTO).map(PathBuf::from)
+    }
+
+    /// How persons are asked.
+    #[must_use]
+    pub fn asking(&self) -> desk::Manner {
+        let webhook = self.parsed("ask.webhook", keys::webhook);
+        let announce = Announce {
+            webhook: webhook.map(|url| (url, self.parsed("ask.webhook_body", keys::template))),
+            hook: self.parsed("ask.hook", keys::hook),
+            at_most: self.parsed("ask.announce_time", parse_duration),
+        };
+        desk::Manner { most: self.parsed("ask.most", parse_duration), announce }
     }
 
     /// How the memcg at `path` is guarded: as `[guard]` says, and each `[[cgroup]]` that

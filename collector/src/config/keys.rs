@@ -1,15 +1,18 @@
 //! The keys: what there is to set.
 
 use crate::cgroup::Glob;
+use crate::desk::announce::{BODY, Template};
 use crate::hold::{BrakeChoice, Cushion};
 use crate::size::{parse_age, parse_duration, parse_size};
 use crate::verdict::Action;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
 /// What depends on something else unless it is set.
 pub(super) const AUTO: &str = "auto";
+/// What is not done unless it is set.
+const NONE: &str = "none";
 
 /// How a value is written in TOML.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -217,6 +220,41 @@ pub const KEYS: &[Key] = &[
         check: dir,
     },
     Key {
+        name: "ask.most",
+        kind: Kind::Text,
+        default: crate::desk::MOST_TIME,
+        meaning: "longest that a hold waits for a person, with all the time that operators add",
+        check: |text| parse_duration(text).map(drop),
+    },
+    Key {
+        name: "ask.webhook",
+        kind: Kind::Text,
+        default: NONE,
+        meaning: "URL that is told by POST that somebody has to decide, http:// only, or none",
+        check: |text| webhook(text).map(drop),
+    },
+    Key {
+        name: "ask.webhook_body",
+        kind: Kind::Text,
+        default: AUTO,
+        meaning: "JSON that is posted, with names like {{id}} in its texts; auto has a text and all facts",
+        check: |text| template(text).map(drop),
+    },
+    Key {
+        name: "ask.hook",
+        kind: Kind::Text,
+        default: NONE,
+        meaning: "program that is run when somebody has to decide, by its whole path, or none",
+        check: |text| hook(text).map(drop),
+    },
+    Key {
+        name: "ask.announce_time",
+        kind: Kind::Text,
+        default: "5s",
+        meaning: "longest that the webhook, and that the hook, may take before it is killed",
+        check: |text| parse_duration(text).map(drop),
+    },
+    Key {
         name: "snapshot.deadline",
         kind: Kind::Text,
         default: "2s",
@@ -277,6 +315,31 @@ pub(super) fn actions(text: &str) -> Result<Vec<Action>, String> {
         return Err("there is no action; write at least one, like [\"kill\"]".to_owned());
     }
     text.split(',').map(Action::from_str).collect()
+}
+
+/// Where a decision is announced.
+pub(super) fn webhook(text: &str) -> Result<Option<String>, String> {
+    match text {
+        NONE => Ok(None),
+        _ if text.strip_prefix("http://").is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/')) => {
+            Ok(Some(text.to_owned()))
+        }
+        _ => Err(format!("{text:?} is not a URL that begins with http://; for https have a local relay, or ask.hook")),
+    }
+}
+
+/// What is posted there.
+pub(super) fn template(text: &str) -> Result<Template, String> {
+    Template::parse(if text == AUTO { BODY } else { text })
+}
+
+/// A program that is told.
+pub(super) fn hook(text: &str) -> Result<Option<PathBuf>, String> {
+    match text {
+        NONE => Ok(None),
+        _ if Path::new(text).is_absolute() => Ok(Some(text.into())),
+        _ => Err(format!("{text:?} is not absolute; a hook is a program's whole path, without arguments")),
+    }
 }
 
 /// A sampling period in bytes.

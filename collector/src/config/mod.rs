@@ -264,7 +264,7 @@ mod tests {
         let _ = (config.limits(), config.run_memory(), config.run_deadline(), config.policy(), config.run_brake());
         let _ = (config.run_heap_period(), config.snapshot_deadline(), config.store_dir());
         let _ = (config.guard_cgroups(), config.guard_except(), config.guard_analysts(), config.guard_cooldown());
-        let _ = (config.guarded("/a"), config.guard_run_dir());
+        let _ = (config.guarded("/a"), config.guard_run_dir(), config.asking());
     }
 
     #[test]

@@ -167,6 +167,7 @@ impl Guard {
         // What was started stays as it is until the end: the lock and the threads.
         let before = std::mem::replace(&mut self.settings, settings);
         (self.settings.run_dir, self.settings.analysts) = (before.run_dir, before.analysts);
+        self.desk.iter().for_each(|desk| desk.change(self.settings.asking.clone()));
         let numbers: Vec<(u32, String)> = self.numbers.iter().map(|(path, number)| (*number, path.clone())).collect();
         for (number, path) in numbers {
             let guarded = self.given.apply(self.settings.config.guarded(&path));

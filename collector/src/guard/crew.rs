@@ -5,6 +5,7 @@
 //! it cannot let go the kernel does, when it ends.
 
 use crate::cgroup::{Memcg, find_cpu_group};
+use crate::desk::Desk;
 use crate::guardian::Priority;
 use crate::hold::Brake;
 use crate::hold::watchdog::Line;
@@ -57,6 +58,8 @@ pub struct Job {
     pub unrecorded: Option<String>,
     /// Incident after which the kernel was left to decide.
     pub left_to_kernel: Option<String>,
+    /// Where operators are served.
+    pub desk: Option<Arc<Desk>>,
 }
 
 /// A memcg that comes back.
@@ -222,6 +225,9 @@ impl Job {
             reads_heaps: true,
             teller: &format!("{}: ", self.memcg.path()),
             unrecorded: self.unrecorded.as_deref(),
+            desk: self.desk.as_deref(),
+            // It is one for all, and belongs to who started us.
+            on_terminal: false,
         };
         match self.task {
             Task::Answer => answerer.answer().map_err(|error| format!("{:#}", anyhow::Error::new(error))),

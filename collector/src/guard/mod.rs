@@ -12,16 +12,17 @@ mod ration;
 mod settings;
 mod tree;
 
-pub use lock::LockError;
+pub use lock::{LockError, default_dir};
 pub use settings::{Given, Settings};
 
 use crate::cgroup::Hierarchy;
+use crate::desk::{Desk, Place};
 use crate::guardian::{self, Priority};
 use crate::hold::Look;
 use crate::hold::watchdog::Watchdog;
 use crate::incident::store::Store;
 use crate::incident::units;
-use crate::run::{Answered, Recorder, RunError};
+use crate::run::{Answered, Recorder, RunError, tell_unserved};
 use crate::signals::{Interrupt, Signals};
 use crew::{Crew, Done, Job, Task};
 use lock::Lock;
@@ -73,6 +74,7 @@ pub fn watch(given: Given) -> Result<(), RunError> {
     }
     guardian::sigbus::install().map_err(|e| RunError::System("the SIGBUS handler could not be installed", e.into()))?;
     let recorder = Arc::new(recorder(&settings)?);
+    let desk = desk(&settings);
     let crew = Crew::start(settings.analysts, Priority::of_this_thread())
         .map_err(|e| RunError::System("a thread could not be started", e))?;
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(system)?;
@@ -88,6 +90,7 @@ pub fn watch(given: Given) -> Result<(), RunError> {
         hierarchy,
         watchdog: Some(watchdog),
         recorder,
+        desk,
         crew,
         epoll,
         tree,
@@ -115,6 +118,12 @@ fn recorder(settings: &Settings) -> Result<Recorder, RunError> {
     Recorder::with_subject(store, settings.limits, Some(reserve), "guard".to_owned())
 }
 
+/// Where operators are served, for which the lock is ours alone.
+fn desk(settings: &Settings) -> Option<Arc<Desk>> {
+    let place = Place { dir: settings.run_dir.clone(), manner: settings.asking.clone() };
+    Desk::open(place.clone(), "guard").map(Arc::new).inspect_err(|error| tell_unserved(&place, error)).ok()
+}
+
 struct Guard {
     given: Given,
     settings: Settings,
@@ -122,6 +131,8 @@ struct Guard {
     /// `None` when it has been sent home.
     watchdog: Option<Watchdog>,
     recorder: Arc<Recorder>,
+    /// `None` where it could not be opened.
+    desk: Option<Arc<Desk>>,
     crew: Crew,
     epoll: Epoll,
     tree: Tree,
@@ -291,6 +302,7 @@ impl Guard {
             line: post.line.clone(),
             recorder: Arc::clone(&self.recorder),
             unrecorded: may.err(),
+            desk: self.desk.clone(),
             left_to_kernel: if task == Task::RecordKill { post.back() } else { None },
         };
         if let Err(brake) = self.crew.put(job) {

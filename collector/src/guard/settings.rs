@@ -3,6 +3,7 @@
 use super::lock;
 use crate::cgroup::Glob;
 use crate::config::{Config, Guarded, Problems};
+use crate::desk;
 use crate::incident::store::Limits;
 use crate::snapshot::Options;
 use std::path::PathBuf;
@@ -49,8 +50,10 @@ pub struct Settings {
     pub limits: Limits,
     /// What is recorded.
     pub options: Options,
-    /// Folder of the lock.
+    /// Folder of the lock, and of the operators' socket.
     pub run_dir: PathBuf,
+    /// How persons are asked.
+    pub asking: desk::Manner,
 }
 
 impl Settings {
@@ -66,6 +69,7 @@ impl Settings {
             out: given.out.clone().or(config.store_dir()),
             limits: config.limits(),
             options: Options { with_cmdline: given.with_cmdline || config.records_cmdlines(), alone: false },
+            asking: config.asking(),
             run_dir: config.guard_run_dir().unwrap_or_else(lock::default_dir),
             config,
         })

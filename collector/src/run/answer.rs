@@ -3,6 +3,7 @@
 use super::recorder::{Recorder, state_of};
 use crate::accounting;
 use crate::cgroup::{CgroupError, CpuGroup, Memcg};
+use crate::desk::Desk;
 use crate::guardian::{heap, own_status_bytes};
 use crate::hold::Brake;
 use crate::hold::watchdog::Line;
@@ -13,7 +14,7 @@ use crate::snapshot;
 use crate::snapshot::Options;
 use crate::snapshot::kernel_log::KernelLog;
 use crate::verdict::policy::{Choice, Policy};
-use crate::verdict::{self, Scene};
+use crate::verdict::{self, Asking, Scene};
 use crate::witness::{self, HeapTable};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -66,6 +67,10 @@ pub struct Answerer<'a> {
     pub teller: &'a str,
     /// Why there is to be no incident of it.
     pub unrecorded: Option<&'a str>,
+    /// Where operators are served.
+    pub desk: Option<&'a Desk>,
+    /// Whether who started us can be asked on our terminal.
+    pub on_terminal: bool,
 }
 
 /// What came of an OOM.
@@ -137,7 +142,15 @@ impl Answerer<'_> {
             threads: Some(threads),
             watchdog: Some(self.watchdog),
             interrupt: &mut *self.interrupt,
-            summary: &summary,
+            asking: Asking {
+                desk: self.desk,
+                on_terminal: self.on_terminal,
+                id: &incident.id,
+                summary: &summary,
+                folder: staging.as_ref().map(super::Staged::path),
+            },
+            next: Vec::new(),
+            is_deferred: false,
             released: None,
         };
         let verdict = decide(&mut scene, choice, self.manner.is_dry);

@@ -4,6 +4,7 @@ use super::answer::{Answered, Answerer};
 use super::command::{self, StartFailure, Started};
 use super::recorder::Recorder;
 use super::{Group, Request, RunError};
+use crate::desk::Desk;
 use crate::hold::watchdog::{Line, Watchdog};
 use crate::hold::{Brake, Look};
 use crate::signals::{Interrupt, Signals};
@@ -28,6 +29,7 @@ pub struct Session<'a> {
     signals: Signals,
     recorder: Recorder,
     heap: Option<HeapTable>,
+    desk: Option<Desk>,
     kernel_log: std::io::Result<KernelLog>,
     /// Incident after which the kernel was left to decide.
     left_to_kernel: Option<String>,
@@ -39,6 +41,7 @@ pub struct Session<'a> {
 
 impl<'a> Session<'a> {
     /// A session ready to run.
+    #[expect(clippy::too_many_arguments, reason = "each is a thing of its own")]
     pub fn new(
         request: &'a Request,
         group: &'a Group,
@@ -47,6 +50,7 @@ impl<'a> Session<'a> {
         signals: Signals,
         recorder: Recorder,
         heap: Option<HeapTable>,
+        desk: Option<Desk>,
     ) -> Self {
         Session {
             request,
@@ -57,6 +61,7 @@ impl<'a> Session<'a> {
             signals,
             recorder,
             heap,
+            desk,
             kernel_log: KernelLog::open(),
             left_to_kernel: None,
             command: None,
@@ -167,6 +172,8 @@ impl<'a> Session<'a> {
             reads_heaps: self.heap.is_some(),
             teller: "",
             unrecorded: None,
+            desk: self.desk.as_ref(),
+            on_terminal: true,
         };
         (answerer, &mut self.kernel_log)
     }
