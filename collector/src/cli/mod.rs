@@ -22,7 +22,7 @@ mod vacuum;
 use crate::analyst::{self, Phase};
 use crate::config::Config;
 use crate::incident::store::StoreError;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use config::ConfigArgs;
 use diff::DiffArgs;
 use doctor::DoctorArgs;
@@ -117,6 +117,12 @@ enum Command {
     /// What `doctor` lets run out of memory.
     #[command(hide = true)]
     Eater { threads: u32 },
+}
+
+/// The whole command line, for its manual pages and completions.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command()
 }
 
 /// Parses, does, and tells the exit code.

@@ -4,6 +4,8 @@ use super::keys::{self, Key};
 use super::{Config, Origin};
 use crate::cgroup::Glob;
 use crate::hold::{BrakeChoice, Cushion};
+use crate::metrics::Places;
+use crate::say::Form;
 use crate::size::parse_duration;
 use crate::verdict::Action;
 use crate::verdict::policy::Policy;
@@ -72,6 +74,20 @@ impl Config {
     #[must_use]
     pub fn guard_run_dir(&self) -> Option<PathBuf> {
         Some(self.get("guard.run_dir")).filter(|dir| *dir != keys::AUTO).map(PathBuf::from)
+    }
+
+    /// Form of the guard's log.
+    #[must_use]
+    pub fn guard_log(&self) -> Form {
+        self.parsed("guard.log", Form::from_str)
+    }
+
+    /// Where metrics are to be had.
+    #[must_use]
+    pub fn guard_metrics(&self) -> Places {
+        let (listen, textfile) =
+            (self.parsed("guard.metrics", keys::metrics), self.parsed("guard.textfile", keys::textfile));
+        Places { listen, textfile }
     }
 
     /// How the memcg at `path` is guarded: as `[guard]` says, and each `[[cgroup]]` that

@@ -2,14 +2,18 @@
 
 use crate::cgroup::Glob;
 use crate::hold::{BrakeChoice, Cushion};
+use crate::say::Form;
 use crate::size::{parse_age, parse_duration, parse_size};
 use crate::verdict::Action;
-use std::path::Path;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
 /// What depends on something else unless it is set.
 pub(super) const AUTO: &str = "auto";
+/// What is not done unless it is set.
+const OFF: &str = "off";
 
 /// How a value is written in TOML.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -217,6 +221,27 @@ pub const KEYS: &[Key] = &[
         check: dir,
     },
     Key {
+        name: "guard.log",
+        kind: Kind::Text,
+        default: AUTO,
+        meaning: "form of the log: text, json (a line each), journal (with fields), or auto: journal under systemd",
+        check: |text| Form::from_str(text).map(drop),
+    },
+    Key {
+        name: "guard.metrics",
+        kind: Kind::Text,
+        default: OFF,
+        meaning: "address on loopback for Prometheus to scrape, like 127.0.0.1:9913, or off",
+        check: |text| metrics(text).map(drop),
+    },
+    Key {
+        name: "guard.textfile",
+        kind: Kind::Text,
+        default: OFF,
+        meaning: "file in node_exporter's folder for text files, like /var/lib/prometheus/node-exporter/reprieve.prom, or off",
+        check: |text| textfile(text).map(drop),
+    },
+    Key {
         name: "snapshot.deadline",
         kind: Kind::Text,
         default: "2s",
@@ -239,6 +264,32 @@ pub(super) fn cushion(text: &str) -> Result<Cushion, String> {
         AUTO => Ok(Cushion::Auto),
         "0" => Ok(Cushion::Bytes(0)),
         _ => parse_size(text).map(Cushion::Bytes),
+    }
+}
+
+/// Where metrics are served: loopback only, for they tell who runs here.
+pub(super) fn metrics(text: &str) -> Result<Option<SocketAddr>, String> {
+    if text == OFF {
+        return Ok(None);
+    }
+    match text.parse::<SocketAddr>() {
+        Ok(address) if address.ip().is_loopback() => Ok(Some(address)),
+        Ok(address) => {
+            Err(format!("{} is not on loopback; write 127.0.0.1:{} or [::1]:{1}", address.ip(), address.port()))
+        }
+        Err(_) => Err(format!("{text:?} is no address with a port; write one like 127.0.0.1:9913, or off")),
+    }
+}
+
+/// Where metrics are written: node_exporter reads what ends in `.prom`.
+pub(super) fn textfile(text: &str) -> Result<Option<PathBuf>, String> {
+    if text == OFF {
+        return Ok(None);
+    }
+    let path = Path::new(text);
+    match path.is_absolute() && path.extension().is_some_and(|end| end == "prom") {
+        true => Ok(Some(path.to_owned())),
+        false => Err(format!("{text:?} is not read by node_exporter; write a whole path that ends in .prom, or off")),
     }
 }
 

@@ -4,6 +4,7 @@ use super::lock;
 use crate::cgroup::Glob;
 use crate::config::{Config, Guarded, Problems};
 use crate::incident::store::Limits;
+use crate::say::Form;
 use crate::snapshot::Options;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -21,6 +22,8 @@ pub struct Given {
     pub out: Option<PathBuf>,
     /// Whether command lines are recorded.
     pub with_cmdline: bool,
+    /// Form of the log; as configured where none was typed.
+    pub log: Option<Form>,
 }
 
 impl Given {

@@ -167,6 +167,7 @@ impl<'a> Session<'a> {
             reads_heaps: self.heap.is_some(),
             teller: "",
             unrecorded: None,
+            feed: None,
         };
         (answerer, &mut self.kernel_log)
     }

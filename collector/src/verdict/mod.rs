@@ -4,6 +4,7 @@ mod action;
 mod console;
 mod hook;
 mod kill;
+mod others;
 pub mod policy;
 mod quota;
 mod view;
@@ -15,8 +16,9 @@ use crate::cgroup::{CgroupError, CpuGroup, Memcg, Version};
 use crate::hold::Brake;
 use crate::hold::stop::StoppedThreads;
 use crate::hold::watchdog::Line;
-use crate::incident::model::{Candidate, Process, Step, StepOutcome, Verdict};
+use crate::incident::model::{Candidate, OtherVictim, Process, Step, StepOutcome, Verdict};
 use crate::incident::units;
+use crate::say;
 use crate::signals::Interrupt;
 use crate::snapshot::process::Stat;
 use nix::poll::{PollFd, PollFlags, poll};
@@ -60,6 +62,10 @@ pub struct Scene<'a> {
     pub summary: &'a str,
     /// When the threads were let go.
     pub released: Option<Instant>,
+    /// Kills that the kernel had made in it when the hold began.
+    pub kernel_kills: Option<u64>,
+    /// Who was killed by somebody else while stopped.
+    pub other_victims: Vec<OtherVictim>,
 }
 
 /// What one action came to.
@@ -126,6 +132,7 @@ pub fn decide(scene: &mut Scene<'_>, ladder: &[Action]) -> Verdict {
             Err(error) => format!("{tried} did not help, and handing back to the kernel failed: {error}"),
         };
     }
+    scene.note_others(&verdict.steps);
     if let Err(error) = scene.let_go() {
         verdict.summary.push_str(&format!("; letting the threads go failed: {error}"));
     }
@@ -315,8 +322,9 @@ impl Scene<'_> {
         let mut limit_before = self.memcg.limit()?.unwrap_or(u64::MAX);
         let kills_before = self.memcg.kernel_kills()?;
         let begun = Instant::now();
-        eprintln!(
-            "reprieve: {} is frozen for at most {time:?}; make room by writing a higher limit to {}",
+        say!(
+            Notice, event = "frozen", cgroup = self.memcg.path();
+            "{} is frozen for at most {time:?}; make room by writing a higher limit to {}",
             self.memcg.path(),
             self.memcg.dir().join(limit_file(self.memcg.version())).display()
         );
@@ -332,10 +340,16 @@ impl Scene<'_> {
         }
         let took = begun.elapsed().as_secs_f64();
         let reason = "stopped until a person makes room";
+        self.note_others(&[]);
         Ok(if room {
             self.let_go()?;
-            let killed = self.memcg.kernel_kills()? > kills_before;
-            let why = if killed { ", since the kernel's OOM killer had acted" } else { "" };
+            let why = match self.other_victims.first() {
+                _ if self.memcg.kernel_kills()? > kills_before => {
+                    ", since the kernel's OOM killer had acted".to_owned()
+                }
+                Some(OtherVictim { pid, comm }) => format!(", since somebody else had killed {comm} [{pid}]"),
+                None => String::new(),
+            };
             Effect::new(StepOutcome::Relieved, reason, format!("after {took:.1} s there was room{why}"))
         } else {
             Effect::new(StepOutcome::NotEnough, reason, format!("nobody made room in {took:.1} s"))
@@ -574,6 +588,8 @@ mod tests {
             interrupt: &mut Signals::block().unwrap(),
             summary: "",
             released: None,
+            kernel_kills: Some(0),
+            other_victims: Vec::new(),
         };
         let verdict = decide(&mut scene, ladder);
         assert!(scene.released.is_some(), "nobody was let go");
