@@ -229,6 +229,10 @@ fn complete(incident: &mut Value) {
     thread["wchan"] = json!("do_wait");
     thread["script"] = json!([{"native": null, "frame": frame()}]);
     incident["kernel_victims"] = json!([{"pid": 1, "comm": "victim", "rss_bytes": 1}]);
+    incident["other_killers"] = json!([{"pid": 2, "name": "earlyoom", "kills_here": null}]);
+    incident["other_victims"] = json!([{"pid": 3, "comm": "victim"}]);
+    incident["memcg"]["labels"] = json!({"container_runtime": "docker", "container_id": "0123", "pod_uid": "4567"});
+    process_labels(incident);
     incident["gaps"] = json!(["no kernel log"]);
     incident["verdict"]["rule"] = json!("batch first");
     incident["verdict"]["problems"] = json!(["rule \"x\" was passed over"]);
@@ -237,6 +241,11 @@ fn complete(incident: &mut Value) {
         json!([{"pid": 1, "address": 1, "frame": frame(), "source": "perf_map", "miss": "none"}]);
     incident["symbols"]["searches"] = json!([{"module": 0, "without_inlined": 0, "without_lines": 0,
         "tried": [{"source": "binary", "place": "/opt/x", "outcome": "absent"}]}]);
+}
+
+fn process_labels(incident: &mut Value) {
+    let process = &mut incident["processes"][0];
+    (process["container_runtime"], process["pod_uid"]) = (json!("docker"), json!("4567"));
 }
 
 fn frame() -> Value {

@@ -1,6 +1,7 @@
 //! `cargo xtask`: what the project does with itself.
 
 mod bench;
+mod deb;
 mod demo;
 mod deps;
 mod failures;
@@ -42,6 +43,12 @@ enum Task {
         #[command(subcommand)]
         bench: bench::Bench,
     },
+    /// Build a Debian package with manual pages, completions and units.
+    Deb {
+        /// Cargo's profile.
+        #[arg(long, default_value = "release")]
+        profile: String,
+    },
     /// Feed hostile memory to everything that reads a target's.
     Fuzz {
         /// Only this target; all without.
@@ -73,6 +80,10 @@ fn main() -> Result<ExitCode> {
     match Cli::parse().task {
         Task::Demo { memory, command } => demo::run(&root, &memory, &command),
         Task::Bench { bench } => bench::run(&root, &bench),
+        Task::Deb { profile } => {
+            println!("{}", deb::build(&root, &profile)?.display());
+            Ok(ExitCode::SUCCESS)
+        }
         Task::Fuzz { target, seconds } => fuzz::run(&root, target.as_deref(), seconds),
         Task::Test { only } => test::run(&root, only.as_deref()),
         Task::Vm { command } => vm::cli(&root, command),

@@ -24,7 +24,7 @@ mod vacuum;
 use crate::analyst::{self, Phase};
 use crate::config::Config;
 use crate::incident::store::StoreError;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use config::ConfigArgs;
 use console::ConsoleArgs;
 use decide::DecideArgs;
@@ -124,13 +124,19 @@ enum Command {
     Doctor(DoctorArgs),
     /// What reprieve starts to post to a webhook.
     #[command(hide = true)]
-    Announce { url: String, seconds: u64 },
+    Announce { seconds: u64 },
     /// What reprieve starts to symbolize and render.
     #[command(hide = true)]
     Analyst { phase: String, staging: PathBuf, limits: String },
     /// What `doctor` lets run out of memory.
     #[command(hide = true)]
     Eater { threads: u32 },
+}
+
+/// The whole command line, for its manual pages and completions.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command()
 }
 
 /// Parses, does, and tells the exit code.
@@ -178,7 +184,7 @@ pub fn main() -> ExitCode {
             crate::doctor::eat(threads);
             Ok(ExitCode::SUCCESS)
         }
-        Command::Announce { url, seconds } => crate::desk::announce::post(&url, seconds)
+        Command::Announce { seconds } => crate::desk::announce::post(seconds)
             .map(|()| ExitCode::SUCCESS)
             .map_err(|why| Failure { code: FAILED, error: anyhow::anyhow!("the webhook was not told: {why}") }),
         Command::Analyst { phase, staging, limits } => run_analyst(&phase, &staging, &limits),

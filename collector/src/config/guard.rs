@@ -5,6 +5,8 @@ use super::{Config, Origin};
 use crate::cgroup::Glob;
 use crate::desk::{self, Announce};
 use crate::hold::{BrakeChoice, Cushion};
+use crate::metrics::Places;
+use crate::say::Form;
 use crate::size::parse_duration;
 use crate::verdict::Action;
 use crate::verdict::policy::Policy;
@@ -85,6 +87,20 @@ impl Config {
             at_most: self.parsed("ask.announce_time", parse_duration),
         };
         desk::Manner { most: self.parsed("ask.most", parse_duration), announce }
+    }
+
+    /// Form of the guard's log.
+    #[must_use]
+    pub fn guard_log(&self) -> Form {
+        self.parsed("guard.log", Form::from_str)
+    }
+
+    /// Where metrics are to be had.
+    #[must_use]
+    pub fn guard_metrics(&self) -> Places {
+        let (listen, textfile) =
+            (self.parsed("guard.metrics", keys::metrics), self.parsed("guard.textfile", keys::textfile));
+        Places { listen, textfile }
     }
 
     /// How the memcg at `path` is guarded: as `[guard]` says, and each `[[cgroup]]` that

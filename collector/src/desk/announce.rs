@@ -6,10 +6,13 @@
 use super::message::Pending;
 use crate::hold::watchdog::{open_pidfd, wait_pidfd};
 use crate::incident::units;
+use crate::say;
 use crate::verdict::hook;
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde_json::{Value, json};
 use std::fs;
-use std::io::{self, Read, Write};
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -124,9 +127,16 @@ impl Announce {
     pub(super) fn calls(&self, pending: &Pending) -> Vec<Call> {
         let mut calls = Vec::new();
         if let Some((url, template)) = &self.webhook {
-            let mut command = Command::new("/proc/self/exe");
-            command.arg("announce").arg(url).arg(self.at_most.as_secs().max(1).to_string()).stdin(Stdio::piped());
-            calls.push(Call::start(&format!("the webhook {url}"), command, self.at_most, &template.filled(pending)));
+            let what = format!("the webhook {url}");
+            // Not as an argument: a URL can hold a secret, and all can read those.
+            match input(&format!("{url}\n{}", template.filled(pending))) {
+                Ok(input) => {
+                    let mut command = Command::new("/proc/self/exe");
+                    command.arg("announce").arg(self.at_most.as_secs().max(1).to_string()).stdin(input);
+                    calls.push(Call::start(&what, command, self.at_most));
+                }
+                Err(error) => say!(Warning; "{what} could not be started: {error}"),
+            }
         }
         if let Some(program) = &self.hook {
             let mut command = Command::new(program);
@@ -135,10 +145,18 @@ impl Announce {
                 command.env(format!("REPRIEVE_{}", name.to_uppercase()), value);
             }
             command.stdin(Stdio::null());
-            calls.push(Call::start(&format!("the hook {}", program.display()), command, self.at_most, ""));
+            calls.push(Call::start(&format!("the hook {}", program.display()), command, self.at_most));
         }
         calls.into_iter().flatten().collect()
     }
+}
+
+/// A text to be read. Not a pipe: a child that does not read would be waited for.
+fn input(text: &str) -> io::Result<File> {
+    let mut file = File::from(memfd_create(c"announcement", MFdFlags::MFD_CLOEXEC)?);
+    file.write_all(text.as_bytes())?;
+    file.rewind()?;
+    Ok(file)
 }
 
 /// An announcement under way.
@@ -151,13 +169,9 @@ pub(super) struct Call {
 }
 
 impl Call {
-    fn start(what: &str, mut command: Command, at_most: Duration, input: &str) -> Option<Self> {
-        let told = |error: io::Error| eprintln!("reprieve: {what} could not be started: {error}");
+    fn start(what: &str, mut command: Command, at_most: Duration) -> Option<Self> {
+        let told = |error: io::Error| say!(Warning; "{what} could not be started: {error}");
         let mut child = hook::start(command.stdout(Stdio::null())).map_err(told).ok()?;
-        // It fits into the pipe, so it never waits for who does not read.
-        if let Some(mut pipe) = child.stdin.take() {
-            let _ = pipe.write_all(input.as_bytes());
-        }
         match open_pidfd(child.id() as i32) {
             Ok(pidfd) => Some(Call { what: what.to_owned(), child, pidfd, until: Instant::now() + at_most, at_most }),
             Err(error) => {
@@ -187,19 +201,21 @@ impl Call {
             return false;
         }
         match hook::end(&mut self.child) {
-            _ if is_late => eprintln!("reprieve: {} was not done after {:?} and was killed", self.what, self.at_most),
-            Ok(status) if has_ended && !status.success() => eprintln!("reprieve: {} failed ({status})", self.what),
-            Err(error) => eprintln!("reprieve: {} could not be waited for: {error}", self.what),
+            _ if is_late => say!(Warning; "{} was not done after {:?} and was killed", self.what, self.at_most),
+            Ok(status) if has_ended && !status.success() => say!(Warning; "{} failed ({status})", self.what),
+            Err(error) => say!(Warning; "{} could not be waited for: {error}", self.what),
             Ok(_) => {}
         }
         true
     }
 }
 
-/// What the webhook's process does: posts what it reads. The error is a sentence.
-pub fn post(url: &str, seconds: u64) -> Result<(), String> {
-    let mut body = String::new();
-    io::stdin().read_to_string(&mut body).map_err(|error| error.to_string())?;
+/// What the webhook's process does: reads a URL and, from the second line on, what to post
+/// there. The error is a sentence.
+pub fn post(seconds: u64) -> Result<(), String> {
+    let mut text = String::new();
+    io::stdin().read_to_string(&mut text).map_err(|error| error.to_string())?;
+    let (url, body) = text.split_once('\n').ok_or("there is nothing to post")?;
     let request = minreq::post(url).with_header("Content-Type", "application/json").with_body(body);
     match request.with_timeout(seconds).send() {
         Ok(answer) if (200..300).contains(&answer.status_code) => Ok(()),

@@ -1,7 +1,7 @@
 //! The operators' side: all guardians of a folder.
 
 use super::message::{FromGuardian, FromOperator, MOST_BYTES, VERSION, decode, encode};
-use super::socket::{call, hear, say, sockets};
+use super::socket::{call, hear, send, sockets};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::io;
@@ -26,6 +26,8 @@ pub enum NoGuardian {
     NotAllowed(PathBuf),
     /// It is dead.
     Dead(PathBuf),
+    /// It does not take callers now.
+    Busy(PathBuf),
     /// Anything else; a sentence.
     Other(String),
 }
@@ -37,6 +39,9 @@ impl std::fmt::Display for NoGuardian {
                 write!(f, "{} is of another user; be that user, or root", path.display())
             }
             NoGuardian::Dead(path) => write!(f, "{} was left by a guardian that is dead", path.display()),
+            NoGuardian::Busy(path) => {
+                write!(f, "{} takes no callers: its guardian is stopped, hangs or has too many", path.display())
+            }
             NoGuardian::Other(why) => f.write_str(why),
         }
     }
@@ -51,6 +56,7 @@ impl Guardian {
                 Some(libc::EACCES | libc::EPERM) => NoGuardian::NotAllowed(socket.to_owned()),
                 // It may go at any time.
                 Some(libc::ECONNREFUSED | libc::ENOENT) => NoGuardian::Dead(socket.to_owned()),
+                Some(libc::EAGAIN) => NoGuardian::Busy(socket.to_owned()),
                 _ => NoGuardian::Other(format!("{} cannot be connected to: {error}", socket.display())),
             }),
         }
@@ -58,7 +64,7 @@ impl Guardian {
 
     /// Says something; a guardian that does not listen any more is an error.
     pub fn say(&self, message: &FromOperator) -> io::Result<()> {
-        Ok(say(self.fd.as_fd(), &encode(message)?)?)
+        Ok(send(self.fd.as_fd(), &encode(message)?)?)
     }
 
     /// What it says next, waiting at most so long: `Ok(None)` when it says nothing.

@@ -1,5 +1,6 @@
 //! What a guardian and operators say to each other: one JSON object a packet.
 
+use crate::incident::show::printable;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::io;
@@ -7,7 +8,8 @@ use std::path::PathBuf;
 
 /// Version of what is said.
 pub const VERSION: u32 = 1;
-/// Longest packet: all texts of a [`Pending`], each byte of them six in JSON.
+/// Longest packet: all texts of a [`Pending`], with what JSON makes of each byte (six of
+/// one in a path).
 pub const MOST_BYTES: usize = 32 << 10;
 /// Longest text in one. A cgroup's path can be of 4096 bytes.
 const MOST_TEXT_BYTES: usize = 400;
@@ -141,11 +143,13 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
     serde_json::from_slice(bytes).ok()
 }
 
-/// A text that fits beside others; what is cut off is shown as cut off.
+/// A text that fits beside others, for a terminal, too: names of processes and cgroups can
+/// hold anything. What is cut off is shown as cut off.
 #[must_use]
 pub fn short(text: &str) -> String {
+    let text: String = text.chars().map(printable).collect();
     if text.len() <= MOST_TEXT_BYTES {
-        return text.to_owned();
+        return text;
     }
     let end = (0..=MOST_TEXT_BYTES).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
     format!("{}…", &text[..end])
@@ -173,7 +177,8 @@ mod tests {
 
     #[test]
     fn the_longest_fits() {
-        let long = short(&"\u{1}".repeat(5000));
+        let long = short(&"\"".repeat(5000));
+        assert_eq!(short("a\u{1b}]0;b\u{7}\n"), "a?]0;b??");
         assert!(long.ends_with('…') && long.len() <= MOST_TEXT_BYTES + 3);
         assert_eq!(short(&"é".repeat(1000)).chars().count(), MOST_TEXT_BYTES / 2 + 1);
         let pending = Pending {

@@ -2,8 +2,9 @@
 
 use super::announce::Call;
 use super::message::{FromGuardian, FromOperator, MOST_BYTES, VERSION, decode, encode};
-use super::socket::{Listener, Peer, hear, say};
+use super::socket::{Listener, Peer, hear, send};
 use super::{Shared, State};
+use crate::say;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::os::fd::{AsFd, OwnedFd};
@@ -23,7 +24,7 @@ struct Operator {
 impl Operator {
     /// Sends it, or gives him up: whoever is that far behind does not read.
     fn tell(&mut self, message: &FromGuardian) {
-        let sent = encode(message).map_err(drop).and_then(|packet| say(self.fd.as_fd(), &packet).map_err(drop));
+        let sent = encode(message).map_err(drop).and_then(|packet| send(self.fd.as_fd(), &packet).map_err(drop));
         self.is_gone |= sent.is_err();
     }
 }
@@ -80,7 +81,7 @@ fn admit(fd: OwnedFd, operators: &mut Vec<Operator>, state: &State) {
     let mut operator = Operator { fd, peer, is_gone: false };
     let refusal = if !peer.is_operator() {
         let us = nix::unistd::geteuid();
-        eprintln!("reprieve: {peer} wanted to decide and may not");
+        say!(Warning; "{peer} wanted to decide and may not");
         Some(format!("uid {} may not decide; be uid {us}, or root", peer.uid))
     } else if operators.len() >= MOST_OPERATORS {
         Some(format!("there are {MOST_OPERATORS} operators already"))
@@ -294,7 +295,7 @@ mod tests {
         let (mut good, _) = operator(dir.path());
         // Says what nobody understands, and is shown out.
         let rude = super::super::socket::call(&dir.path().join("guard.sock")).unwrap();
-        say(rude.as_fd(), b"kill them all").unwrap();
+        send(rude.as_fd(), b"kill them all").unwrap();
         // Reads nothing, however much there is; after a while he is given up.
         let (hanging, _) = operator(dir.path());
         let (dying, _) = operator(dir.path());

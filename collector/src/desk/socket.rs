@@ -5,7 +5,7 @@ use nix::errno::Errno;
 use nix::sys::socket::sockopt::PeerCredentials;
 use nix::sys::socket::{
     AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, accept4, bind, connect, getsockopt, listen, recv,
-    send, socket,
+    socket,
 };
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
@@ -121,14 +121,15 @@ pub fn sockets(dir: &Path) -> Vec<PathBuf> {
 
 /// Connects to one.
 pub fn call(path: &Path) -> io::Result<OwnedFd> {
-    let fd = new_socket(SockFlag::empty())?;
+    // One that is stopped and has too many callers would have us wait: EAGAIN (unix(7)).
+    let fd = new_socket(SockFlag::SOCK_NONBLOCK)?;
     connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
     Ok(fd)
 }
 
 /// Sends a packet, without waiting.
-pub fn say(to: BorrowedFd<'_>, packet: &[u8]) -> nix::Result<()> {
-    send(to.as_raw_fd(), packet, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL).map(drop)
+pub fn send(to: BorrowedFd<'_>, packet: &[u8]) -> nix::Result<()> {
+    nix::sys::socket::send(to.as_raw_fd(), packet, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL).map(drop)
 }
 
 /// Takes a packet if there is one: `Ok(None)` at the end of a connection, `EAGAIN` when there
@@ -160,11 +161,11 @@ mod tests {
         let peer = Peer::of(&called).unwrap();
         assert!(peer.is_operator() && peer.pid == std::process::id() as i32, "{peer:?}");
         assert!(peer.to_string().contains(&format!("PID {}", peer.pid)), "{peer}");
-        say(caller.as_fd(), b"hello").unwrap();
+        send(caller.as_fd(), b"hello").unwrap();
         let mut buffer = [0; MOST_BYTES];
         assert_eq!(hear(called.as_fd(), &mut buffer), Ok(Some(&b"hello"[..])));
         assert_eq!(hear(called.as_fd(), &mut buffer), Err(Errno::EAGAIN));
-        say(caller.as_fd(), &[7; MOST_BYTES + 1]).unwrap();
+        send(caller.as_fd(), &[7; MOST_BYTES + 1]).unwrap();
         assert_eq!(hear(called.as_fd(), &mut buffer), Err(Errno::EMSGSIZE));
         drop(caller);
         assert_eq!(hear(called.as_fd(), &mut buffer), Ok(None));
@@ -184,6 +185,21 @@ mod tests {
         assert_eq!(sockets(dir.path()), [dir.path().join("alive.sock")]);
         let _again = Listener::open(dir.path(), "again").unwrap();
         assert_eq!(sockets(dir.path()).len(), 2);
+    }
+
+    #[test]
+    fn one_that_takes_no_callers_is_not_waited_for_and_is_not_dead() {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = Listener::open(dir.path(), "stopped").unwrap();
+        let path = dir.path().join("stopped.sock");
+        // More than wait to be accepted (listen(2)).
+        let callers: Vec<_> = (0..20).map(|_| call(&path)).collect();
+        let refused: Vec<_> = callers.iter().filter_map(|caller| caller.as_ref().err()).collect();
+        assert!(!refused.is_empty() && refused.len() < 20, "{callers:?}");
+        assert!(refused.iter().all(|error| error.raw_os_error() == Some(Errno::EAGAIN as i32)), "{refused:?}");
+        clean(dir.path());
+        assert!(path.exists());
+        assert!(listener.accept().is_some() && call(&path).is_ok());
     }
 
     #[test]

@@ -5,6 +5,7 @@ use crate::cgroup::Glob;
 use crate::config::{Config, Guarded, Problems};
 use crate::desk;
 use crate::incident::store::Limits;
+use crate::say::Form;
 use crate::snapshot::Options;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -22,6 +23,8 @@ pub struct Given {
     pub out: Option<PathBuf>,
     /// Whether command lines are recorded.
     pub with_cmdline: bool,
+    /// Form of the log; as configured where none was typed.
+    pub log: Option<Form>,
 }
 
 impl Given {

@@ -7,6 +7,7 @@ pub mod heaps;
 pub mod mallocs;
 pub mod markdown;
 pub mod model;
+pub mod others;
 pub mod profile;
 pub mod redact;
 pub mod report;

@@ -4,6 +4,7 @@ use super::accounts::{self, AccountRow};
 use super::heaps::{self, HeapRow};
 use super::mallocs::{self, MallocRow};
 use super::model::{Estimate, Incident, Process, StepOutcome};
+use super::others;
 use super::profile::{self, View};
 use super::show;
 use super::units;
@@ -18,6 +19,7 @@ struct Report<'a> {
     headline: String,
     time: String,
     hold_line: Option<String>,
+    others: Option<String>,
     processes: Vec<&'a Process>,
     stacks: Vec<Listed>,
     owners: Vec<Listed>,
@@ -86,6 +88,7 @@ pub fn html(incident: &Incident, graphs: &[(View, Vec<String>)]) -> String {
         headline: show::headline(incident),
         time: units::time(incident.time_unix_us),
         hold_line: incident.hold.as_ref().map(show::hold_line),
+        others: others::line(incident),
         processes,
         stacks: top_of("threads"),
         owners: top_of("heap"),

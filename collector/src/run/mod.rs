@@ -18,6 +18,7 @@ use crate::guardian;
 use crate::hold::watchdog::Watchdog;
 use crate::hold::{self, BrakeChoice, BrakeError};
 use crate::incident::store::{Limits, Store, StoreError};
+use crate::say;
 use crate::signals::Signals;
 use crate::witness::HeapTable;
 use std::ffi::{CString, OsString};
@@ -137,7 +138,7 @@ fn own_name() -> String {
 /// Says that operators cannot be served, and what to do about it.
 pub fn tell_unserved(place: &Place, error: &io::Error) {
     let dir = place.dir.display();
-    eprintln!("reprieve: warning: no console can reach us in {dir}: {error}; name another folder with guard.run_dir");
+    say!(Warning; "warning: no console can reach us in {dir}: {error}; name another folder with guard.run_dir");
 }
 
 /// The memcg of a run, removed when dropped if it was made for it.

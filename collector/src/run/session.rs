@@ -174,6 +174,7 @@ impl<'a> Session<'a> {
             unrecorded: None,
             desk: self.desk.as_ref(),
             on_terminal: true,
+            feed: None,
         };
         (answerer, &mut self.kernel_log)
     }

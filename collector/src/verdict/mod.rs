@@ -3,6 +3,7 @@
 mod action;
 pub mod hook;
 mod kill;
+mod others;
 mod person;
 pub mod policy;
 mod quota;
@@ -17,7 +18,7 @@ use crate::cgroup::{CgroupError, CpuGroup, Memcg, Version};
 use crate::hold::Brake;
 use crate::hold::stop::StoppedThreads;
 use crate::hold::watchdog::Line;
-use crate::incident::model::{Candidate, Process, Step, StepOutcome, Verdict};
+use crate::incident::model::{Candidate, OtherVictim, Process, Step, StepOutcome, Verdict};
 use crate::incident::units;
 use crate::signals::Interrupt;
 use crate::snapshot::process::Stat;
@@ -71,6 +72,12 @@ pub struct Scene<'a> {
     pub is_deferred: bool,
     /// When the threads were let go.
     pub released: Option<Instant>,
+    /// Kills that the kernel had made in it when the hold began.
+    pub kernel_kills: Option<u64>,
+    /// Who was killed by somebody else while stopped.
+    pub other_victims: Vec<OtherVictim>,
+    /// Whether a program of the operator's ran, which may have killed, too.
+    pub was_helped: bool,
 }
 
 /// What one action came to.
@@ -137,6 +144,7 @@ pub fn decide(scene: &mut Scene<'_>, ladder: &[Action]) -> Verdict {
             Err(error) => format!("{tried} did not help, and handing back to the kernel failed: {error}"),
         };
     }
+    scene.note_others();
     if let Err(error) = scene.let_go() {
         verdict.summary.push_str(&format!("; letting the threads go failed: {error}"));
     }
@@ -309,6 +317,8 @@ impl Scene<'_> {
 
     fn hook(&mut self, program: &Path, time: Duration) -> Result<Effect, CgroupError> {
         let reason = "a program of the operator's makes room while it is stopped";
+        self.note_others();
+        self.was_helped = true;
         let status = match hook::run(program, self.memcg, self.brake.limit(), time) {
             Ok(status) => status,
             Err(why) => return Ok(Effect::new(StepOutcome::Failed, reason, why)),

@@ -5,8 +5,9 @@ use super::terminal::Terminal;
 use super::{Action, Effect, ROOM_MIN_BYTES, Scene, kill, limit_file, machine_memory};
 use crate::cgroup::CgroupError;
 use crate::desk::{Desk, Question, Standing, Subject};
-use crate::incident::model::{Candidate, StepOutcome};
+use crate::incident::model::{Candidate, OtherVictim, StepOutcome};
 use crate::incident::units;
+use crate::say;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -61,8 +62,14 @@ impl Scene<'_> {
             return Ok(Effect::new(StepOutcome::Failed, "a person decides", why));
         }
         let mut persons = Persons { question: question.ok(), terminal: terminal.ok(), until: Instant::now() + time };
-        if let Some(terminal) = &mut persons.terminal {
-            terminal.ask(self.asking.summary, time);
+        match &mut persons.terminal {
+            Some(terminal) => terminal.ask(self.asking.summary, time),
+            None => say!(
+                Notice, event = "asked", cgroup = self.memcg.path(), incident = self.asking.id;
+                "{} waits at most {time:?} for a person: {}",
+                self.memcg.path(),
+                self.how_to_decide()
+            ),
         }
         self.consult(persons, "a person decides")
     }
@@ -70,13 +77,20 @@ impl Scene<'_> {
     /// Leaves everybody stopped until there is room: a person raised the limit, or ended
     /// something, or decided.
     pub(super) fn freeze(&mut self, time: Duration) -> Result<Effect, CgroupError> {
-        eprintln!(
-            "reprieve: {} is frozen for at most {time:?}; make room by writing a higher limit to {}",
+        let question = self.open_question(time).ok();
+        let or = question.as_ref().map_or_else(String::new, |_| format!(", or decide with {}", self.how_to_decide()));
+        say!(
+            Notice, event = "frozen", cgroup = self.memcg.path(), incident = self.asking.id;
+            "{} is frozen for at most {time:?}; make room by writing a higher limit to {}{or}",
             self.memcg.path(),
             self.memcg.dir().join(limit_file(self.memcg.version())).display()
         );
-        let persons = Persons { question: self.open_question(time).ok(), terminal: None, until: Instant::now() + time };
+        let persons = Persons { question, terminal: None, until: Instant::now() + time };
         self.consult(persons, "stopped until a person makes room")
+    }
+
+    fn how_to_decide(&self) -> String {
+        format!("`reprieve console`, or `reprieve decide {} ACTION`", self.asking.id)
     }
 
     fn open_question(&self, time: Duration) -> Result<Question, String> {
@@ -121,12 +135,22 @@ impl Scene<'_> {
         let mut candidates: Vec<Candidate> = Vec::new();
         let mut tried = false;
         let outcome = loop {
-            let (action, by) = match self.hear(&mut persons)? {
+            let word = self.hear(&mut persons)?;
+            // Before anything of ours kills.
+            self.note_others();
+            let (action, by) = match word {
                 Word::Chose(action, by) => (action, by),
                 Word::Room => {
                     self.let_go()?;
-                    let killed = self.memcg.kernel_kills()? > kills_before;
-                    let why = if killed { ", since the kernel's OOM killer had acted" } else { "" };
+                    let why = match self.other_victims.first() {
+                        _ if self.memcg.kernel_kills()? > kills_before => {
+                            ", since the kernel's OOM killer had acted".to_owned()
+                        }
+                        Some(OtherVictim { pid, comm }) => {
+                            format!(", since somebody else had killed {comm} [{pid}]")
+                        }
+                        None => String::new(),
+                    };
                     told.push(format!("after {:.1} s there was room{why}", begun.elapsed().as_secs_f64()));
                     break StepOutcome::Relieved;
                 }

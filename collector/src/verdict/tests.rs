@@ -97,6 +97,9 @@ fn decided(is_over: bool, ladder: &[Action]) -> (Verdict, Told) {
         next: Vec::new(),
         is_deferred: false,
         released: None,
+        kernel_kills: Some(0),
+        other_victims: Vec::new(),
+        was_helped: false,
     };
     let verdict = decide(&mut scene, ladder);
     assert!(scene.released.is_some(), "nobody was let go");

@@ -13,7 +13,6 @@ mod state;
 
 use nix::sys::mman::{MlockAllFlags, mlockall};
 use ratatui::crossterm::event::{self, Event, KeyEventKind};
-use ratatui::crossterm::terminal;
 use shell::Shell;
 use state::Console;
 use std::path::PathBuf;
@@ -46,7 +45,7 @@ fn main() -> ExitCode {
 fn run(mut console: Console) -> std::io::Result<()> {
     // Before anything else is: while memory is out nothing new may be had.
     let mut shell = Shell::set_aside();
-    let mut terminal = ratatui::init();
+    let mut terminal = ratatui::try_init()?;
     console.look();
     terminal.draw(|frame| screen::draw(frame, &console))?;
     // What it took to get here is what it takes to go on. Without the right to it we are
@@ -63,12 +62,11 @@ fn run(mut console: Console) -> std::io::Result<()> {
         if std::mem::take(&mut console.wants_shell) {
             ratatui::restore();
             console.said = shell.open();
-            terminal = ratatui::init();
+            terminal = ratatui::try_init()?;
             shell = Shell::set_aside_again(shell);
         }
         terminal.draw(|frame| screen::draw(frame, &console))?;
     }
     ratatui::restore();
-    let _ = terminal::disable_raw_mode();
     Ok(())
 }

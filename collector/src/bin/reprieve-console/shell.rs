@@ -231,6 +231,12 @@ fn keep_and_become(procs: Option<PathBuf>, shell: &[CString], wait: &OwnedFd, te
     // What lives longer than the console is the operator's.
     // SAFETY: as above.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, 0) };
+    // What we and our runtime ignore a shell would have all that it starts ignore.
+    let normal = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+    for signal in [Signal::SIGPIPE, Signal::SIGTTOU] {
+        // SAFETY: no handler of ours runs.
+        let _ = unsafe { sigaction(signal, &normal) };
+    }
     if let Some(program) = shell.first() {
         let failed = nix::unistd::execv(program, shell).unwrap_err();
         let _ = write(tell, &[failed as i32 as u8]);

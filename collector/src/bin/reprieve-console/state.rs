@@ -118,8 +118,8 @@ impl Console {
         for socket in there {
             let is_known = self.guardians.iter().any(|guardian| guardian.socket == socket)
                 || self.problems.iter().any(|(known, problem)| {
-                    // One that died may have been started again.
-                    *known == socket && !matches!(problem, NoGuardian::Dead(_))
+                    // One that died may have been started again, or one that hung goes on.
+                    *known == socket && !matches!(problem, NoGuardian::Dead(_) | NoGuardian::Busy(_))
                 });
             if is_known {
                 continue;
