@@ -8,6 +8,8 @@ mod store;
 mod tmux;
 
 use common::{Doomed, Group, Lab, fixture, wait_for};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use reprieve::desk::{Announce, Desk, Manner, Place, Question, Standing, Subject};
 use reprieve::verdict::Action;
 use std::fs::{self, File, Permissions};
@@ -56,12 +58,11 @@ impl Here {
     /// Starts a guardian; what it says goes to a file.
     fn start(&self, words: &[&str]) -> (Doomed, PathBuf) {
         let said = self.config.path().join(format!("said-{}", words[0]));
-        let mut command = Command::new("env");
-        command.args(["--default-signal", REPRIEVE, "--config", self.config()]).args(words).stdin(Stdio::null());
-        // Without a terminal, whatever that of the tests is.
+        // Without a terminal, whatever that of the tests is. It forks only where it leads a
+        // process group, which a child of ours does not: the PID is the guardian's.
         let child = Command::new("setsid")
-            .arg("--wait")
-            .args(command.get_args().skip(1))
+            .args(["env", "--default-signal", REPRIEVE, "--config", self.config()])
+            .args(words)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(File::create(&said).unwrap())
@@ -164,7 +165,7 @@ fn the_first_of_two_operators_decides_and_the_other_sees_it() {
     second.wait_for(&["refused: throttle=3s was decided before, by uid 0"]);
     assert!(matches!(question.look(), Standing::Decided(d) if d.action.to_string() == "throttle=3s"));
     // One that dies takes nothing with it.
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(first.pid()), nix::sys::signal::Signal::SIGKILL).unwrap();
+    kill(Pid::from_raw(first.pid()), Signal::SIGKILL).unwrap();
     question.ask_again("throttle did not help", None);
     second.press(&["k"]);
     second.wait_for(&["kill in /batch/python?"]);
@@ -266,7 +267,7 @@ impl Guarded {
         let group = Group::new("asked");
         fs::write(group.0.join("memory.limit_in_bytes"), (48 << 20).to_string()).unwrap();
         let path = format!("/{}", group.0.file_name().unwrap().to_str().unwrap());
-        let here = Here::new(&format!("{more}\n[guard]\ncgroups = ['{path}']\non_oom = [{on_oom}]\n"));
+        let here = Here::new(&format!("guard.cgroups = ['{path}']\nguard.on_oom = [{on_oom}]\n{more}\n"));
         let (guard, said) = here.start(&["guard"]);
         wait_for("the guard", || fs::read_to_string(&said).unwrap().contains("guarding 1 cgroup"));
         let mut shell = Command::new("sh");
@@ -292,6 +293,14 @@ impl Guarded {
         id
     }
 
+    /// With a signal, and waits for its end; nothing where it is dead already.
+    fn kill_guard(&mut self, signal: Signal) {
+        if let Ok(None) = self.guard.0.try_wait() {
+            kill(Pid::from_raw(self.guard.pid()), signal).unwrap();
+            self.guard.0.wait().unwrap();
+        }
+    }
+
     fn end_of_victim(&mut self) -> std::process::ExitStatus {
         let mut status = None;
         wait_for("the end of the victim", || {
@@ -312,13 +321,7 @@ impl Drop for Guarded {
     fn drop(&mut self) {
         let _ = self.victim.0.kill();
         let _ = self.victim.0.wait();
-        // `setsid --wait` only waits for it.
-        let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.guard.pid()));
-        for pid in children.unwrap_or_default().split_whitespace() {
-            let pid = nix::unistd::Pid::from_raw(pid.parse().unwrap());
-            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
-        }
-        let _ = self.guard.0.wait();
+        self.kill_guard(Signal::SIGTERM);
         assert!(self.group.0.exists());
     }
 }
@@ -329,6 +332,8 @@ fn a_hold_of_a_guard_is_decided_at_the_console_which_has_a_shell_meanwhile() {
     let console = guarded.here.console();
     let screen = console.wait_for(&["1 hold waits", "then kill", "recommended  kill: steady_leak [", "steady_leak.c"]);
     assert!(screen.contains("/asked-") && screen.contains("of 48.0 MiB"), "{screen}");
+    console.press(&["Tab", "Tab"]);
+    console.wait_for(&["anonymous memory", "steady_leak"]);
     console.press(&["s"]);
     console.wait_for(&["a shell in /reprieve-", "16.0 MiB that were set aside"]);
     console.press(&["grep memory: /proc/self/cgroup; ps -o comm= -p $$; cat /proc/sys/kernel/ostype", "Enter"]);
@@ -413,16 +418,13 @@ fn what_a_dead_guardian_left_says_nothing_and_the_next_takes_its_place() {
     let id = guarded.id();
     let console = guarded.here.console();
     console.wait_for(&["1 hold waits"]);
-    let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", guarded.guard.pid())).unwrap();
-    let pid = nix::unistd::Pid::from_raw(children.trim().parse().unwrap());
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    guarded.kill_guard(Signal::SIGKILL);
     console.wait_for(&["0 holds wait", "its guardian is gone"]);
     // Its watchdog gave the hold back, so the kernel has killed.
     assert!(!guarded.end_of_victim().success());
     assert!(guarded.here.run_dir().join("guard.sock").exists());
     assert!(said(&guarded.here.decide(&[])).is_empty());
     assert_eq!(guarded.here.decide(&[&id, "kill"]).status.code(), Some(3));
-    let _ = guarded.guard.0.wait();
     let desk = guarded.here.desk();
     let _question = guarded.here.ask(&desk, "python", LONG);
     console.wait_for(&["1 hold waits", "1 guardian"]);

@@ -42,14 +42,17 @@ impl Tmux {
         assert!(self.tmux(&[&["send-keys"], keys].concat()).status.success(), "{keys:?}");
     }
 
-    /// Waits until all of these are on the screen; returns it.
+    /// Waits until all of these are on the screen, and it is drawn to its end; returns it.
     pub fn wait_for(&self, parts: &[&str]) -> String {
         let begun = Instant::now();
+        let mut before = String::new();
         loop {
             let screen = self.screen();
-            if parts.iter().all(|part| screen.contains(part)) {
+            let is_done = timeless(&screen) == timeless(&before);
+            if is_done && parts.iter().all(|part| screen.contains(part)) {
                 return screen;
             }
+            before = screen.clone();
             assert!(begun.elapsed() < Duration::from_secs(60), "never saw {parts:?}:\n{screen}");
             std::thread::sleep(Duration::from_millis(50));
         }

@@ -8,6 +8,28 @@ use reprieve::incident::{accounts, units};
 use std::fs;
 use std::path::Path;
 
+/// What memory.stat has in bytes and by what it is used for, on both versions of cgroups; the
+/// rest are counts, limits, lists of the reclaim, or sums with those below
+/// (Documentation/admin-guide/cgroup-v1/memory.rst, cgroup-v2.rst). For incidents without
+/// an accounting.
+const IN_BYTES: [&str; 15] = [
+    "anon",
+    "cache",
+    "file",
+    "kernel_stack",
+    "mapped_file",
+    "pagetables",
+    "percpu",
+    "rss",
+    "sec_pagetables",
+    "shmem",
+    "slab",
+    "sock",
+    "swap",
+    "vmalloc",
+    "zswap",
+];
+
 /// What is known.
 #[derive(Debug)]
 pub struct Evidence {
@@ -75,7 +97,8 @@ impl Evidence {
             return rows.into_iter().map(row).collect();
         }
         let Some(memcg) = &self.incident.memcg else { return vec!["nothing is known of its memory".to_owned()] };
-        let mut stat: Vec<_> = memcg.stat.iter().filter(|(_, bytes)| **bytes >= 4096).collect();
+        let is_told = |name: &String, bytes: u64| bytes >= 4096 && IN_BYTES.contains(&name.as_str());
+        let mut stat: Vec<_> = memcg.stat.iter().filter(|(name, bytes)| is_told(name, **bytes)).collect();
         stat.sort_by_key(|(_, bytes)| std::cmp::Reverse(**bytes));
         stat.into_iter().map(|(name, bytes)| format!("{:>10}  {name}", units::bytes(*bytes))).collect()
     }

@@ -61,6 +61,7 @@ fn turn(console: &mut Console, by: isize) {
 }
 
 fn answer(console: &mut Console, prompt: Prompt, key: KeyCode) {
+    console.said.clear();
     match (prompt, key) {
         (_, KeyCode::Esc) => {}
         (Prompt::Sure(action), KeyCode::Char('y')) => console.decide(&action),

@@ -89,7 +89,10 @@ fn draw_list(frame: &mut Frame<'_>, area: Rect, console: &Console) {
 
 fn draw_foot(frame: &mut Frame<'_>, area: Rect, console: &Console) {
     let said = match &console.prompt {
-        Some(Prompt::Grant(size)) => format!("grant how much? {size}_   (enter: do it, escape: not)"),
+        Some(Prompt::Grant(size)) => {
+            let hint = if console.said.is_empty() { "enter: do it, escape: not" } else { &console.said };
+            format!("grant how much? {size}_   ({hint})")
+        }
         Some(Prompt::Sure(action)) => {
             let whom = console.hold().map(|hold| hold.pending.cgroup.clone()).unwrap_or_default();
             format!("{action} in {whom}? y: yes, any other key: no")
