@@ -108,8 +108,11 @@ fn look(open: &File, file: &mut FoundFile, own: &Pagemap, pages: &mut Pages) -> 
     let can_tell = file_pages::may_look(&meta) && !pages.is_blind;
     match can_tell.then(|| file_pages::look(open.as_fd(), meta.len(), is_counted, own, pages)) {
         Some(Ok(seen)) => {
-            (file.is_looked_at, file.unsure) = (true, 0);
+            file.is_looked_at = true;
             file.bytes += seen.filed;
+            // What there was no time for is its all the same.
+            let there = if pages.is_late() { cached.map_or(0, |cached| cached.there) } else { 0 };
+            file.unsure = there.saturating_sub(file.bytes + seen.elsewhere);
             seen.elsewhere
         }
         // Open for writing only, so that we cannot map it, or its frames are not told:

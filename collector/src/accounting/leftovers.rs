@@ -15,16 +15,19 @@ use std::path::{Path, PathBuf};
 const MOST_FILES: usize = 10_000;
 
 /// Looks for files in what `pid` sees of a tmpfs at `place`. Those that
-/// somebody has open were looked at already.
+/// somebody has open were looked at already. When no time is left it ends: the caller tells.
 pub fn tmpfs(pid: i32, place: &str, own: &Pagemap, pages: &mut Pages, found: &mut Found) {
     let root = PathBuf::from(format!("/proc/{pid}/root{place}"));
     let Ok(device) = fs::metadata(&root).map(|m| m.dev()) else { return };
     let mut folders = vec![root.clone()];
     let mut looked = 0;
-    while let Some(folder) = folders.pop() {
+    while let Some(folder) = folders.pop().filter(|_| !pages.is_late()) {
         let Ok(entries) = fs::read_dir(&folder) else { continue };
         for entry in entries.flatten() {
-            if looked >= MOST_FILES || pages.is_late() {
+            if pages.is_late() {
+                return;
+            }
+            if looked >= MOST_FILES {
                 found.gaps.push(format!("{place}: only {looked} files that nobody has open were looked at"));
                 return;
             }

@@ -38,7 +38,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-/// Longest that the look takes, about.
+/// Longest that the look takes, about, while somebody waits for a verdict.
 pub const AT_MOST: Duration = Duration::from_secs(1);
 /// Part of the time that page tables may take; files have the rest.
 const FOR_MAPPINGS: u32 = 2;
@@ -145,7 +145,8 @@ fn look_at_files(
     if is_missing(counters.shmem(), found.of_kind(Kind::Tmpfs)) {
         // Whoever made it may have seen less than others, but few do.
         if let Some(process) = processes.iter().find(|process| process.state != 'Z') {
-            for place in &mounts.of(process.pid).tmpfs {
+            let mounts = mounts.of(process.pid);
+            for place in &mounts.tmpfs {
                 leftovers::tmpfs(process.pid, place, &own, pages, found);
             }
         }
@@ -154,7 +155,7 @@ fn look_at_files(
         found.segments = leftovers::segments();
     }
     if late > 0 || pages.is_late() {
-        found.gaps.push("no time was left for all open files".to_owned());
+        found.gaps.push("no time was left for all files".to_owned());
     }
 }
 

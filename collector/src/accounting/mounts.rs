@@ -81,7 +81,11 @@ impl Mounts {
             id.parse().ok().map(|id| mounts.by_id.insert(id, kind));
             mounts.by_device.insert(device.to_owned(), kind);
             if kind == Kind::Tmpfs && root == "/" && seen.insert(device) {
-                mounts.tmpfs.push(crate::cgroup::unescape(place));
+                let place = crate::cgroup::unescape(place);
+                // One that another is mounted over is not to be seen.
+                if !mounts.tmpfs.contains(&place) {
+                    mounts.tmpfs.push(place);
+                }
             }
         }
         mounts
@@ -117,7 +121,8 @@ mod tests {
         24 22 0:21 /sub /mnt/part rw - tmpfs tmpfs rw\n\
         25 22 0:30 / /mnt/with\\040space rw - tmpfs none rw\n\
         26 22 0:31 / /net rw - nfs4 host:/ rw\n\
-        27 22 0:32 / /huge rw - hugetlbfs none rw\n";
+        27 22 0:32 / /huge rw - hugetlbfs none rw\n\
+        28 23 0:33 / /dev/shm rw - tmpfs over rw\n";
 
     #[test]
     fn files_are_known_by_mount_and_by_device() {

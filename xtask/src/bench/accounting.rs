@@ -34,7 +34,7 @@ const LOADS: &[Load] = &[
 ];
 /// How much more than four times a quarter the whole may take.
 const AIM_OF_LINEAR: f64 = 1.3;
-/// What the snapshot gives it: a second (accounting::AT_MOST in the collector).
+/// What a hold gives it: a second (accounting::AT_MOST in the collector).
 const AIM_MS: f64 = 1000.0;
 
 /// Medians of one size.
