@@ -121,7 +121,7 @@ fn the_screens_of_recorded_incidents() {
         &shown(&here, &console.wait_for(&["2 holds wait", "/batch/sort", "Cache.insert (cache.py:5)"])),
         "console-flame.txt",
     );
-    console.press(&["Right", "Right"]);
+    console.press(&["Right"]);
     golden(&shown(&here, &console.wait_for(&["objects"])), "console-objects.txt");
     console.press(&["Tab"]);
     golden(&shown(&here, &console.wait_for(&["THREADS"])), "console-processes.txt");
