@@ -1,6 +1,7 @@
 //! `cargo xtask`: what the project does with itself.
 
 mod bench;
+mod deb;
 mod demo;
 mod deps;
 mod failures;
@@ -43,6 +44,12 @@ enum Task {
         #[command(subcommand)]
         bench: bench::Bench,
     },
+    /// Build a Debian package with manual pages, completions and units.
+    Deb {
+        /// Cargo's profile.
+        #[arg(long, default_value = "release")]
+        profile: String,
+    },
     /// Feed hostile memory, files and answers to everything that reads them.
     Fuzz {
         /// Only this target; all without.
@@ -76,6 +83,10 @@ fn main() -> Result<ExitCode> {
     match Cli::parse().task {
         Task::Demo { memory, command } => demo::run(&root, &memory, &command),
         Task::Bench { bench } => bench::run(&root, &bench),
+        Task::Deb { profile } => {
+            println!("{}", deb::build(&root, &profile)?.display());
+            Ok(ExitCode::SUCCESS)
+        }
         Task::Fuzz { target, seconds } => fuzz::run(&root, target.as_deref(), seconds),
         Task::Pictures => pictures::run(&root),
         Task::Test { only } => test::run(&root, only.as_deref()),

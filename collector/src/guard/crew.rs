@@ -6,10 +6,13 @@
 
 use crate::baseline::History;
 use crate::cgroup::{Memcg, find_cpu_group};
+use crate::desk::Desk;
 use crate::guardian::Priority;
 use crate::hold::Brake;
 use crate::hold::watchdog::Line;
+use crate::metrics::Feed;
 use crate::run::{Answered, Answerer, Manner, Recorder};
+use crate::say;
 use crate::signals::{Ending, Interrupt};
 use crate::snapshot::kernel_log::KernelLog;
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -56,10 +59,14 @@ pub struct Job {
     pub recorder: Arc<Recorder>,
     /// Why none is written.
     pub unrecorded: Option<String>,
+    /// Where it is counted.
+    pub feed: Option<Feed>,
     /// Incident after which the kernel was left to decide.
     pub left_to_kernel: Option<String>,
     /// What it was like until now.
     pub history: Option<History>,
+    /// Where operators are served.
+    pub desk: Option<Arc<Desk>>,
 }
 
 /// A memcg that comes back.
@@ -144,7 +151,7 @@ impl Crew {
         let done: Vec<Done> = self.done.try_iter().collect();
         for _ in done.iter().filter(|done| done.is_last) {
             if let Err(error) = self.hire() {
-                eprintln!("reprieve: one thread less answers OOMs: {error}");
+                say!(Error; "one thread less answers OOMs: {error}");
             }
         }
         done
@@ -229,6 +236,10 @@ impl Job {
             reads_heaps: true,
             teller: &format!("{}: ", self.memcg.path()),
             unrecorded: self.unrecorded.as_deref(),
+            desk: self.desk.as_deref(),
+            // It is one for all, and belongs to who started us.
+            on_terminal: false,
+            feed: self.feed.as_ref(),
         };
         match self.task {
             Task::Answer => answerer.answer().map_err(|error| format!("{:#}", anyhow::Error::new(error))),

@@ -2,11 +2,12 @@
 
 use super::crew::Task;
 use crate::baseline::History;
-use crate::cgroup::Memcg;
+use crate::cgroup::{CgroupError, Memcg};
 use crate::config::Guarded;
 use crate::hold::watchdog::{Charge, Debt, Line};
 use crate::hold::{self, Brake, BrakeError};
 use crate::run::Manner;
+use crate::say;
 use crate::snapshot::Options;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -103,6 +104,12 @@ impl Post {
         }
     }
 
+    /// Says what is wrong with it.
+    pub fn complain(&self, error: CgroupError) {
+        let path = self.memcg.path();
+        say!(Error, cgroup = path; "{path}: {:#}", anyhow::Error::new(error));
+    }
+
     /// From a thread.
     pub fn put(&mut self, brake: Box<dyn Brake>) {
         self.brake = Some(brake);
@@ -127,7 +134,8 @@ impl Post {
         match self.line.guard(charge) {
             Ok(()) => self.debts = debts,
             Err(error) => {
-                eprintln!("reprieve: {}: the watchdog does not know of it: {error}", self.memcg.path());
+                let path = self.memcg.path();
+                say!(Error, cgroup = path; "{path}: the watchdog does not know of it: {error}");
             }
         }
     }
@@ -164,7 +172,8 @@ impl Post {
         {
             self.left = None;
             if let Err(error) = brake.rearm() {
-                eprintln!("reprieve: {}: the brake could not be armed again: {error}", self.memcg.path());
+                let path = self.memcg.path();
+                say!(Error, cgroup = path; "{path}: the brake could not be armed again: {error}");
             }
         }
     }

@@ -1,6 +1,7 @@
 //! An incident for an issue, a chat or a wiki: GitHub's Markdown (github.github.com/gfm).
 
 use super::model::{Incident, StepOutcome};
+use super::others;
 use super::profile::View;
 use super::show;
 use super::units::{bytes, count, micros, time};
@@ -57,6 +58,9 @@ pub fn page(incident: &Incident, drawn: &[(&View, usize)]) -> String {
     }
     if let Some(hold) = &incident.hold {
         line(&format!("**Hold:** {}\n", text(&show::hold_line(hold))));
+    }
+    if let Some(others) = others::line(incident) {
+        line(&format!("**Others:** {}\n", text(&others)));
     }
     if !incident.kernel_victims.is_empty() {
         line("## Killed by the kernel\n");

@@ -10,6 +10,7 @@ pub mod heaps;
 pub mod mallocs;
 pub mod markdown;
 pub mod model;
+pub mod others;
 mod plausible;
 pub mod profile;
 pub mod read;

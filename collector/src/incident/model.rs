@@ -43,6 +43,12 @@ pub struct Incident {
     /// How page faults were sampled; `None` where they were not.
     #[serde(default)]
     pub growth: Option<GrowthSampling>,
+    /// Other programs that kill for memory and ran at the time.
+    #[serde(default)]
+    pub other_killers: Vec<OtherKiller>,
+    /// Who was killed while stopped, by somebody else than the kernel and us.
+    #[serde(default)]
+    pub other_victims: Vec<OtherVictim>,
     /// ELF images mapped executable in any process; `Mapping::module` and
     /// `ResolvedAddress::module` index into it.
     pub modules: Vec<Module>,
@@ -106,6 +112,20 @@ pub struct MemcgState {
     pub stat: std::collections::BTreeMap<String, u64>,
     /// Counters: `memory.events` (v2) or failcnt and oom_control (v1).
     pub events: std::collections::BTreeMap<String, u64>,
+    /// Which container and pod it is.
+    #[serde(default)]
+    pub labels: Labels,
+}
+
+/// What the path of a cgroup says of containers; of one in another, the inner one.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Labels {
+    /// `docker`, `containerd`, `cri-o`, `podman` or `nomad`, where the path tells.
+    pub container_runtime: Option<String>,
+    /// 64 hexadecimal digits; of Nomad the allocation's UUID, a dot, and the task.
+    pub container_id: Option<String>,
+    /// UID of the pod in Kubernetes, with dashes; of podman its ID.
+    pub pod_uid: Option<String>,
 }
 
 /// A process that the kernel's OOM killer killed, from the kernel log.
@@ -123,6 +143,26 @@ pub struct KernelVictim {
     /// Shared memory in it.
     #[serde(default)]
     pub shmem_bytes: Option<u64>,
+}
+
+/// A program on the machine that kills for memory, like `earlyoom`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OtherKiller {
+    /// Its PID.
+    pub pid: i32,
+    /// Its name.
+    pub name: String,
+    /// Processes that it has killed in this memcg so far; only systemd-oomd tells.
+    pub kills_here: Option<u64>,
+}
+
+/// A process that somebody else killed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OtherVictim {
+    /// Its PID.
+    pub pid: i32,
+    /// Its name.
+    pub comm: String,
 }
 
 /// What the kernel tells of a hold of its own (brake `reserve`).
@@ -228,6 +268,12 @@ pub struct Process {
     pub cgroup: String,
     /// Container ID, when the cgroup path shows one.
     pub container_id: Option<String>,
+    /// Who runs the container, when the cgroup path shows it.
+    #[serde(default)]
+    pub container_runtime: Option<String>,
+    /// The pod, when the cgroup path shows one.
+    #[serde(default)]
+    pub pod_uid: Option<String>,
     /// Namespace links that differ from our own, like `pid:[4026531836]`.
     pub foreign_namespaces: Vec<String>,
     /// `/proc/PID/stat` state letter: R, S, D, Z, T, t, X.

@@ -37,6 +37,12 @@ pub fn sift(incident: &mut Incident) {
         can_be
     });
     incident.ended.iter_mut().for_each(|ended| cut_growth(&mut ended.growth, &mut gaps));
+    for killer in &mut incident.other_killers {
+        if !room.takes(killer.kills_here.unwrap_or(0)) {
+            killer.kills_here = None;
+            gaps.push(absurd(&format!("whom {} has killed", killer.name)));
+        }
+    }
     for address in &mut incident.symbols.addresses {
         cut(&mut address.frames, MOST_INLINED, "functions inlined at one address", &mut gaps);
     }
@@ -210,7 +216,7 @@ fn of_baseline(baseline: &Baseline) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::incident::model::{MallocMmapped, MallocSizeClass};
+    use crate::incident::model::{MallocMmapped, MallocSizeClass, OtherKiller};
     use crate::incident::read::read_incident;
     use std::path::Path;
 
@@ -316,6 +322,16 @@ mod tests {
         heap.processes[0].heaps[0].stacks[0].before_bytes = Some(u64::MAX);
         let heap = sifted(heap).processes.remove(0);
         assert_eq!((heap.heaps, heap.gaps.last()), (Vec::new(), Some(&absurd("its heap as malloc has it"))));
+    }
+
+    #[test]
+    fn what_others_have_killed_is_sifted_as_well() {
+        let mut incident = recorded("sort.json");
+        let killer = |kills_here| OtherKiller { pid: 7, name: "systemd-oomd".to_owned(), kills_here };
+        incident.other_killers = vec![killer(Some(u64::MAX)), killer(Some(3)), killer(None)];
+        let incident = sifted(incident);
+        assert_eq!(incident.other_killers, [killer(None), killer(Some(3)), killer(None)]);
+        assert_eq!(incident.gaps, [absurd("whom systemd-oomd has killed")]);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::model::{Estimate, HoldReport, Incident, Process, Subject, SymbolState, Trigger, Verdict};
 use super::profile;
 use super::units::{bytes, count, grouped, micros, time};
-use super::{accounts, growers, heaps, mallocs, since};
+use super::{accounts, growers, heaps, mallocs, others, since};
 use reprieve_flamegraph::top::{self, TopStack};
 use reprieve_flamegraph::{Profile, SampleType};
 use serde::Serialize;
@@ -264,6 +264,9 @@ pub fn page(incident: &Incident, dir: &Path, layout: Layout<'_>) -> String {
     if let Some(hold) = &incident.hold {
         page.prose("\nHOLD  ", &hold_line(hold));
     }
+    if let Some(others) = others::line(incident) {
+        page.prose("\nOTHERS  ", &others);
+    }
     if !incident.kernel_victims.is_empty() {
         page.row("\nKILLED BY THE KERNEL");
         for victim in &incident.kernel_victims {
@@ -500,7 +503,7 @@ impl Page {
 
 /// Control characters, which a hostile name could hold, must not reach a
 /// terminal.
-pub(super) fn printable(c: char) -> char {
+pub(crate) fn printable(c: char) -> char {
     if c.is_control() { '?' } else { c }
 }
 

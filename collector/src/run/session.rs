@@ -5,6 +5,7 @@ use super::command::{self, StartFailure, Started};
 use super::recorder::Recorder;
 use super::{Group, Request, RunError};
 use crate::baseline::{History, Pace};
+use crate::desk::Desk;
 use crate::hold::watchdog::{Line, Watchdog};
 use crate::hold::{Brake, Look};
 use crate::signals::{Interrupt, Signals};
@@ -40,6 +41,7 @@ pub struct Session<'a> {
     heap: Option<HeapTable>,
     growth: Option<GrowthWitness>,
     history: History,
+    desk: Option<Desk>,
     kernel_log: std::io::Result<KernelLog>,
     /// Incident after which the kernel was left to decide.
     left_to_kernel: Option<String>,
@@ -51,6 +53,7 @@ pub struct Session<'a> {
 
 impl<'a> Session<'a> {
     /// A session ready to run.
+    #[expect(clippy::too_many_arguments, reason = "each is a thing of its own")]
     pub fn new(
         request: &'a Request,
         group: &'a Group,
@@ -59,6 +62,7 @@ impl<'a> Session<'a> {
         signals: Signals,
         recorder: Recorder,
         Witnesses { heap, growth }: Witnesses,
+        desk: Option<Desk>,
     ) -> Self {
         Session {
             request,
@@ -71,6 +75,7 @@ impl<'a> Session<'a> {
             heap,
             growth,
             history: History::new(Pace::OF_ONE),
+            desk,
             kernel_log: KernelLog::open(),
             left_to_kernel: None,
             command: None,
@@ -192,6 +197,9 @@ impl<'a> Session<'a> {
             reads_heaps: self.heap.is_some(),
             teller: "",
             unrecorded: None,
+            desk: self.desk.as_ref(),
+            on_terminal: true,
+            feed: None,
         };
         (answerer, &mut self.kernel_log)
     }

@@ -16,7 +16,7 @@ use super::mallocs::{self, MallocRow};
 use super::model::{Estimate, Incident};
 use super::profile::{self, View};
 use super::since::{self, Grown};
-use super::{show, units};
+use super::{others, show, units};
 use askama::Template;
 use reprieve_flamegraph::top::{self, TopStack};
 use std::borrow::Borrow;
@@ -44,6 +44,7 @@ struct Report<'a> {
     /// What grew, in one phrase.
     since: Option<String>,
     time: String,
+    others: Option<String>,
     curve: Option<String>,
     moments: Vec<Moment>,
     account_line: Option<String>,
@@ -129,6 +130,7 @@ pub fn html(incident: &Incident, views: &[View]) -> String {
         headline,
         since,
         time: units::time(incident.time_unix_us),
+        others: others::line(incident),
         curve: timeline::curve(incident),
         moments: timeline::moments(incident),
         account_line: accounts::line(incident),
