@@ -181,9 +181,9 @@ mod tests {
     /// The answer to a decision, past what all are told.
     fn answer_to(guardian: &mut Guardian) -> FromGuardian {
         loop {
-            match next(guardian) {
-                answer @ (FromGuardian::Accepted { .. } | FromGuardian::Refused { .. }) => return answer,
-                _ => {}
+            let said = next(guardian);
+            if matches!(said, FromGuardian::Accepted { .. } | FromGuardian::Refused { .. }) {
+                return said;
             }
         }
     }

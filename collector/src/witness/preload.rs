@@ -61,12 +61,14 @@ fn heap(
     frames: Vec<HeapFrame>,
     before: Option<&StackTotals>,
 ) -> Heap {
+    /// What is live, what was ever allocated, and what was live in the record that is compared.
+    type Sums = (Sum, Sum, Option<u64>);
     let mut pages_left = MAX_PAGES;
     // Of a stack that is not there, all is missing.
     let is_cut = |stack: u64| !stacks.contains_key(&stack) || table.stacks.get(&stack).is_none_or(|s| s.cut);
     // By frames: instructions of one line are one stack.
-    let nothing = || (Sum::default(), Sum::default(), before.map(|_| 0));
-    let mut sums: BTreeMap<(&[u32], bool), (Sum, Sum, Option<u64>)> = BTreeMap::new();
+    let nothing = || -> Sums { (Sum::default(), Sum::default(), before.map(|_| 0)) };
+    let mut sums: BTreeMap<(&[u32], bool), Sums> = BTreeMap::new();
     for sample in &table.live {
         let usable = resident(sample, pagemap, &mut pages_left);
         let key = (stacks.get(&sample.stack).map_or(&[][..], Vec::as_slice), is_cut(sample.stack));

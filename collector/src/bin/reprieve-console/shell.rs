@@ -16,7 +16,7 @@ use std::ffi::CString;
 use std::fs::{self, File};
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// What is set aside. A shell and a few tools need less than half of it.
@@ -133,10 +133,12 @@ fn keep_files(shell: &str) -> Result<(), String> {
     // Locales and the like are big, and not needed to run.
     files.retain(|path| fs::metadata(path).is_ok_and(|file| file.is_file() && file.len() < 8 << 20));
     let failed = files.iter().filter_map(|path| keep(path).err().map(|error| format!("{}: {error}", path.display())));
-    failed.last().map_or(Ok(()), Err)
+    // All of them are tried before one is told of.
+    let mut failed: Vec<String> = failed.collect();
+    failed.pop().map_or(Ok(()), Err)
 }
 
-fn keep(path: &std::path::Path) -> std::io::Result<()> {
+fn keep(path: &Path) -> std::io::Result<()> {
     let file = File::open(path)?;
     let Some(length) = NonZeroUsize::new(file.metadata()?.len() as usize) else { return Ok(()) };
     // SAFETY: a fresh mapping at the kernel's choice, which nobody ever reads through: a
@@ -164,7 +166,7 @@ impl Keeper {
             }
             ForkResult::Child => {
                 drop((go, ready));
-                keep_and_become(procs, &shell, &wait, &tell)
+                keep_and_become(procs.as_deref(), &shell, &wait, &tell)
             }
         }
     }
@@ -198,7 +200,7 @@ impl Keeper {
 }
 
 /// What the child does: it never returns.
-fn keep_and_become(procs: Option<PathBuf>, shell: &[CString], wait: &OwnedFd, tell: &OwnedFd) -> ! {
+fn keep_and_become(procs: Option<&Path>, shell: &[CString], wait: &OwnedFd, tell: &OwnedFd) -> ! {
     // SAFETY: prctl with these arguments only sets what happens when our parent dies.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
     let _ = setpgid(Pid::from_raw(0), Pid::from_raw(0));
