@@ -1,8 +1,8 @@
 //! What lets the guardian live through an OOM: memory it already has.
 
 pub mod heap;
-pub mod relocations;
 pub mod sigbus;
+pub mod tables;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::fs;
@@ -32,7 +32,7 @@ pub fn settle() -> Vec<String> {
             std::io::Error::last_os_error()
         ));
     }
-    relocations::unlock();
+    tables::unlock();
     run_first();
     if let Err(error) = fs::write("/proc/self/oom_score_adj", "-1000") {
         missing.push(format!(

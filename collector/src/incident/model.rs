@@ -215,7 +215,8 @@ pub struct HoldReport {
     /// From the notice until system calls could charge memory again, in
     /// microseconds; only brake v1 lets them fail at all.
     pub exposed_us: u64,
-    /// From the notice until the evidence was complete.
+    /// From the notice until all was known of threads and processes. What the accounting
+    /// takes comes after that: it has a time of its own.
     pub snapshot_us: u64,
     /// From the notice until the symbols were there; `None` when the verdict
     /// fell on unsymbolized evidence.

@@ -127,9 +127,9 @@ impl Answerer<'_> {
             let left = deadline.saturating_duration_since(Instant::now()) / 4;
             growth.tell(&mut evidence, Instant::now() + left.min(GROWTH_TIME));
         }
+        let snapshot_time = noticed.elapsed();
         let left = deadline.saturating_duration_since(Instant::now()) / 4;
         let accounting = accounting::take(self.memcg, &evidence.processes, left.min(accounting::AT_MOST));
-        let snapshot_time = noticed.elapsed();
         self.brake.measure();
         let mut incident = self.recorder.draft_about(self.subject, Trigger::Oom, Some(state), evidence);
         incident.accounting = Some(accounting);

@@ -78,6 +78,7 @@ pub fn snapshot(
     let pids = target_found.pids();
     let heaps = || Some(witness::read_tables(None, None, &pids));
     let evidence = snapshot::take(&pids, threads.threads(), heaps, options);
+    let snapshot_time = begun.elapsed();
     let accounting = match &target_found {
         Target::Cgroup(memcg) => {
             // Nobody waits for a verdict: who gives it longer wants more to be seen.
@@ -86,7 +87,6 @@ pub fn snapshot(
         }
         Target::Process(_) => None,
     };
-    let snapshot_time = begun.elapsed();
     let refused = threads.threads().values().find_map(|t| match &t.outcome {
         StopOutcome::NotStopped(why) => Some(why.clone()),
         _ => None,

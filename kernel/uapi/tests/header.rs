@@ -92,9 +92,9 @@ fn constants() -> Expressions {
     .collect()
 }
 
-/// The header as the series adds it.
+/// The header as the patches of the series make it, one after the other.
 fn header() -> String {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../patches/6.12");
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../patches/6.12").canonicalize().unwrap();
     let mut patches: Vec<PathBuf> = fs::read_dir(&directory)
         .unwrap_or_else(|error| panic!("{}: {error}", directory.display()))
         .map(|entry| entry.unwrap().path())
@@ -102,35 +102,25 @@ fn header() -> String {
         .collect();
     patches.sort();
 
-    let mut found = patches.iter().filter_map(|path| {
-        let patch = fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-        added_file(&patch, HEADER)
-    });
-    let header = found.next().unwrap_or_else(|| panic!("no patch in {} adds {HEADER}", directory.display()));
-    assert!(found.next().is_none(), "several patches touch {HEADER}: this test reads only one");
-    header
-}
-
-/// The content of `path` if `patch` touches it. Panics unless it is a new file.
-fn added_file(patch: &str, path: &str) -> Option<String> {
-    let mut lines = patch.lines();
-    let target = format!("+++ b/{path}");
-    let mut before = "";
-    loop {
-        let line = lines.next()?;
-        if line == target {
-            break;
+    let tree = Path::new(env!("CARGO_TARGET_TMPDIR")).join("oom-uapi-header");
+    let _ = fs::remove_dir_all(&tree);
+    fs::create_dir_all(&tree).unwrap();
+    let touched = format!("+++ b/{HEADER}\n");
+    for patch in patches {
+        let text = fs::read_to_string(&patch).unwrap_or_else(|error| panic!("{}: {error}", patch.display()));
+        if text.contains(&touched) {
+            // Of the tree it knows nothing but this file, and nothing of a repository around it.
+            let output = Command::new("git")
+                .args(["apply", "--include", HEADER])
+                .arg(&patch)
+                .current_dir(&tree)
+                .env("GIT_CEILING_DIRECTORIES", tree.parent().unwrap())
+                .output()
+                .expect("git runs");
+            assert!(output.status.success(), "{}: {}", patch.display(), String::from_utf8_lossy(&output.stderr));
         }
-        before = line;
     }
-    assert_eq!(before, "--- /dev/null", "{path} is changed, not added");
-
-    let hunk = lines.next().expect("a hunk");
-    let length = hunk.strip_prefix("@@ -0,0 +1,").and_then(|rest| rest.strip_suffix(" @@"));
-    let length: usize = length.and_then(|length| length.parse().ok()).expect("the one hunk of a new file");
-    let content: Vec<&str> = lines.take(length).map(|line| line.strip_prefix('+').expect("an added line")).collect();
-    assert_eq!(content.len(), length);
-    Some(content.join("\n") + "\n")
+    fs::read_to_string(tree.join(HEADER)).unwrap_or_else(|error| panic!("no patch adds {HEADER}: {error}"))
 }
 
 /// The names that `header` gives a value, but for its guard.

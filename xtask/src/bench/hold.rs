@@ -32,6 +32,7 @@ const START_TIME: Duration = Duration::from_secs(30);
 struct Row {
     stop: f64,
     snapshot: f64,
+    accounting: f64,
     names: f64,
     eu_stack: f64,
     gdb: f64,
@@ -44,6 +45,7 @@ struct Row {
 struct Hold {
     stop: f64,
     snapshot: f64,
+    accounting: f64,
     names: f64,
     locked_bytes: u64,
     peak_bytes: u64,
@@ -80,6 +82,7 @@ fn measure(reprieve: &Path, victim: &Path, threads: usize, rounds: usize) -> Res
     Ok(Row {
         stop: of(|h| h.stop)?,
         snapshot: of(|h| h.snapshot)?,
+        accounting: of(|h| h.accounting)?,
         names: of(|h| h.names)?,
         eu_stack: median(eu_stack).context("no round")?,
         gdb: median(gdb).context("no round")?,
@@ -111,6 +114,7 @@ fn hold(reprieve: &Path, victim: &Path, threads: usize) -> Result<Hold> {
     Ok(Hold {
         stop: ms("stop_window_us")?,
         snapshot: ms("snapshot_us")?,
+        accounting: incident["accounting"]["took_us"].as_f64().context("the incident has no accounting")? / 1000.0,
         names: ms("symbolized_us")?,
         locked_bytes: number("guardian_locked_bytes")?,
         peak_bytes: number("guardian_peak_bytes")?,
@@ -168,13 +172,15 @@ fn time(command: &mut Command, threads: usize) -> Result<f64> {
 }
 
 fn print(rows: &[(usize, Row)]) {
-    println!("Median times in ms. A hold's times run from the notice of the OOM.\n");
-    println!("threads      stop  snapshot  + names  eu-stack       gdb   snapshot / eu-stack  / gdb");
+    println!("Median times in ms. A hold's times run from the notice of the OOM; the accounting's is its own,");
+    println!("after the snapshot, and eu-stack and gdb have none.\n");
+    println!("threads      stop  snapshot  accounting  + names  eu-stack       gdb   snapshot / eu-stack  / gdb");
     for (threads, row) in rows {
         println!(
-            "{threads:7}  {:8.2}  {:8.2} {:8.2}  {:8.1}  {:8.1}   {:19.3}  {:5.3}",
+            "{threads:7}  {:8.2}  {:8.2}  {:10.2} {:8.2}  {:8.1}  {:8.1}   {:19.3}  {:5.3}",
             row.stop,
             row.snapshot,
+            row.accounting,
             row.names,
             row.eu_stack,
             row.gdb,

@@ -19,6 +19,9 @@ use crate::deps::{self, Package};
 
 const PACKAGES: &[Package] = &[Package { name: "sparse", why: "the kernel's checker of address spaces and locks" }];
 
+/// For another architecture; none is for the machine's.
+const ARM64: &str = "ARCH=arm64";
+
 /// What a matrix takes.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
@@ -76,10 +79,11 @@ impl Options {
         .concat()
     }
 
-    /// What of the touched files exists so configured.
-    fn objects(self) -> Vec<&'static str> {
-        // The first line includes headers that the series changes.
-        let mut objects = vec!["mm/memory.o", "kernel/entry/common.o", "fs/exec.o", "mm/vmscan.o"];
+    /// What of the touched files exists so configured, on that architecture.
+    fn objects(self, arm64: bool) -> Vec<&'static str> {
+        // The first two lines include headers that the series changes.
+        let mut objects = vec!["mm/memory.o", "fs/exec.o", "mm/vmscan.o"];
+        objects.push(if arm64 { "arch/arm64/kernel/entry-common.o" } else { "kernel/entry/common.o" });
         objects.extend(["kernel/fork.o", "kernel/exit.o", "kernel/cgroup/cgroup.o"]);
         objects.extend(["mm/oom_kill.o", "mm/page_alloc.o", "mm/vmstat.o"]);
         objects.extend(if self.memcg { &["mm/memcontrol.o", "mm/page_counter.o"][..] } else { &[] });
@@ -232,7 +236,7 @@ impl Matrix {
     /// The touched files for another architecture; no Rust there.
     fn arm64(&self, table: &mut Table) {
         let plain = Options { memcg: true, memcg_v1: true, rust: false, hold: false, reserve: 'n' };
-        let arguments = ["ARCH=arm64", "W=1"];
+        let arguments = [ARM64, "W=1"];
         table.row("arm64: MEMCG y  V1 y  HOLD y", || {
             let before = self.compile(&self.plain, "plain-arm64", plain, &arguments)?;
             no_new(&self.compile(&self.series, "arm64", Options { hold: true, ..plain }, &arguments)?, &before)
@@ -289,7 +293,8 @@ impl Matrix {
         verify(&out.join(".config"), options)?;
         // Without the warnings and checks, which are for the touched files.
         self.make(tree, common().chain(["prepare"]))?;
-        let text = self.make(tree, common().chain(arguments.iter().copied()).chain(options.objects()))?;
+        let objects = options.objects(architecture.clone().next() == Some(&ARM64));
+        let text = self.make(tree, common().chain(arguments.iter().copied()).chain(objects))?;
         Ok(complaints(&text, tree, &out))
     }
 

@@ -5,7 +5,7 @@ use super::ward::Ward;
 use super::word::{Charge, MOST_BYTES, Word};
 use super::{signal_pidfd, wait_pidfd};
 use crate::cgroup::{Hierarchy, Memcg};
-use crate::guardian::relocations;
+use crate::guardian::tables;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::collections::BTreeMap;
@@ -87,7 +87,7 @@ pub fn watch(line: &OwnedFd, guardian: &OwnedFd, mut wards: Wards) {
     // SAFETY: mlockall takes flags only.
     unsafe { libc::mlockall(libc::MCL_CURRENT) };
     // The pages are the guardian's, too: unlocked by one alone they would stay.
-    relocations::unlock();
+    tables::unlock();
     // Without the right to, the guardian has warned already.
     let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
     let mut bytes = vec![0; MOST_BYTES];
