@@ -55,6 +55,17 @@ fn lists_are_as_they_were() {
     stored.golden(&["list", "--help"], "list-help.txt");
 }
 
+/// Of one step that tells all, and of two.
+#[test]
+fn an_incident_is_shown_as_it_was() {
+    let stored = Stored::new();
+    stored.golden(&["show", "7ee0a8"], "show-sort.txt");
+    let shown = String::from_utf8(stored.prints(&["show", "7ee0a8"])).unwrap();
+    assert_eq!(shown.matches("kill: killed sort [13784]").count(), 1, "{shown}");
+    stored.add(&recorded("shop"));
+    stored.golden(&["show", recorded("shop")["id"].as_str().unwrap()], "show-shop.txt");
+}
+
 #[test]
 fn conditions_choose() {
     let stored = stored();

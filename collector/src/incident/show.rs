@@ -256,7 +256,13 @@ pub fn page(incident: &Incident, dir: &Path, layout: Layout<'_>) -> String {
             page.prose("  ", &format!("by rule {rule:?}"));
         }
         verdict.problems.iter().for_each(|problem| page.prose("  ", problem));
+        // The summary tells of the last one; where it was the only one nothing is left but why.
+        let only = verdict.steps.len() == 1;
         for step in &verdict.steps {
+            if only && verdict.summary.starts_with(&format!("{}: ", step.action)) {
+                page.prose("  because ", &step.reason);
+                continue;
+            }
             page.prose("  ", &format!("{}: {}", step.action, step.effect));
             page.prose("    because ", &step.reason);
         }
