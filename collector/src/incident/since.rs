@@ -168,32 +168,18 @@ fn is_of_the_program(frame: &Frame) -> bool {
     // Namespaces of the languages' own libraries, as symbols spell them, in a method of a
     // trait behind `<`.
     const LIBRARIES: [&str; 6] = ["std::", "core::", "alloc::", "hashbrown::", "__gnu_cxx::", "runtime."];
-    // Allocators, and what many programs wrap them in.
-    const ALLOCATORS: [&str; 17] = [
-        "malloc",
-        "calloc",
-        "realloc",
-        "reallocarray",
-        "memalign",
-        "posix_memalign",
-        "aligned_alloc",
-        "mmap",
-        "strdup",
-        "strndup",
-        "operator new",
-        "operator new[]",
-        "xmalloc",
-        "xcalloc",
-        "xrealloc",
-        "g_malloc",
-        "__libc_start_main",
-    ];
+    const ALLOCATORS: [&str; 7] =
+        ["mmap", "reallocarray", "posix_memalign", "memalign", "operator new", "operator new[]", "__libc_start_main"];
+    // Allocators, and what programs wrap them in: must_malloc, PyObject_Malloc, g_malloc0, Arena::alloc.
+    const ENDINGS: [&str; 4] = ["alloc", "alloc0", "strdup", "strndup"];
     // `operator new(unsigned long)` is what symbols call it.
     let name = frame.name.trim_start_matches(['<', '&']);
     let bare = name.split('(').next().unwrap_or(name);
+    let lower = bare.to_ascii_lowercase();
     frame.kind != FrameKind::Unknown
         && !bare.starts_with("__r")
         && !ALLOCATORS.contains(&bare)
+        && !ENDINGS.iter().any(|ending| lower.ends_with(ending))
         && !LIBRARIES.iter().any(|library| name.starts_with(library))
         && !name.starts_with("void std::")
 }
@@ -262,6 +248,10 @@ mod tests {
     fn libraries_and_allocators_are_not_blamed() {
         for name in [
             "malloc",
+            "must_malloc",
+            "PyObject_Malloc",
+            "g_malloc0",
+            "Arena::alloc(unsigned long)",
             "operator new(unsigned long)",
             "alloc::raw_vec::RawVec<T,A>::grow_one",
             "<alloc::vec::Vec<T> as core::iter::Extend>::extend",
@@ -271,7 +261,7 @@ mod tests {
         ] {
             assert!(!is_of_the_program(&Frame::named(name)), "{name}");
         }
-        for name in ["Cache::insert", "main.(*cache).insert", "mallocate", "new_page(int)"] {
+        for name in ["Cache::insert", "main.(*cache).insert", "mallocate", "alloc_report", "new_page(int)"] {
             assert!(is_of_the_program(&Frame::named(name)), "{name}");
         }
         assert!(!is_of_the_program(&Frame { kind: FrameKind::Unknown, ..Frame::named("libx.so+0x10") }));
