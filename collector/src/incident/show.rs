@@ -82,6 +82,13 @@ pub fn verdict_line(incident: &Incident, verdict: &Verdict) -> String {
     format!("{}{growth}", verdict.summary)
 }
 
+/// Whether the summary has all that its steps came to: of the only one nothing is left to tell
+/// but its reason.
+#[must_use]
+pub fn is_told(verdict: &Verdict) -> bool {
+    matches!(&verdict.steps[..], [step] if verdict.summary.starts_with(&format!("{}: ", step.action)))
+}
+
 /// How the hold went, in one sentence.
 #[must_use]
 pub fn hold_line(hold: &HoldReport) -> String {
@@ -256,10 +263,8 @@ pub fn page(incident: &Incident, dir: &Path, layout: Layout<'_>) -> String {
             page.prose("  ", &format!("by rule {rule:?}"));
         }
         verdict.problems.iter().for_each(|problem| page.prose("  ", problem));
-        // The summary tells of the last one; where it was the only one nothing is left but why.
-        let only = verdict.steps.len() == 1;
         for step in &verdict.steps {
-            if only && verdict.summary.starts_with(&format!("{}: ", step.action)) {
+            if is_told(verdict) {
                 page.prose("  because ", &step.reason);
                 continue;
             }

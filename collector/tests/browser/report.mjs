@@ -44,6 +44,7 @@ const frames = (page, graph = STACKS) => page.$$eval(`${graph} .frames button`, 
 const cases = {
   async graphs() {
     const page = await open(file);
+    assert.match(await text(page, "h1"), /^Killed python3 \[\d+\], \d+ MiB came back$/);
     const growth = await text(page, ".since");
     assert.match(growth, /^\+\d+ MiB in Cache\.insert, \d/);
 
@@ -163,6 +164,8 @@ const cases = {
     assert.deepEqual(numbers(await column(1)), [...down].reverse());
     assert.equal(await sort(2), "ascending");
     const names = await column(2);
+    // What Python ran, not where its interpreter slept.
+    assert.ok(names.filter(name => name.startsWith("Shop.serve (shop.py:")).length === 4, names);
     assert.deepEqual(names, [...names].sort((a, b) => a.localeCompare(b)));
     assert.equal(await page.$$eval("section[aria-labelledby=threads] thead [aria-sort]", all => all.length), 1);
   },
@@ -175,6 +178,9 @@ const cases = {
         papers.push(await page.evaluate(() => getComputedStyle(document.body).backgroundColor));
         const wide = await page.evaluate(() => document.documentElement.scrollWidth);
         assert.ok(wide <= width, `${wide} pixels on a page of ${width}`);
+        // What grew is not behind the edge of its box where there is room.
+        const hidden = await page.$eval("section[aria-labelledby=grew] .scroll", box => box.scrollWidth - box.clientWidth);
+        assert.ok(width < 1280 || hidden <= 0, `${hidden} pixels of what grew are hidden`);
         await page.evaluate(readFileSync(require.resolve("axe-core/axe.min.js"), "utf8"));
         const { violations, passes } = await page.evaluate(() => axe.run());
         const told = violations.map(v => `${v.id}: ${v.nodes.slice(0, 3).map(n => n.html.slice(0, 200) + n.failureSummary)}`);

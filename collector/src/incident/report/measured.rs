@@ -90,7 +90,8 @@ fn names(incident: &Incident) -> String {
         SymbolState::Failed(_) => "not found",
         SymbolState::Pending => "not looked for yet",
     };
-    format!("Names: {named} of {of} have one, {when}; reprieve symbolize can find more later.")
+    let more = if named < symbols.addresses.len() { "; reprieve symbolize can find more later" } else { "" };
+    format!("Names: {named} of {of} have one, {when}{more}.")
 }
 
 /// The command that would run the same again, as far as it is known.
@@ -102,7 +103,15 @@ pub(super) fn command(incident: &Incident) -> Option<String> {
         Some(cmdline) => cmdline.iter().skip(1).map(|argument| format!(" {}", quoted(argument))).collect(),
         None => " …".to_owned(),
     };
-    Some(format!("reprieve run --memory {limit} -- {}{arguments}", quoted(exe)))
+    Some(format!("reprieve run --memory {} -- {}{arguments}", size(limit), quoted(exe)))
+}
+
+/// As `--memory` takes it, in the largest unit that loses nothing.
+fn size(bytes: u64) -> String {
+    [("G", 30), ("M", 20), ("K", 10)]
+        .into_iter()
+        .find(|(_, shift)| bytes % (1 << shift) == 0)
+        .map_or_else(|| bytes.to_string(), |(unit, shift)| format!("{}{unit}", bytes >> shift))
 }
 
 /// As a POSIX shell takes it for one word.
@@ -118,6 +127,14 @@ fn quoted(word: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_for_the_command_line() {
+        for (bytes, text) in [(2 << 30, "2G"), (420 << 20, "420M"), (4096, "4K"), (5000, "5000")] {
+            assert_eq!(size(bytes), text);
+            assert_eq!(crate::size::parse_size(text), Ok(bytes));
+        }
+    }
 
     #[test]
     fn words_for_a_shell() {

@@ -13,7 +13,7 @@ use super::accounts::{self, AccountRow};
 use super::growers::{self, GrowthRow};
 use super::heaps::{self, HeapRow};
 use super::mallocs::{self, MallocRow};
-use super::model::{Estimate, Incident};
+use super::model::{Estimate, Incident, Verdict};
 use super::profile::{self, View};
 use super::since::{self, Grown};
 use super::{others, show, units};
@@ -126,7 +126,7 @@ pub fn html(incident: &Incident, views: &[View]) -> String {
         policy: policy::policy(SCRIPT, STYLE),
         script: SCRIPT,
         style: STYLE,
-        verdict: incident.verdict.as_ref().map_or_else(|| headline.clone(), |verdict| verdict.summary.clone()),
+        verdict: incident.verdict.as_ref().map_or_else(|| headline.clone(), title),
         headline,
         since,
         time: units::time(incident.time_unix_us),
@@ -160,6 +160,14 @@ pub fn html(incident: &Incident, views: &[View]) -> String {
     report.render().unwrap_or_else(|error| format!("<!doctype html><p>The report could not be rendered: {error}</p>"))
 }
 
+/// The summary as the page's heading: of "kill: killed sort" the first is no news.
+fn title(verdict: &Verdict) -> String {
+    let effect = verdict.summary.split_once(": ").filter(|(action, effect)| effect.starts_with(action));
+    let Some((_, effect)) = effect else { return verdict.summary.clone() };
+    let mut letters = effect.chars();
+    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
+}
+
 /// A part of 1 in percent.
 fn share(part: f64) -> String {
     if part < 0.005 { "< 1 %".to_owned() } else { format!("{:.0} %", part * 100.0) }
@@ -181,4 +189,21 @@ fn number(number: impl Borrow<u64>) -> String {
 
 fn micros(us: impl Borrow<u64>) -> String {
     units::micros(*us.borrow())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_heading_says_nothing_twice() {
+        let titled = |summary: &str| {
+            let steps = Vec::new();
+            title(&Verdict { summary: summary.to_owned(), relieved: true, rule: None, problems: Vec::new(), steps })
+        };
+        assert_eq!(titled("kill: killed sort [7], 25.1 MiB came back"), "Killed sort [7], 25.1 MiB came back");
+        for other in ["grant=64M: the limit is now 1.0 GiB", "SIGINT was received: the hold is released"] {
+            assert_eq!(titled(other), other);
+        }
+    }
 }

@@ -55,13 +55,15 @@ pub(super) fn threads<'i>(incident: &'i Incident, views: &[View]) -> Vec<ThreadR
     processes(incident).into_iter().flat_map(|row| of(row.p)).collect()
 }
 
-/// The innermost function of each thread, by its TID.
+/// The innermost function of each thread, by its TID; an interpreter's where it runs one, since its
+/// own functions are the same for all programs.
 fn innermost(views: &[View]) -> HashMap<i32, String> {
     let mut functions = HashMap::new();
     for view in views.iter().filter(|view| view.name == "threads") {
         for sample in &view.profile.samples {
-            let frames = sample.stack.iter().rev().filter_map(|&frame| view.profile.frames.get(frame));
-            let function = frames.into_iter().find(|frame| frame.kind != FrameKind::Label);
+            let frames = || sample.stack.iter().rev().filter_map(|&frame| view.profile.frames.get(frame));
+            let script = frames().find(|frame| frame.kind == FrameKind::Script);
+            let function = script.or_else(|| frames().find(|frame| frame.kind != FrameKind::Label));
             if let (Some(tid), Some(function)) = (tid(sample), function) {
                 functions.insert(tid, function.title());
             }
