@@ -17,8 +17,10 @@ const open = async scheme => {
 };
 
 try {
-  // What is seen first.
-  await (await open("light")).screenshot({ path: `${folder}/report.png` });
+  // What is seen first, up to the flame graph.
+  const first = await open("light");
+  const height = await first.$eval("section[aria-labelledby=stacks]", section => section.getBoundingClientRect().y);
+  await first.screenshot({ path: `${folder}/report.png`, clip: { x: 0, y: 0, width: 1160, height } });
   // The graph with the difference.
   const page = await open("dark");
   await page.click(".graph[data-views^=heap] .difference input");
