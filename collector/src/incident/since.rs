@@ -170,16 +170,18 @@ fn is_of_the_program(frame: &Frame) -> bool {
     const LIBRARIES: [&str; 6] = ["std::", "core::", "alloc::", "hashbrown::", "__gnu_cxx::", "runtime."];
     const ALLOCATORS: [&str; 7] =
         ["mmap", "reallocarray", "posix_memalign", "memalign", "operator new", "operator new[]", "__libc_start_main"];
-    // Allocators, and what programs wrap them in: must_malloc, PyObject_Malloc, g_malloc0, Arena::alloc.
+    // Of a word of what allocates, and of what programs wrap it in: must_malloc, PyObject_Malloc,
+    // zmalloc_usable, g_malloc0, Arena::alloc.
     const ENDINGS: [&str; 4] = ["alloc", "alloc0", "strdup", "strndup"];
     // `operator new(unsigned long)` is what symbols call it.
     let name = frame.name.trim_start_matches(['<', '&']);
     let bare = name.split('(').next().unwrap_or(name);
-    let lower = bare.to_ascii_lowercase();
+    let own = bare.rsplit([':', '.']).next().unwrap_or(bare).to_ascii_lowercase();
+    let is_wrapper = own.split('_').any(|word| ENDINGS.iter().any(|ending| word.ends_with(ending)));
     frame.kind != FrameKind::Unknown
         && !bare.starts_with("__r")
         && !ALLOCATORS.contains(&bare)
-        && !ENDINGS.iter().any(|ending| lower.ends_with(ending))
+        && !is_wrapper
         && !LIBRARIES.iter().any(|library| name.starts_with(library))
         && !name.starts_with("void std::")
 }
@@ -251,6 +253,7 @@ mod tests {
             "must_malloc",
             "PyObject_Malloc",
             "g_malloc0",
+            "zmalloc_usable",
             "Arena::alloc(unsigned long)",
             "operator new(unsigned long)",
             "alloc::raw_vec::RawVec<T,A>::grow_one",
@@ -261,7 +264,7 @@ mod tests {
         ] {
             assert!(!is_of_the_program(&Frame::named(name)), "{name}");
         }
-        for name in ["Cache::insert", "main.(*cache).insert", "mallocate", "alloc_report", "new_page(int)"] {
+        for name in ["Cache::insert", "main.(*cache).insert", "mallocate", "shop::alloc::report", "new_page(int)"] {
             assert!(is_of_the_program(&Frame::named(name)), "{name}");
         }
         assert!(!is_of_the_program(&Frame { kind: FrameKind::Unknown, ..Frame::named("libx.so+0x10") }));

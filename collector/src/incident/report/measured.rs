@@ -110,7 +110,7 @@ pub(super) fn command(incident: &Incident) -> Option<String> {
 fn size(bytes: u64) -> String {
     [("G", 30), ("M", 20), ("K", 10)]
         .into_iter()
-        .find(|(_, shift)| bytes % (1 << shift) == 0)
+        .find(|(_, shift)| bytes.is_multiple_of(1 << shift))
         .map_or_else(|| bytes.to_string(), |(unit, shift)| format!("{}{unit}", bytes >> shift))
 }
 
