@@ -11,6 +11,8 @@ use common::{Doomed, Group, Lab, fixture, wait_for};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use reprieve::desk::{Announce, Desk, Manner, Place, Question, Standing, Subject};
+use reprieve::incident::read::read_incident;
+use reprieve::incident::{show, units};
 use reprieve::verdict::Action;
 use std::fs::{self, File, Permissions};
 use std::io::Read;
@@ -19,7 +21,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
-use store::golden;
+use store::{golden, recorded};
 use tmux::{Tmux, timeless};
 
 const REPRIEVE: &str = env!("CARGO_BIN_EXE_reprieve");
@@ -77,20 +79,30 @@ impl Here {
         Desk::open(Place { dir: self.run_dir(), manner }, "guard").unwrap()
     }
 
+    /// Asks about a recorded incident, as who held it would.
     fn ask(&self, desk: &Desk, name: &str, time: Duration) -> Question {
         let folder = self.config.path().join(format!("evidence-{name}"));
         fs::create_dir_all(&folder).unwrap();
-        let recorded = format!("{}/../fixtures/incidents/{name}.json", env!("CARGO_MANIFEST_DIR"));
-        fs::copy(recorded, folder.join("draft.json")).unwrap();
         let cgroup = format!("/batch/{name}");
+        let mut incident = recorded(name);
+        incident["memcg"]["path"] = cgroup.clone().into();
+        let draft = folder.join("draft.json");
+        fs::write(&draft, incident.to_string()).unwrap();
+        let incident = read_incident(&draft).unwrap();
+        let (memcg, process) = (incident.memcg.as_ref().unwrap(), &incident.processes[0]);
         let subject = Subject {
             id: &format!("20261125T084613-{name}-fe9a6a"),
             cgroup: &cgroup,
-            summary: &format!("{name} is out of memory: 64.0 MiB of 64.0 MiB are in use"),
-            usage_bytes: 64 << 20,
-            limit_bytes: 64 << 20,
+            summary: &show::headline(&incident),
+            usage_bytes: memcg.usage_bytes,
+            limit_bytes: memcg.limit_bytes.unwrap(),
             fallback: "kill",
-            recommended: &format!("kill: {name} [7] is first of 1 candidate: priority 0, 60.0 MiB that a kill frees"),
+            recommended: &format!(
+                "kill: {} [{}] is first of 1 candidate: priority 0, {} that a kill frees",
+                process.comm,
+                process.pid,
+                units::bytes(process.memory.pss_anon_bytes)
+            ),
             folder: Some(&folder),
         };
         desk.ask(&subject, time).unwrap()
@@ -104,9 +116,11 @@ fn said(output: &Output) -> String {
 const LONG: Duration = Duration::from_secs(5000);
 
 /// The screen, with what differs from run to run made the same.
-fn shown(here: &Here, screen: &str) -> String {
-    let pid = format!("PID {}", std::process::id());
-    timeless(screen).replace(here.run_dir().to_str().unwrap(), "RUN_DIR").replace(&pid, "PID 1")
+fn shown(console: &Tmux, screen: &str) -> String {
+    let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+    timeless(screen)
+        .replace(&format!(" on {} ", host.trim()), " on HOST ")
+        .replace(&format!("PID {}", console.pid()), "PID 1")
 }
 
 #[test]
@@ -116,35 +130,42 @@ fn the_screens_of_recorded_incidents() {
     console.wait_for(&["nothing waits", "No guardian listens in"]);
     let desk = here.desk();
     let python = here.ask(&desk, "python", LONG);
-    let sort = here.ask(&desk, "sort", LONG);
+    let shop = here.ask(&desk, "shop", LONG);
     golden(
-        &shown(&here, &console.wait_for(&["2 holds wait", "/batch/sort", "Cache.insert (cache.py:5)"])),
+        &shown(&console, &console.wait_for(&["2 holds wait", "/batch/shop", "Cache.insert (cache.py:5)"])),
         "console-flame.txt",
     );
+    // No further than there is something, and so back with as many keys.
+    console.press(&["NPage"; 9]);
+    console.wait_for(&["40-58 of 58 lines"]);
+    console.press(&["PPage"; 4]);
+    console.wait_for(&["│all 100 %"]);
     console.press(&["Right"]);
-    golden(&shown(&here, &console.wait_for(&["objects"])), "console-objects.txt");
+    golden(&shown(&console, &console.wait_for(&["objects"])), "console-objects.txt");
     console.press(&["Tab"]);
-    golden(&shown(&here, &console.wait_for(&["THREADS"])), "console-processes.txt");
+    golden(&shown(&console, &console.wait_for(&["THREADS"])), "console-processes.txt");
     console.press(&["Tab", "k"]);
-    golden(&shown(&here, &console.wait_for(&["kill in /batch/python?"])), "console-memory.txt");
+    console.wait_for(&["kill in /batch/python?"]);
     console.press(&["n"]);
     console.wait_for(&["nothing was decided"]);
-    console.press(&["Down", "g", "BSpace", "BSpace", "BSpace", "x", "Enter"]);
+    console.press(&["Down", "k"]);
+    golden(&shown(&console, &console.wait_for(&["kill in /batch/shop?"])), "console-memory.txt");
+    console.press(&["n", "g", "BSpace", "BSpace", "BSpace", "x", "Enter"]);
     console.wait_for(&["\"x\" is not a size", "grant how much?"]);
     console.press(&["BSpace", "1", "G", "Enter"]);
-    console.wait_for(&["done: grant=1G"]);
-    assert!(matches!(sort.look(), Standing::Decided(decision) if decision.action == Action::Grant(1 << 30)));
+    console.wait_for(&["accepted: grant=1G"]);
+    assert!(matches!(shop.look(), Standing::Decided(decision) if decision.action == Action::Grant(1 << 30)));
     assert!(matches!(python.look(), Standing::Open(_)));
-    sort.ask_again("the operator chose grant=1G: refused: the machine would have less than 64.0 MiB left", None);
+    shop.ask_again("the operator chose grant=1G: refused: the machine would have less than 64.0 MiB left", None);
     console.wait_for(&["so far", "refused: the machine"]);
     console.press(&["z"]);
-    console.wait_for(&["done: freeze"]);
-    python.close("killed python3 [7], 60.0 MiB came back");
-    golden(&shown(&here, &console.wait_for(&["over"])), "console-over.txt");
-    drop((sort, desk));
+    console.wait_for(&["accepted: freeze"]);
+    python.close("killed python3 [13793], 67.4 MiB came back");
+    golden(&shown(&console, &console.wait_for(&["over"])), "console-over.txt");
+    drop((shop, desk));
     console.wait_for(&["0 guardians"]);
     console.press(&["q"]);
-    console.wait_for(&["Pane is dead (status 0"]);
+    assert_eq!(console.end(), "0");
 }
 
 #[test]
@@ -156,6 +177,7 @@ fn the_first_of_two_operators_decides_and_the_other_sees_it() {
     first.wait_for(&["/batch/python"]);
     second.wait_for(&["/batch/python"]);
     second.press(&["+"]);
+    second.wait_for(&["accepted: ", " s are left"]);
     first.wait_for(&["so far  more time, by uid 0"]);
     first.press(&["t"]);
     second.wait_for(&["decided", "throttle=3s, by uid 0"]);
@@ -170,7 +192,7 @@ fn the_first_of_two_operators_decides_and_the_other_sees_it() {
     second.press(&["k"]);
     second.wait_for(&["kill in /batch/python?"]);
     second.press(&["y"]);
-    second.wait_for(&["done: kill"]);
+    second.wait_for(&["accepted: kill"]);
     assert!(matches!(question.look(), Standing::Decided(d) if d.action == Action::Kill));
     drop(first);
     // Its shell's cgroup is as `reprieve run` finds those of the dead.
@@ -188,9 +210,12 @@ fn decide_says_what_it_did_by_its_exit_code() {
     let desk = here.desk();
     let (python, sort) = (here.ask(&desk, "python", LONG), here.ask(&desk, "sort", LONG));
     let listed = said(&here.decide(&[]));
-    assert!(listed.lines().count() == 2 && listed.contains("s left, then kill  python is out of memory"), "{listed}");
+    assert!(
+        listed.lines().count() == 2 && listed.contains("s left, then kill  python3 [13793] ran out of memory"),
+        "{listed}"
+    );
     let json: serde_json::Value = serde_json::from_str(&said(&here.decide(&["--json", "sort-fe9a6a"]))).unwrap();
-    assert_eq!((&json["cgroup"], &json["limit_bytes"]), (&"/batch/sort".into(), &(64 << 20).into()), "{json}");
+    assert_eq!((&json["cgroup"], &json["limit_bytes"]), (&"/batch/sort".into(), &(24 << 20).into()), "{json}");
     for (words, wanted, part) in [
         (&["20261125", "kill"][..], 2, "could be any of 20261125T084613-python-fe9a6a, "),
         (&["sort-fe9a6a", "explode"], 2, "known are reclaim"),

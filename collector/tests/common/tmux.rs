@@ -58,6 +58,21 @@ impl Tmux {
         }
     }
 
+    /// Waits for the end of the command; returns its exit status. (tmux says so on the
+    /// screen, too, but not always where the program had another screen until then.)
+    pub fn end(&self) -> String {
+        let begun = Instant::now();
+        loop {
+            let output = self.tmux(&["list-panes", "-F", "#{pane_dead}:#{pane_dead_status}"]);
+            let told = String::from_utf8(output.stdout).unwrap();
+            if let Some(status) = told.trim().strip_prefix("1:") {
+                return status.to_owned();
+            }
+            assert!(begun.elapsed() < Duration::from_secs(60), "it runs on:\n{}", self.screen());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     /// PID of the command.
     pub fn pid(&self) -> i32 {
         let output = self.tmux(&["list-panes", "-F", "#{pane_pid}"]);

@@ -73,10 +73,12 @@ fn place(node: &Node, (from, to): (u16, u16), depth: usize, whole: i64, rows: &m
     rows[depth].push(Cell { at: from, text: label(node, usize::from(to - from), whole) });
     let mut before = 0;
     for child in &node.children {
-        let column = |value: i64| from + (i64::from(to - from) * value / node.value.max(1)) as u16;
+        let width = |value: i64| f64::from(to - from) * value as f64 / node.value.max(1) as f64;
+        let column = |value: i64| from + width(value).round() as u16;
         let (start, end) = (column(before), column(before + child.value));
         before += child.value;
-        if end > start {
+        // Where its edges are rounded apart it is no wider.
+        if width(child.value) >= 1.0 {
             place(child, (start, end), depth + 1, whole, rows);
         }
     }
@@ -122,7 +124,7 @@ mod tests {
             [
                 "│all 100 %                              ",
                 "│main 75 %                    │idle 25 %",
-                "│insert 50 %        │parse 25 ",
+                "│insert 50 %        │parse    ",
                 "│grow 50 %          ",
             ]
         );
@@ -131,7 +133,7 @@ mod tests {
     #[test]
     fn what_is_too_small_is_left_out_and_nothing_is_wider_than_the_screen() {
         let profile = profile(&[(&["big"], 999), (&["small"], 1)]);
-        assert_eq!(drawn(&profile, 10), ["│all 100 %", "│big"]);
+        assert_eq!(drawn(&profile, 10), ["│all 100 %", "│big 100 %"]);
         assert_eq!(drawn(&profile, 1), ["│", "│"].map(str::to_owned)[..1]);
         assert!(rows(&Node::default(), 80).is_empty());
     }

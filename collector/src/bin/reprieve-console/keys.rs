@@ -41,7 +41,7 @@ pub fn press(console: &mut Console, key: KeyEvent) {
         KeyCode::PageDown => console.scroll += PAGE,
         KeyCode::PageUp => console.scroll = console.scroll.saturating_sub(PAGE),
         // The others are for a hold.
-        _ if console.hold().is_none() => {}
+        KeyCode::Char('t' | 'z' | '+' | 'g' | 'k' | 'd') if console.hold().is_none() => console.say_none(),
         KeyCode::Char('t') => console.decide("throttle"),
         KeyCode::Char('z') => console.decide("freeze"),
         KeyCode::Char('+') => console.say(|id| FromOperator::More { id, ms: MORE_MS }),

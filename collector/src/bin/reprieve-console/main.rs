@@ -47,7 +47,7 @@ fn run(mut console: Console) -> std::io::Result<()> {
     let mut shell = Shell::set_aside();
     let mut terminal = ratatui::try_init()?;
     console.look();
-    terminal.draw(|frame| screen::draw(frame, &console))?;
+    draw(&mut terminal, &mut console)?;
     // What it took to get here is what it takes to go on. Without the right to it we are
     // as likely to be slow as everybody.
     let _ = mlockall(MlockAllFlags::MCL_CURRENT);
@@ -65,8 +65,16 @@ fn run(mut console: Console) -> std::io::Result<()> {
             terminal = ratatui::try_init()?;
             shell = Shell::set_aside_again(shell);
         }
-        terminal.draw(|frame| screen::draw(frame, &console))?;
+        draw(&mut terminal, &mut console)?;
     }
     ratatui::restore();
+    Ok(())
+}
+
+fn draw(terminal: &mut ratatui::DefaultTerminal, console: &mut Console) -> std::io::Result<()> {
+    let mut scroll = 0;
+    terminal.draw(|frame| scroll = screen::draw(frame, console))?;
+    // Past the end there is nothing to come back from.
+    console.scroll = scroll;
     Ok(())
 }

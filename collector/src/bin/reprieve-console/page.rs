@@ -13,20 +13,26 @@ use ratatui::widgets::{Block, Borders, Paragraph, Wrap};
 const FLAMES: [Color; 5] =
     [Color::Indexed(166), Color::Indexed(172), Color::Indexed(130), Color::Indexed(136), Color::Indexed(160)];
 
-/// Draws what is known of a hold.
-pub fn draw(frame: &mut Frame<'_>, area: Rect, console: &Console, hold: &Hold) {
+/// Draws what is known of a hold; returns how many of its lines are above the screen.
+pub fn draw(frame: &mut Frame<'_>, area: Rect, console: &Console, hold: &Hold) -> usize {
     let (title, lines) = match (&hold.evidence, console.tab) {
         (Err(why), _) => (String::new(), vec![Line::from(why.clone())]),
         (Ok(evidence), Tab::Flame) => flames(evidence, console.profile, area.width),
         (Ok(evidence), Tab::Processes) => (String::new(), evidence.processes().into_iter().map(Line::from).collect()),
         (Ok(evidence), Tab::Memory) => (String::new(), evidence.memory().into_iter().map(Line::from).collect()),
     };
-    let block = Block::new().borders(Borders::TOP).title(tabs(console.tab, &title));
+    let mut block = Block::new().borders(Borders::TOP).title(tabs(console.tab, &title));
     // The last line stays in sight.
     let height = usize::from(area.height.saturating_sub(1)).max(1);
-    let scroll = console.scroll.min(lines.len().saturating_sub(height));
+    let count = lines.len();
+    let scroll = console.scroll.min(count.saturating_sub(height));
+    if count > height {
+        let place = format!(" {}-{} of {count} lines ", scroll + 1, scroll + height);
+        block = block.title(Line::from(place).right_aligned());
+    }
     let shown: Vec<Line<'_>> = lines.into_iter().skip(scroll).collect();
     frame.render_widget(Paragraph::new(shown).block(block), area);
+    scroll
 }
 
 /// Draws what there is to say while nothing waits.

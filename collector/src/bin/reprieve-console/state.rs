@@ -4,6 +4,7 @@ use crate::evidence::Evidence;
 use reprieve::desk::client::{Guardian, NoGuardian};
 use reprieve::desk::message::{FromGuardian, FromOperator, Pending};
 use reprieve::desk::socket::sockets;
+use reprieve::verdict::Action;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -59,6 +60,8 @@ pub struct Hold {
 #[derive(Debug)]
 pub struct Console {
     dir: PathBuf,
+    /// Name of this machine.
+    pub host: String,
     guardians: Vec<Guardian>,
     /// Sockets that cannot be talked to, and why.
     pub problems: Vec<(PathBuf, NoGuardian)>,
@@ -87,6 +90,7 @@ impl Console {
     pub fn new(dir: PathBuf) -> Self {
         Console {
             dir,
+            host: std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned(),
             guardians: Vec::new(),
             problems: Vec::new(),
             holds: Vec::new(),
@@ -187,7 +191,13 @@ impl Console {
                     hold.stand = Stand::Over(outcome, Instant::now());
                 }
             }
-            FromGuardian::Accepted { action, .. } => self.said = format!("done: {action}"),
+            // Not yet done, and it may be that it cannot be.
+            FromGuardian::Accepted { action, .. } => {
+                self.said = match action.parse::<Action>() {
+                    Ok(_) => format!("accepted: {action}"),
+                    Err(_) => format!("accepted: {action} are left"),
+                }
+            }
             FromGuardian::Refused { why, .. } => self.said = format!("refused: {why}"),
             FromGuardian::Hello { .. } | FromGuardian::Listed | FromGuardian::GoAway { .. } => {}
         }
@@ -218,7 +228,7 @@ impl Console {
     /// Says something about the hold that is looked at.
     pub fn say(&mut self, message: impl FnOnce(String) -> FromOperator) {
         let Some(hold) = self.hold() else {
-            self.said = "there is no hold to decide about".to_owned();
+            self.say_none();
             return;
         };
         let message = message(hold.pending.id.clone());
@@ -226,6 +236,11 @@ impl Console {
         if guardian.is_none_or(|guardian| guardian.say(&message).is_err()) {
             self.said = "its guardian is gone".to_owned();
         }
+    }
+
+    /// Says that there is nothing to decide.
+    pub fn say_none(&mut self) {
+        self.said = "there is no hold to decide about".to_owned();
     }
 
     /// Decides about it.
