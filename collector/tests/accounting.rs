@@ -333,7 +333,7 @@ fn all_renderings_carry_it() {
     };
     assert_is_all(&read("accounting.folded"));
     assert!(read("accounting.svg").contains("anonymous memory"));
-    assert!(read("report.html").contains("Where every byte went"));
+    assert!(read("report.html").contains("What filled it"));
     let said = |subcommand: &str, arguments: &[&str]| {
         let output = recorded.lab.reprieve(subcommand).args(arguments).output().unwrap();
         assert!(output.status.success(), "{}", text(&output));

@@ -85,11 +85,24 @@ fn replay_tells_what_would_have_been_done() {
     let replay =
         |more: &[&str]| reprieve(Path::new("/nonexistent"), &[&["replay", policy.to_str().unwrap()], more].concat());
     let told = stdout(&replay(&[&python, &sort, &recorded("redis")]));
-    let lines: Vec<&str> = told.lines().collect();
+    let lines: Vec<&str> = told.lines().skip(1).collect();
+    assert!(told.starts_with("INCIDENT ") && lines[0].contains("  python3 ["), "{told}");
     assert!(lines.len() == 3 && lines[0].contains("cache ") && lines[0].ends_with("throttle=10s, kill"), "{told}");
     assert!(lines[1..].iter().all(|line| line.contains("(no rule)") && line.ends_with("reclaim, kill")), "{told}");
     let json = stdout(&replay(&[&python, "--json", "--assert", "throttle"]));
     assert_eq!(serde_json::from_str::<serde_json::Value>(&json).unwrap()["rule"], "cache");
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["kill_begins_with"]["comm"], "python3", "{json}");
+    // Incidents of guarded cgroups are answered as those are.
+    let guarding = "[guard]\ncgroups = ['/process_api/**']\non_oom = ['freeze', 'kill']\n\
+                    [[cgroup]]\nmatch = '/process_api/*/reprieve-13782*'\non_oom = ['grant=1G']\n";
+    let guard = dir.path().join("guard.toml");
+    fs::write(&guard, guarding).unwrap();
+    let of = |incident: &str| {
+        let told = reprieve(Path::new("/nonexistent"), &["replay", guard.to_str().unwrap(), incident]);
+        stdout(&told).lines().last().unwrap().to_owned()
+    };
+    assert!(of(&python).ends_with("freeze=300s, kill") && of(&sort).ends_with("grant=1G"), "{}", of(&python));
     for (arguments, code) in [
         (&[&python, "--assert", "kill"][..], 6),
         (&[&python, &sort, "--assert", "throttle=10s"], 6),

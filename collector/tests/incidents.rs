@@ -55,6 +55,17 @@ fn lists_are_as_they_were() {
     stored.golden(&["list", "--help"], "list-help.txt");
 }
 
+/// Of one step that tells all, and of two.
+#[test]
+fn an_incident_is_shown_as_it_was() {
+    let stored = Stored::new();
+    stored.golden(&["show", "7ee0a8"], "show-sort.txt");
+    let shown = String::from_utf8(stored.prints(&["show", "7ee0a8"])).unwrap();
+    assert_eq!(shown.matches("kill: killed sort [13784]").count(), 1, "{shown}");
+    stored.add(&recorded("shop"));
+    stored.golden(&["show", recorded("shop")["id"].as_str().unwrap()], "show-shop.txt");
+}
+
 #[test]
 fn conditions_choose() {
     let stored = stored();
@@ -191,7 +202,7 @@ fn readable(dir: &Path) -> Vec<(String, String)> {
 
 /// Changes every text of an incident but those with a meaning fixed by the format.
 fn change(value: &mut Value, to: &mut dyn FnMut(&str) -> String) {
-    const FIXED: [&str; 12] = [
+    const FIXED: [&str; 14] = [
         "schema",
         "trigger",
         "state",
@@ -204,6 +215,8 @@ fn change(value: &mut Value, to: &mut dyn FnMut(&str) -> String) {
         "id",
         "stat",
         "events",
+        "basis",
+        "scope",
     ];
     match value {
         Value::String(text) => *text = to(text),
@@ -229,6 +242,19 @@ fn complete(incident: &mut Value) {
     thread["wchan"] = json!("do_wait");
     thread["script"] = json!([{"native": null, "frame": frame()}]);
     incident["kernel_victims"] = json!([{"pid": 1, "comm": "victim", "rss_bytes": 1}]);
+    incident["other_killers"] = json!([{"pid": 2, "name": "earlyoom", "kills_here": null}]);
+    incident["other_victims"] = json!([{"pid": 3, "comm": "victim"}]);
+    incident["memcg"]["labels"] = json!({"container_runtime": "docker", "container_id": "0123", "pod_uid": "4567"});
+    let process = &mut incident["processes"][0];
+    (process["container_runtime"], process["pod_uid"]) = (json!("docker"), json!("4567"));
+    process["growth"] = growth();
+    incident["ended"] = json!([{"pid": 4, "comm": "victim", "killed_by_kernel": true, "growth": growth()}]);
+    incident["growth"] = json!({"scope": "cgroup", "period": 64, "of_kernel": true, "samples": 2, "lost_samples": 0,
+        "unplaced_samples": 0, "kept_one_in": 1, "ring_bytes": 1, "table_bytes": 1});
+    incident["baseline"] = json!({"usage": [{"before_us": 2, "usage_bytes": 1}], "before_us": 1, "before_bytes": 1,
+        "after_bytes": 4096, "kinds": [{"kind": "anon", "before_bytes": 1, "after_bytes": 4096}],
+        "processes": [{"pid": 5, "comm": "victim", "before_bytes": null, "after_bytes": 4096}], "has_heap": false,
+        "heap_rest_bytes": 0, "cost": {"records": 1, "took_us": 1, "since_us": 2, "kept_bytes": 1}});
     incident["gaps"] = json!(["no kernel log"]);
     incident["verdict"]["rule"] = json!("batch first");
     incident["verdict"]["problems"] = json!(["rule \"x\" was passed over"]);
@@ -237,6 +263,13 @@ fn complete(incident: &mut Value) {
         json!([{"pid": 1, "address": 1, "frame": frame(), "source": "perf_map", "miss": "none"}]);
     incident["symbols"]["searches"] = json!([{"module": 0, "without_inlined": 0, "without_lines": 0,
         "tried": [{"source": "binary", "place": "/opt/x", "outcome": "absent"}]}]);
+}
+
+/// Of one page, which one function touched.
+fn growth() -> Value {
+    json!({"basis": "present", "samples": 1, "bytes": 4096, "direct_bytes": 4096, "shared_bytes": 0, "stack_bytes": 0,
+        "heap_bytes": 0, "unseen_bytes": 0, "frames": [{"address": 1, "at": null, "named": frame()}],
+        "stacks": [{"frames": [0], "cut": false, "bytes": 4096, "sigma_bytes": 0, "samples": 1, "reliable_bytes": 4096}]})
 }
 
 fn frame() -> Value {

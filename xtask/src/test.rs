@@ -5,7 +5,7 @@ use crate::deps::{self, Package};
 use crate::failures::Failures;
 use crate::labelled::Labelled;
 use crate::programs::test_program;
-use crate::{fixtures, fuzz, npm, vm};
+use crate::{deb, fixtures, fuzz, npm, vm};
 use anyhow::{Context, Result, bail};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -25,6 +25,7 @@ const TEST_PACKAGES: &[Package] = &[
     Package { name: "python3", why: "a real program to run out of memory" },
     Package { name: "python3-jsonschema", why: "incidents and exports are checked by their schemas" },
     Package { name: "python3-numpy", why: "a C extension whose arrays belong to lines of Python" },
+    Package { name: "chromium", why: "reports are read in it" },
     Package { name: "nodejs", why: "a real program to run out of memory, and to generate code" },
     Package { name: "redis-server", why: "a real program to run out of memory" },
     Package { name: "redis-tools", why: "the client that fills redis" },
@@ -36,6 +37,9 @@ const TEST_PACKAGES: &[Package] = &[
     Package { name: "libtcmalloc-minimal4", why: "an allocator behind ours" },
     Package { name: "libmimalloc2.0", why: "an allocator behind ours" },
     Package { name: "e2fsprogs", why: "a file system on the disk of a guest" },
+    Package { name: "tmux", why: "a terminal on which the console is used like a person does" },
+    Package { name: "systemd", why: "its checks of our units, and a real journal" },
+    Package { name: "man-db", why: "reads our manual pages" },
     Package { name: "util-linux", why: "unshare and setpriv, to start services like containers do" },
 ];
 
@@ -43,6 +47,13 @@ const TEST_PACKAGES: &[Package] = &[
 type Out<'a> = &'a mut (dyn Write + Send);
 /// A named check.
 type Stage = (&'static str, fn(&Path, Out<'_>) -> Result<()>);
+
+/// Those that are only unpacked: installed, each would start a server, or a killer.
+const UNPACKED: &[Package] = &[
+    Package { name: "prometheus", why: "promtool checks our metrics; a real server scrapes them" },
+    Package { name: "prometheus-alertmanager", why: "alerts of it reach a webhook" },
+    Package { name: "earlyoom", why: "another killer to tell of" },
+];
 
 /// In order; a later one may use what an earlier one built.
 const STAGES: &[Stage] = &[
@@ -186,10 +197,15 @@ fn tests(root: &Path, out: Out<'_>) -> Result<()> {
     fixtures::build_go(root)?;
     let library = build_heap_library(root, out)?;
     let npm = npm::install(&target(root))?;
+    let debian = target(root).join("debian");
+    deps::unpack(UNPACKED, &debian)?;
+    let deb = deb::build(root, "release")?;
     let env = [
         ("REPRIEVE_FIXTURES", fixtures.as_path()),
         ("REPRIEVE_HEAP_LIBRARY", library.as_path()),
         ("REPRIEVE_NPM", npm.as_path()),
+        ("REPRIEVE_DEBIAN", debian.as_path()),
+        ("REPRIEVE_DEB", deb.as_path()),
     ];
     // One test at a time: each fills memory and measures time.
     cargo(

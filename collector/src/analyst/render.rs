@@ -9,32 +9,29 @@ use std::path::Path;
 
 /// Writes every rendering of `incident` into `dir`, `incident.json` last.
 pub fn render(incident: &Incident, dir: &Path) -> Result<(), StoreError> {
-    let mut graphs = Vec::new();
-    for view in views(incident) {
-        let mut drawings = Vec::new();
+    let views = views(incident);
+    for view in &views {
         for index in 0..view.profile.sample_types.len() {
             let title = view.title_of(index);
             let text = svg::Text { title: &title, subtitle: &incident.id };
             let mut image = Vec::new();
             match svg::write(&view.profile, index, text, &mut image) {
-                Ok(()) => write_atomically(dir, &svg_name(&view, index), &image)?,
+                Ok(()) => write_atomically(dir, &svg_name(view, index), &image)?,
                 // Nothing to draw is no error; the report says so.
-                Err(RenderError::Empty) => image.clear(),
+                Err(RenderError::Empty) => {}
                 Err(error) => return Err(into_store_error(dir, &error)),
             }
-            drawings.push(String::from_utf8_lossy(&image).into_owned());
-            if let Some(name) = folded_name(&view, index) {
+            if let Some(name) = folded_name(view, index) {
                 let mut text = Vec::new();
                 folded::write(&view.profile, index, &mut text).map_err(|e| into_store_error(dir, &e))?;
                 write_atomically(dir, &name, &text)?;
             }
         }
-        graphs.push((view, drawings));
     }
     let mut gzip = Vec::new();
     pprof::write(&whole(incident), &mut gzip).map_err(|e| into_store_error(dir, &e))?;
     write_atomically(dir, "profile.pb.gz", &gzip)?;
-    write_atomically(dir, "report.html", report::html(incident, &graphs).as_bytes())?;
+    write_atomically(dir, "report.html", report::html(incident, &views).as_bytes())?;
     write_incident(incident, dir)
 }
 

@@ -6,6 +6,7 @@
 mod create;
 mod glob;
 mod hierarchy;
+mod labels;
 mod leftovers;
 mod memcg;
 pub mod note;
@@ -13,6 +14,7 @@ pub mod note;
 pub use create::{CpuGroup, create_cpu_group, create_memcg, find_cpu_group};
 pub use glob::Glob;
 pub use hierarchy::{Hierarchy, Version, unescape};
+pub use labels::labels;
 pub use leftovers::{clean_leftovers, maker_is_dead, name_of_own_group};
 pub use memcg::{Memcg, UNLIMITED, parse_keyed};
 

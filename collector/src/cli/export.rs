@@ -6,6 +6,7 @@ use crate::config::Config;
 use crate::incident::markdown;
 use crate::incident::model::Incident;
 use crate::incident::profile::{View, views, whole};
+use crate::incident::report;
 use clap::{Args, ValueEnum};
 use reprieve_flamegraph::{Profile, Series, firefox, folded, otlp, pprof, speedscope, svg};
 use std::io::IsTerminal;
@@ -40,6 +41,8 @@ pub(super) enum Format {
     Firefox,
     /// OpenTelemetry: ProfilesData of v1development, as OTLP sends it (protobuf).
     Otlp,
+    /// Any browser: the whole report.
+    Html,
     /// Scripts: the whole incident, as `show --json` prints it.
     Json,
     /// Issues, chats and wikis: GitHub's Markdown.
@@ -66,8 +69,9 @@ pub(super) struct ExportArgs {
 }
 
 pub(super) fn export(args: &ExportArgs, config: impl Fn() -> Result<Config, Failure>) -> Result<ExitCode, Failure> {
-    if args.format == Format::Json && args.sample_type.is_some() {
-        let error = anyhow::anyhow!("--sample-type: --format json has the whole incident; leave one of them out");
+    if matches!(args.format, Format::Json | Format::Html) && args.sample_type.is_some() {
+        let name = if args.format == Format::Json { "json" } else { "html" };
+        let error = anyhow::anyhow!("--sample-type: --format {name} has the whole incident; leave one of them out");
         return Err(Failure { code: USAGE, error });
     }
     let is_binary = matches!(args.format, Format::Pprof | Format::Otlp);
@@ -89,6 +93,9 @@ fn render(incident: &Incident, format: Format, sample_type: Option<&str>) -> Res
         return Ok((json + "\n").into_bytes());
     }
     let views = views(incident);
+    if format == Format::Html {
+        return Ok(report::html(incident, &views).into_bytes());
+    }
     let (view, index) = choose(&views, sample_type, incident)?;
     let drawn: Vec<(&View, usize)> = match sample_type {
         Some(_) => vec![(view, index)],
@@ -129,7 +136,7 @@ fn render(incident: &Incident, format: Format, sample_type: Option<&str>) -> Res
             content = markdown::page(incident, &first).into_bytes();
             Ok(())
         }
-        Format::Json => Ok(()),
+        Format::Json | Format::Html => Ok(()),
     }
     .map_err(|error| {
         failed(anyhow::Error::new(error).context(format!("incident {} has nothing to draw", incident.id)))

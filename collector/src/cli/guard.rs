@@ -3,6 +3,7 @@
 use super::{FAILED, Failure};
 use crate::cgroup::Glob;
 use crate::guard;
+use crate::say::Form;
 use clap::Args;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -32,10 +33,13 @@ pub(super) struct GuardArgs {
     /// Record command lines, which can hold secrets.
     #[arg(long)]
     with_cmdline: bool,
+    /// Form of the log: auto, text, json or journal [default: guard.log].
+    #[arg(long, value_name = "FORM")]
+    log: Option<Form>,
 }
 
 pub(super) fn watch(args: GuardArgs, config: PathBuf) -> Result<ExitCode, Failure> {
-    let GuardArgs { cgroups, dry_run, out, with_cmdline } = args;
-    let given = guard::Given { config, cgroups, is_dry: dry_run, out, with_cmdline };
+    let GuardArgs { cgroups, dry_run, out, with_cmdline, log } = args;
+    let given = guard::Given { config, cgroups, is_dry: dry_run, out, with_cmdline, log };
     guard::watch(given).map(|()| ExitCode::SUCCESS).map_err(|error| Failure { code: FAILED, error: error.into() })
 }

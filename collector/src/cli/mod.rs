@@ -3,6 +3,8 @@
 //! Each subcommand has a module of its own with its options, its help and what it does.
 
 mod config;
+mod console;
+mod decide;
 mod diff;
 mod doctor;
 mod export;
@@ -22,8 +24,10 @@ mod vacuum;
 use crate::analyst::{self, Phase};
 use crate::config::Config;
 use crate::incident::store::StoreError;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use config::ConfigArgs;
+use console::ConsoleArgs;
+use decide::DecideArgs;
 use diff::DiffArgs;
 use doctor::DoctorArgs;
 use export::ExportArgs;
@@ -51,6 +55,8 @@ const USAGE: u8 = 2;
 const NOT_FOUND: u8 = 3;
 /// A permission or a kernel feature is missing.
 const NOT_ABLE: u8 = 4;
+/// Somebody else decided before, or the time was over.
+const TOO_LATE: u8 = 5;
 /// A policy decides otherwise than asserted.
 const ASSERTION: u8 = 6;
 /// `run` itself failed, as env(1) and timeout(1) say it.
@@ -61,7 +67,8 @@ const CODES: &str = "\
 Exit codes:
   0  done                       3  no such incident, process, cgroup or sample type
   1  failed                     4  a permission or kernel feature is missing
-  2  wrong command line         6  replay: another action than asserted
+  2  wrong command line         5  decide: somebody was first, or it is too late
+                                6  replay: another action than asserted
 `run` gives the command's own code, 128+N when signal N killed it, 125 when
 reprieve itself failed, 126 when the command cannot be run, 127 when it is not
 found.";
@@ -87,6 +94,10 @@ enum Command {
     Machine(MachineArgs),
     /// Guard cgroups that others made, for as long as it runs.
     Guard(GuardArgs),
+    /// Show holds that wait for a person, and decide.
+    Console(ConsoleArgs),
+    /// Decide about a hold that waits for a person, or list them.
+    Decide(DecideArgs),
     /// Record a process or cgroup as it is, without an OOM and without harm.
     Snapshot(SnapshotArgs),
     /// List incidents, oldest first: all, or those of a time, cgroup, pod, process or verdict.
@@ -111,12 +122,21 @@ enum Command {
     Config(ConfigArgs),
     /// Find out, by trying, what this machine can do.
     Doctor(DoctorArgs),
+    /// What reprieve starts to post to a webhook.
+    #[command(hide = true)]
+    Announce { seconds: u64 },
     /// What reprieve starts to symbolize and render.
     #[command(hide = true)]
     Analyst { phase: String, staging: PathBuf, limits: String, guardian: i32 },
     /// What `doctor` lets run out of memory.
     #[command(hide = true)]
     Eater { threads: u32 },
+}
+
+/// The whole command line, for its manual pages and completions.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command()
 }
 
 /// Parses, does, and tells the exit code.
@@ -146,6 +166,8 @@ pub fn main() -> ExitCode {
         Command::Run(args) => config().and_then(|config| run::run_command(args, &config)),
         Command::Machine(args) => config().and_then(|config| machine::watch(args, &config)),
         Command::Guard(args) => guard::watch(args, cli.config),
+        Command::Console(args) => console::start(args, config),
+        Command::Decide(args) => decide::decide(&args, config),
         Command::Snapshot(args) => config().and_then(|config| snapshot::take(args, &config)),
         Command::List(args) => list::list(args, config),
         Command::Show(args) => config().and_then(|config| show::show(&args, &config)),
@@ -162,6 +184,9 @@ pub fn main() -> ExitCode {
             crate::doctor::eat(threads);
             Ok(ExitCode::SUCCESS)
         }
+        Command::Announce { seconds } => crate::desk::announce::post(seconds)
+            .map(|()| ExitCode::SUCCESS)
+            .map_err(|why| Failure { code: FAILED, error: anyhow::anyhow!("the webhook was not told: {why}") }),
         Command::Analyst { phase, staging, limits, guardian } => run_analyst(&phase, &staging, &limits, guardian),
     };
     result.unwrap_or_else(|Failure { code, error }| {

@@ -1,10 +1,12 @@
 //! `replay`: what a policy would have done.
 
 use super::{ASSERTION, FAILED, Failure, USAGE, print};
+use crate::cgroup::Glob;
 use crate::config::Config;
+use crate::incident::model::Incident;
 use crate::incident::read::read_incident;
 use crate::incident::store::{INCIDENT, Store};
-use crate::verdict::policy;
+use crate::verdict::policy::{self, Choice, Policy};
 use clap::Args;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -14,7 +16,11 @@ const REPLAY_EXAMPLES: &str = "\
 Examples:
   reprieve replay /etc/reprieve                     # all incidents of the store
   reprieve replay new.toml 20261125T074340 --json
-  reprieve replay new.toml fixtures/incidents/*.json --assert grant";
+  reprieve replay new.toml fixtures/incidents/*.json --assert grant
+
+An incident of a cgroup that the policy guards (guard.cgroups) is answered as
+[guard] and [[cgroup]] say, any other one as [run] says; rules come first for
+both. Nothing is done, and no cgroup is looked at.";
 
 #[derive(Debug, Args)]
 #[command(after_help = REPLAY_EXAMPLES)]
@@ -36,7 +42,7 @@ pub(super) struct ReplayArgs {
 
 pub(super) fn replay(args: &ReplayArgs, config: impl Fn() -> Result<Config, Failure>) -> Result<ExitCode, Failure> {
     let policy = if args.policy.is_dir() { Config::load(&args.policy) } else { Config::load_file(&args.policy) };
-    let policy = policy.map_err(|problems| Failure { code: FAILED, error: problems.into() })?.policy();
+    let policy = policy.map_err(|problems| Failure { code: FAILED, error: problems.into() })?;
     if let Some(wrong) = args.assert.as_deref().filter(|wanted| !policy::is_action(wanted)) {
         let error = anyhow::anyhow!("--assert {wrong}: there is no such action; `reprieve run --help` lists all");
         return Err(Failure { code: USAGE, error });
@@ -50,7 +56,7 @@ pub(super) fn replay(args: &ReplayArgs, config: impl Fn() -> Result<Config, Fail
     if wanted.is_empty() {
         wanted = store.ids()?;
     }
-    let mut code = ExitCode::SUCCESS;
+    let (mut code, mut has_heading) = (ExitCode::SUCCESS, false);
     for name in &wanted {
         let path = Path::new(name);
         let found = match () {
@@ -67,12 +73,26 @@ pub(super) fn replay(args: &ReplayArgs, config: impl Fn() -> Result<Config, Fail
                 continue;
             }
         };
+        let policy = policy_for(&policy, &incident);
         let choice = policy.choose(&incident);
         let differs = args.assert.as_deref().is_some_and(|wanted| !choice.begins_with(wanted));
         if differs && code == ExitCode::SUCCESS {
             code = ExitCode::from(ASSERTION);
         }
+        if !args.json && !std::mem::replace(&mut has_heading, true) {
+            print(&Choice::heading());
+        }
         print(&if args.json { choice.json(&incident) } else { choice.line(&incident, differs) });
     }
     Ok(code)
+}
+
+/// What is in force for the memcg of an incident.
+fn policy_for(config: &Config, incident: &Incident) -> Policy {
+    let path = incident.memcg.as_ref().map_or("", |memcg| memcg.path.as_str());
+    let is_any = |globs: &[Glob]| globs.iter().any(|glob| glob.matches(path));
+    match is_any(&config.guard_cgroups()) && !is_any(&config.guard_except()) {
+        true => config.guarded(path).policy,
+        false => config.policy(),
+    }
 }

@@ -2,6 +2,8 @@
 
 use super::{Failure, RUN_FAILED};
 use crate::config::Config;
+use crate::desk::Place;
+use crate::guard;
 use crate::hold::BrakeChoice;
 use crate::run::{self, RunError};
 use crate::size::{parse_duration, parse_faults, parse_size};
@@ -20,7 +22,8 @@ Actions, tried in order until the program is well again:
   throttle[=TIME]  let it run slowly and see whether it frees memory (3s)
   grant=SIZE       raise the limit by SIZE, if the machine has it
   freeze[=TIME]    keep it stopped until a person makes room (5min)
-  ask[=TIME]       ask on the terminal (30s)
+  ask[=TIME]       have a person decide: on the terminal, by `reprieve console` or
+                   by `reprieve decide` (30s)
   signal=NAME      send this signal to its processes, for them to free memory
   hook=[TIME:]PROG run this program, which has TIME to make room (5s)
   kill             kill the least important process, then the biggest
@@ -50,6 +53,9 @@ pub(super) struct RunArgs {
     /// What to do when memory runs out, tried in order [default: reclaim,kill].
     #[arg(long, value_name = "ACTION[,ACTION…]", value_delimiter = ',')]
     on_oom: Vec<Action>,
+    /// Record, and tell what would be done; then the kernel decides.
+    #[arg(long)]
+    dry_run: bool,
     /// Folder for incidents [default: /var/lib/reprieve, or XDG's state folder].
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -111,12 +117,13 @@ pub(super) fn run_command(args: RunArgs, config: &Config) -> Result<ExitCode, Fa
             deadline: args.deadline.unwrap_or_else(|| config.run_deadline()),
             policy: if args.on_oom.is_empty() { config.policy() } else { Policy::fixed(args.on_oom) },
             options: snapshot::Options { with_cmdline: args.with_cmdline || config.records_cmdlines(), alone: false },
-            is_dry: false,
+            is_dry: args.dry_run,
         },
         out: args.out.or(config.store_dir()),
         limits: config.limits(),
         brake: args.brake.unwrap_or_else(|| config.run_brake()),
         growth_period: growth,
+        desk: Place { dir: config.guard_run_dir().unwrap_or_else(guard::default_dir), manner: config.asking() },
         heap_period: with_heap.then(|| period.unwrap_or_else(|| heap_period(limit_bytes))),
     };
     match run::run(&request) {

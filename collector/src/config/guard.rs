@@ -3,7 +3,10 @@
 use super::keys::{self, Key};
 use super::{Config, Origin};
 use crate::cgroup::Glob;
+use crate::desk::{self, Announce};
 use crate::hold::{BrakeChoice, Cushion};
+use crate::metrics::Places;
+use crate::say::Form;
 use crate::size::parse_duration;
 use crate::verdict::Action;
 use crate::verdict::policy::Policy;
@@ -72,6 +75,32 @@ impl Config {
     #[must_use]
     pub fn guard_run_dir(&self) -> Option<PathBuf> {
         Some(self.get("guard.run_dir")).filter(|dir| *dir != keys::AUTO).map(PathBuf::from)
+    }
+
+    /// How persons are asked.
+    #[must_use]
+    pub fn asking(&self) -> desk::Manner {
+        let webhook = self.parsed("ask.webhook", keys::webhook);
+        let announce = Announce {
+            webhook: webhook.map(|url| (url, self.parsed("ask.webhook_body", keys::template))),
+            hook: self.parsed("ask.hook", keys::hook),
+            at_most: self.parsed("ask.announce_time", parse_duration),
+        };
+        desk::Manner { most: self.parsed("ask.most", parse_duration), announce }
+    }
+
+    /// Form of the guard's log.
+    #[must_use]
+    pub fn guard_log(&self) -> Form {
+        self.parsed("guard.log", Form::from_str)
+    }
+
+    /// Where metrics are to be had.
+    #[must_use]
+    pub fn guard_metrics(&self) -> Places {
+        let (listen, textfile) =
+            (self.parsed("guard.metrics", keys::metrics), self.parsed("guard.textfile", keys::textfile));
+        Places { listen, textfile }
     }
 
     /// How the memcg at `path` is guarded: as `[guard]` says, and each `[[cgroup]]` that

@@ -1,15 +1,20 @@
 //! The keys: what there is to set.
 
 use crate::cgroup::Glob;
+use crate::desk::announce::{BODY, Template};
 use crate::hold::{BrakeChoice, Cushion};
+use crate::say::Form;
 use crate::size::{parse_age, parse_duration, parse_faults, parse_size};
 use crate::verdict::Action;
-use std::path::Path;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
 /// What depends on something else unless it is set.
 pub(super) const AUTO: &str = "auto";
+/// What is not done unless it is set.
+const OFF: &str = "off";
 
 /// How a value is written in TOML.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -231,6 +236,62 @@ pub const KEYS: &[Key] = &[
         check: dir,
     },
     Key {
+        name: "guard.log",
+        kind: Kind::Text,
+        default: AUTO,
+        meaning: "form of the log: text, json (a line each), journal (with fields), or auto: journal under systemd",
+        check: |text| Form::from_str(text).map(drop),
+    },
+    Key {
+        name: "guard.metrics",
+        kind: Kind::Text,
+        default: OFF,
+        meaning: "address on loopback for Prometheus to scrape, like 127.0.0.1:9913, or off",
+        check: |text| metrics(text).map(drop),
+    },
+    Key {
+        name: "guard.textfile",
+        kind: Kind::Text,
+        default: OFF,
+        meaning: "file in node_exporter's folder for text files, like /var/lib/prometheus/node-exporter/reprieve.prom, or off",
+        check: |text| textfile(text).map(drop),
+    },
+    Key {
+        name: "ask.most",
+        kind: Kind::Text,
+        default: crate::desk::MOST_TIME,
+        meaning: "longest that a hold waits for a person, with all the time that operators add",
+        check: |text| parse_duration(text).map(drop),
+    },
+    Key {
+        name: "ask.webhook",
+        kind: Kind::Text,
+        default: OFF,
+        meaning: "URL that is told by POST that somebody has to decide, http:// only, or off",
+        check: |text| webhook(text).map(drop),
+    },
+    Key {
+        name: "ask.webhook_body",
+        kind: Kind::Text,
+        default: AUTO,
+        meaning: "JSON that is posted, with names like {{id}} in its texts; auto has a text and all facts",
+        check: |text| template(text).map(drop),
+    },
+    Key {
+        name: "ask.hook",
+        kind: Kind::Text,
+        default: OFF,
+        meaning: "program that is run when somebody has to decide, by its whole path, or off",
+        check: |text| hook(text).map(drop),
+    },
+    Key {
+        name: "ask.announce_time",
+        kind: Kind::Text,
+        default: "5s",
+        meaning: "longest that the webhook, and that the hook, may take before it is killed",
+        check: |text| parse_duration(text).map(drop),
+    },
+    Key {
         name: "snapshot.deadline",
         kind: Kind::Text,
         default: "2s",
@@ -253,6 +314,32 @@ pub(super) fn cushion(text: &str) -> Result<Cushion, String> {
         AUTO => Ok(Cushion::Auto),
         "0" => Ok(Cushion::Bytes(0)),
         _ => parse_size(text).map(Cushion::Bytes),
+    }
+}
+
+/// Where metrics are served: loopback only, for they tell who runs here.
+pub(super) fn metrics(text: &str) -> Result<Option<SocketAddr>, String> {
+    if text == OFF {
+        return Ok(None);
+    }
+    match text.parse::<SocketAddr>() {
+        Ok(address) if address.ip().is_loopback() => Ok(Some(address)),
+        Ok(address) => {
+            Err(format!("{} is not on loopback; write 127.0.0.1:{} or [::1]:{1}", address.ip(), address.port()))
+        }
+        Err(_) => Err(format!("{text:?} is no address with a port; write one like 127.0.0.1:9913, or off")),
+    }
+}
+
+/// Where metrics are written: node_exporter reads what ends in `.prom`.
+pub(super) fn textfile(text: &str) -> Result<Option<PathBuf>, String> {
+    if text == OFF {
+        return Ok(None);
+    }
+    let path = Path::new(text);
+    match path.is_absolute() && path.extension().is_some_and(|end| end == "prom") {
+        true => Ok(Some(path.to_owned())),
+        false => Err(format!("{text:?} is not read by node_exporter; write a whole path that ends in .prom, or off")),
     }
 }
 
@@ -291,6 +378,32 @@ pub(super) fn actions(text: &str) -> Result<Vec<Action>, String> {
         return Err("there is no action; write at least one, like [\"kill\"]".to_owned());
     }
     text.split(',').map(Action::from_str).collect()
+}
+
+/// Where a decision is announced.
+pub(super) fn webhook(text: &str) -> Result<Option<String>, String> {
+    match text {
+        OFF => Ok(None),
+        _ if text.contains(char::is_whitespace) => Err(format!("{text:?} has blanks, which no URL has")),
+        _ if text.strip_prefix("http://").is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/')) => {
+            Ok(Some(text.to_owned()))
+        }
+        _ => Err(format!("{text:?} is not a URL that begins with http://; for https have a local relay, or ask.hook")),
+    }
+}
+
+/// What is posted there.
+pub(super) fn template(text: &str) -> Result<Template, String> {
+    Template::parse(if text == AUTO { BODY } else { text })
+}
+
+/// A program that is told.
+pub(super) fn hook(text: &str) -> Result<Option<PathBuf>, String> {
+    match text {
+        OFF => Ok(None),
+        _ if Path::new(text).is_absolute() => Ok(Some(text.into())),
+        _ => Err(format!("{text:?} is not absolute; a hook is a program's whole path, without arguments")),
+    }
 }
 
 /// A sampling period in bytes.

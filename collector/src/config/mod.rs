@@ -277,7 +277,8 @@ mod tests {
         let _ = (config.run_growth_period(), config.run_watches_growth());
         let _ = (config.run_heap_period(), config.snapshot_deadline(), config.store_dir());
         let _ = (config.guard_cgroups(), config.guard_except(), config.guard_analysts(), config.guard_cooldown());
-        let _ = (config.guarded("/a"), config.guard_run_dir());
+        let _ = (config.guarded("/a"), config.guard_run_dir(), config.guard_log(), config.guard_metrics());
+        let _ = config.asking();
     }
 
     #[test]
@@ -314,6 +315,13 @@ mod tests {
             ("run.on_oom = [1]", "run.on_oom: "),
             ("run.memory = 1979-05-27", "run.memory: "),
             ("run.memory = '1G'\nrun.memory = '2G'", "duplicate"),
+            ("guard.log = 'xml'", "guard.log: \"xml\" is no form of a log; write auto, text, json or journal"),
+            (
+                "guard.metrics = '0.0.0.0:9913'",
+                "guard.metrics: 0.0.0.0 is not on loopback; write 127.0.0.1:9913 or [::1]:9913",
+            ),
+            ("guard.metrics = 9913", "guard.metrics: \"9913\" is no address with a port"),
+            ("guard.textfile = '/a/b.txt'", "guard.textfile: \"/a/b.txt\" is not read by node_exporter"),
             ("x = 1", "x is not a key; `reprieve config show` lists all"),
         ] {
             let found = problems(&[("reprieve.toml", text)]);

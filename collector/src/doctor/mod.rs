@@ -9,6 +9,7 @@ use crate::hold::stop::StoppedThreads;
 use crate::hold::{self, BrakeChoice, Look};
 use crate::incident::store::Store;
 use crate::incident::units;
+use crate::killers;
 use crate::signals::Signals;
 use crate::snapshot::TargetMemory;
 use nix::poll::{PollTimeout, poll};
@@ -71,6 +72,7 @@ pub fn examine() -> Vec<Check> {
         lock_check(),
         adj_check(),
         store_check(),
+        killers_check(),
     ]
 }
 
@@ -348,6 +350,21 @@ fn adj_check() -> Check {
         Status::Degraded,
         "in a machine-wide OOM the kernel may kill the guardian",
         "run with CAP_SYS_RESOURCE, or set OOMScoreAdjust=-1000 in the unit",
+    )
+}
+
+fn killers_check() -> Check {
+    let found = killers::active();
+    let result = match found.first() {
+        None => Ok("no other program is known to kill for memory".to_owned()),
+        Some(first) => Err(format!("{} kill for memory; {}", killers::told(&found), killers::remedy(&first.name))),
+    };
+    check(
+        "alone",
+        result,
+        Status::Degraded,
+        "they may kill before reprieve decides, and whom it would have kept",
+        "let them spare what reprieve guards, or stop them (docs/guard.md)",
     )
 }
 

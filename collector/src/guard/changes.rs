@@ -4,14 +4,21 @@ use super::post::{Over, Post};
 use super::settings::Settings;
 use super::tree::Tree;
 use super::{ENDING_TIME, Guard, TREE, TROUBLE_TIME, recorder, system};
+use crate::baseline::{History, Pace};
 use crate::cgroup::Memcg;
 use crate::hold::{self, BrakeError};
 use crate::incident::units;
+use crate::metrics::{Event, Exporter, Places};
 use crate::run::RunError;
+use crate::say;
 use crate::signals::Interrupt;
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+/// Memcgs of which a history is kept, 4 KiB each: the guardian's memory does not grow with the
+/// number of cgroups. Of the others an incident tells no growth.
+const RECORDED: usize = 128;
 
 impl Guard {
     pub(super) fn consider_those_settled(&mut self) {
@@ -38,7 +45,7 @@ impl Guard {
             return;
         }
         if memcg.has_us() {
-            eprintln!("reprieve: {path} is not guarded: reprieve itself is in it");
+            say!(Error, cgroup = path; "{path} is not guarded: reprieve itself is in it");
             return;
         }
         if self.revive(path) {
@@ -51,12 +58,11 @@ impl Guard {
             Ok(mut post) => {
                 self.next += 1;
                 if let Some(brake) = post.brake() {
-                    eprintln!(
-                        "reprieve: guarding {path}: limit {}, brake {}",
-                        units::bytes(brake.limit()),
-                        brake.name()
-                    );
+                    let (limit, name) = (brake.limit(), brake.name());
+                    say!(Info, cgroup = path, limit_bytes = limit, brake = name;
+                        "guarding {path}: limit {}, brake {name}", units::bytes(limit));
                 }
+                post.history = (self.posts.len() < RECORDED).then(|| History::new(Pace::OF_MANY));
                 self.posts.insert(number, post);
                 self.numbers.insert(path.to_owned(), number);
                 self.listen(number, true);
@@ -65,7 +71,9 @@ impl Guard {
             Err(BrakeError::Unlimited { .. }) => {}
             // It is gone again.
             Err(_) if !Memcg::at(&self.hierarchy, path).exists() => {}
-            Err(error) => eprintln!("reprieve: {path} is not guarded: {:#}", anyhow::Error::new(error)),
+            Err(error) => {
+                say!(Error, cgroup = path; "{path} is not guarded: {:#}", anyhow::Error::new(error));
+            }
         }
     }
 
@@ -101,7 +109,8 @@ impl Guard {
         if post.is_out() {
             return;
         }
-        eprintln!("reprieve: {} is gone", post.memcg.path());
+        let path = post.memcg.path();
+        say!(Info, cgroup = path; "{path} is gone");
         let _ = post.line.forget();
         self.posts.remove(&number);
     }
@@ -111,7 +120,8 @@ impl Guard {
         self.listen(number, false);
         let Some(post) = self.posts.get_mut(&number) else { return };
         if post.over.replace(Over::Unwanted).is_none() {
-            eprintln!("reprieve: {} is not guarded any more", post.memcg.path());
+            let path = post.memcg.path();
+            say!(Info, cgroup = path; "{path} is not guarded any more");
         }
         self.numbers.remove(post.memcg.path());
         post.waits = None;
@@ -147,10 +157,18 @@ impl Guard {
 
     /// Reads the configuration again; the old one stays where the new one is wrong.
     pub(super) fn reload(&mut self) {
+        self.manager.reloading();
+        self.read_again();
+        self.manager.ready();
+    }
+
+    fn read_again(&mut self) {
         let settings = match Settings::load(&self.given) {
             Ok(settings) => settings,
             Err(problems) => {
-                eprintln!("{problems}\nreprieve: the old configuration stays in force");
+                problems.0.iter().for_each(|problem| say!(Error; "{problem}"));
+                self.exporter.tell(&Event::Configured { is_right: false });
+                say!(Error; "the old configuration stays in force");
                 return;
             }
         };
@@ -159,7 +177,8 @@ impl Guard {
                 // The old one writes what it has, and ends.
                 Ok(recorder) => self.recorder = Arc::new(recorder),
                 Err(error) => {
-                    eprintln!("reprieve: {error}\nreprieve: the old configuration stays in force");
+                    self.exporter.tell(&Event::Configured { is_right: false });
+                    say!(Error; "{error}; the old configuration stays in force");
                     return;
                 }
             }
@@ -167,6 +186,14 @@ impl Guard {
         // What was started stays as it is until the end: the lock and the threads.
         let before = std::mem::replace(&mut self.settings, settings);
         (self.settings.run_dir, self.settings.analysts) = (before.run_dir, before.analysts);
+        self.desk.iter().for_each(|desk| desk.change(self.settings.asking.clone()));
+        if *self.exporter.places() != self.settings.config.guard_metrics() {
+            self.leave_exporter();
+            // The old one has left its address before the new one wants it.
+            self.exporter = Exporter::start(Places::default());
+            self.exporter = Exporter::start(self.settings.config.guard_metrics());
+            self.listen_to_exporter();
+        }
         let numbers: Vec<(u32, String)> = self.numbers.iter().map(|(path, number)| (*number, path.clone())).collect();
         for (number, path) in numbers {
             let guarded = self.given.apply(self.settings.config.guarded(&path));
@@ -177,18 +204,18 @@ impl Guard {
             }
         }
         if let Err(error) = self.look_everywhere() {
-            eprintln!("reprieve: {error}");
+            say!(Error; "{error}");
         }
-        eprintln!(
-            "reprieve: the configuration was read again; guarding {}",
-            units::count(self.numbers.len() as u64, "cgroup")
-        );
+        self.tell_all();
+        let count = units::count(self.numbers.len() as u64, "cgroup");
+        say!(Info; "the configuration was read again; guarding {count}");
     }
 
     /// Gives everything back.
     pub(super) fn end(mut self) {
+        self.manager.ending();
         if let Some(ending) = self.signals.ending() {
-            eprintln!("reprieve: {} was received: everything is given back to the kernel", ending.signal);
+            say!(Info; "{} was received: everything is given back to the kernel", ending.signal);
             self.crew.halt(ending.signal);
         }
         let until = Instant::now() + ENDING_TIME;
@@ -198,6 +225,7 @@ impl Guard {
                     post.put(done.brake);
                 }
             }
+            self.manager.live();
             std::thread::sleep(Duration::from_millis(5));
         }
         let mut is_all = true;
@@ -211,10 +239,12 @@ impl Guard {
         drop(self.posts);
         // A thread may be about to let go of it.
         while Arc::strong_count(&self.recorder) > 1 && Instant::now() < until {
+            self.manager.live();
             std::thread::sleep(Duration::from_millis(5));
         }
         if let Some(recorder) = Arc::into_inner(self.recorder) {
-            recorder.drain(|| {});
+            // Pages take their time, which is not that of one who hangs.
+            recorder.drain(|| self.manager.live());
         }
     }
 }

@@ -4,11 +4,15 @@
 //! (ptrace(2)), so one OOM is one thread's from the stop to the end of its hold. What
 //! it cannot let go the kernel does, when it ends.
 
+use crate::baseline::History;
 use crate::cgroup::{Memcg, find_cpu_group};
+use crate::desk::Desk;
 use crate::guardian::Priority;
 use crate::hold::Brake;
 use crate::hold::watchdog::Line;
+use crate::metrics::Feed;
 use crate::run::{Answered, Answerer, Manner, Recorder};
+use crate::say;
 use crate::signals::{Ending, Interrupt};
 use crate::snapshot::kernel_log::KernelLog;
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -55,8 +59,14 @@ pub struct Job {
     pub recorder: Arc<Recorder>,
     /// Why none is written.
     pub unrecorded: Option<String>,
+    /// Where it is counted.
+    pub feed: Option<Feed>,
     /// Incident after which the kernel was left to decide.
     pub left_to_kernel: Option<String>,
+    /// What it was like until now.
+    pub history: Option<History>,
+    /// Where operators are served.
+    pub desk: Option<Arc<Desk>>,
 }
 
 /// A memcg that comes back.
@@ -66,6 +76,8 @@ pub struct Done {
     pub number: u32,
     /// Its brake.
     pub brake: Box<dyn Brake>,
+    /// What it was like until then.
+    pub history: Option<History>,
     /// What came of it; the error is a sentence.
     pub answered: Result<Answered, String>,
     /// Whether the thread has ended.
@@ -139,7 +151,7 @@ impl Crew {
         let done: Vec<Done> = self.done.try_iter().collect();
         for _ in done.iter().filter(|done| done.is_last) {
             if let Err(error) = self.hire() {
-                eprintln!("reprieve: one thread less answers OOMs: {error}");
+                say!(Error; "one thread less answers OOMs: {error}");
             }
         }
         done
@@ -194,7 +206,7 @@ fn work(hands: &Mutex<Receiver<Job>>, shared: &Shared) {
             is_free = job.brake.release_late();
         }
         let is_last = has_died || !is_free;
-        let done = Done { number: job.number, brake: job.brake, answered, is_last };
+        let done = Done { number: job.number, brake: job.brake, history: job.history.take(), answered, is_last };
         if shared.done.send(done).is_err() {
             return;
         }
@@ -220,9 +232,14 @@ impl Job {
             subject: &subject,
             heap: None,
             growth: None,
+            history: self.history.as_ref(),
             reads_heaps: true,
             teller: &format!("{}: ", self.memcg.path()),
             unrecorded: self.unrecorded.as_deref(),
+            desk: self.desk.as_deref(),
+            // It is one for all, and belongs to who started us.
+            on_terminal: false,
+            feed: self.feed.as_ref(),
         };
         match self.task {
             Task::Answer => answerer.answer().map_err(|error| format!("{:#}", anyhow::Error::new(error))),

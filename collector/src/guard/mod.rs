@@ -1,30 +1,36 @@
 //! `reprieve guard`: every memcg that the configuration matches, for as long as it runs.
 //!
 //! One thread waits for bells and news of the tree ([`Tree`]), and looks; what is out of
-//! memory goes to a thread of the [`Crew`] and comes back. It asks for nothing at
-//! intervals while all is well.
+//! memory goes to a thread of the [`Crew`] and comes back. While all is well it looks every
+//! few seconds at what each is like, so that an incident can tell what grew.
 
 mod changes;
 mod crew;
 mod lock;
+mod manager;
 mod post;
 mod ration;
 mod settings;
+mod tell;
 mod tree;
 
-pub use lock::LockError;
+pub use lock::{LockError, default_dir};
 pub use settings::{Given, Settings};
 
 use crate::cgroup::Hierarchy;
+use crate::desk::{Desk, Place};
 use crate::guardian::{self, Priority};
 use crate::hold::Look;
 use crate::hold::watchdog::Watchdog;
 use crate::incident::store::Store;
 use crate::incident::units;
-use crate::run::{Answered, Recorder, RunError};
+use crate::metrics::{Event, Exporter};
+use crate::run::{Answered, Recorder, RunError, tell_unserved};
+use crate::say;
 use crate::signals::{Interrupt, Signals};
 use crew::{Crew, Done, Job, Task};
 use lock::Lock;
+use manager::Manager;
 use nix::errno::Errno;
 use nix::poll::PollFlags;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -41,7 +47,8 @@ const SIGNALS: u64 = 0;
 const TREE: u64 = 1;
 const CREW: u64 = 2;
 const WATCHDOG: u64 = 3;
-const FIRST: u32 = 4;
+const EXPORTER: u64 = 4;
+const FIRST: u32 = 5;
 /// Bells taken at a time.
 const EVENTS: usize = 64;
 /// Time that OOMs under way get to end when we end: a kill may take as long.
@@ -63,18 +70,21 @@ pub fn watch(given: Given) -> Result<(), RunError> {
                 .to_owned(),
         ));
     }
+    say::choose(given.log.unwrap_or(settings.config.guard_log()));
     let _lock = Lock::take(&settings.run_dir)?;
     let hierarchy = Hierarchy::memory()?;
     guardian::allow_many_files();
     let watchdog = Watchdog::start_for_many(hierarchy.clone())
         .map_err(|e| RunError::System("the watchdog could not be started", e))?;
     for missing in guardian::settle() {
-        eprintln!("reprieve: warning: {missing}");
+        say!(Warning; "warning: {missing}");
     }
     guardian::sigbus::install().map_err(|e| RunError::System("the SIGBUS handler could not be installed", e.into()))?;
     let recorder = Arc::new(recorder(&settings)?);
+    let desk = desk(&settings);
     let crew = Crew::start(settings.analysts, Priority::of_this_thread())
         .map_err(|e| RunError::System("a thread could not be started", e))?;
+    let exporter = Exporter::start(settings.config.guard_metrics());
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(system)?;
     let (tree, found) = Tree::plant(&hierarchy, settings.cgroups.clone())
         .map_err(|e| RunError::System("the tree of cgroups cannot be watched", e))?;
@@ -88,6 +98,7 @@ pub fn watch(given: Given) -> Result<(), RunError> {
         hierarchy,
         watchdog: Some(watchdog),
         recorder,
+        desk,
         crew,
         epoll,
         tree,
@@ -97,9 +108,15 @@ pub fn watch(given: Given) -> Result<(), RunError> {
         next: FIRST,
         ration: Ration::default(),
         settling: BTreeMap::new(),
+        manager: Manager::of_environment(),
+        exporter,
+        told: None,
     };
     found.iter().for_each(|path| guard.consider(path));
-    eprintln!("reprieve: guarding {}", units::count(guard.posts.len() as u64, "cgroup"));
+    say!(Info; "guarding {}", units::count(guard.posts.len() as u64, "cgroup"));
+    guard.listen_to_exporter();
+    guard.tell_all();
+    guard.manager.ready();
     let result = guard.run();
     guard.end();
     result
@@ -115,6 +132,12 @@ fn recorder(settings: &Settings) -> Result<Recorder, RunError> {
     Recorder::with_subject(store, settings.limits, Some(reserve), "guard".to_owned())
 }
 
+/// Where operators are served, for which the lock is ours alone.
+fn desk(settings: &Settings) -> Option<Arc<Desk>> {
+    let place = Place { dir: settings.run_dir.clone(), manner: settings.asking.clone() };
+    Desk::open(place.clone(), "guard").map(Arc::new).inspect_err(|error| tell_unserved(&place, error)).ok()
+}
+
 struct Guard {
     given: Given,
     settings: Settings,
@@ -122,6 +145,8 @@ struct Guard {
     /// `None` when it has been sent home.
     watchdog: Option<Watchdog>,
     recorder: Arc<Recorder>,
+    /// `None` where it could not be opened.
+    desk: Option<Arc<Desk>>,
     crew: Crew,
     epoll: Epoll,
     tree: Tree,
@@ -133,6 +158,10 @@ struct Guard {
     ration: Ration,
     /// Cgroups that are new, or that somebody limits, until when they are let alone.
     settling: BTreeMap<String, Instant>,
+    manager: Manager,
+    exporter: Exporter,
+    /// How many are guarded and answered, as it was told last.
+    told: Option<(u64, u64)>,
 }
 
 impl Guard {
@@ -150,6 +179,10 @@ impl Guard {
                     TREE => self.hear_tree()?,
                     // Nobody would give back what we hold if we died as well.
                     WATCHDOG => return Err(RunError::Refused("the watchdog died; start the guard anew".to_owned())),
+                    EXPORTER => {
+                        self.leave_exporter();
+                        self.exporter.ended();
+                    }
                     CREW => self.crew.take().into_iter().for_each(|done| self.done(done)),
                     number => self.look(number as u32),
                 }
@@ -157,9 +190,16 @@ impl Guard {
             self.look_at_those_due();
             self.consider_those_settled();
             self.serve();
+            self.record();
             if self.signals.take_reload() {
                 self.reload();
             }
+            if self.exporter.revive() {
+                self.listen_to_exporter();
+                self.tell_all();
+            }
+            self.tell_state();
+            self.manager.live();
         }
         Ok(())
     }
@@ -172,7 +212,9 @@ impl Guard {
             Some((Task::RecordKill, _)) => None,
             None => Some(post.look_at),
         });
-        due.chain(self.settling.values().copied()).min().map_or(EpollTimeout::NONE, |at| {
+        let records = self.posts.values().filter(|post| !post.is_out()).filter_map(Post::record_due);
+        let others = self.manager.due().into_iter().chain(self.exporter.due()).chain(records);
+        due.chain(self.settling.values().copied()).chain(others).min().map_or(EpollTimeout::NONE, |at| {
             // Rounded up: one of 0 ms would spin through the last one.
             let left = at.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
             EpollTimeout::try_from(left).unwrap_or(EpollTimeout::MAX)
@@ -207,7 +249,7 @@ impl Guard {
                 false => EpollFlags::EPOLLIN,
             };
             if wanted && let Err(errno) = self.epoll.add(bell.as_fd(), EpollEvent::new(priority, number.into())) {
-                eprintln!("reprieve: a bell cannot be heard, it is looked at instead: {errno}");
+                say!(Warning; "a bell cannot be heard, it is looked at instead: {errno}");
             }
         }
     }
@@ -217,6 +259,16 @@ impl Guard {
         let is_due = |post: &&Post| !post.is_out() && post.waits.is_none() && post.look_at <= now;
         let due: Vec<u32> = self.posts.iter().filter(|(_, post)| is_due(post)).map(|(number, _)| *number).collect();
         due.into_iter().for_each(|number| self.look(number));
+    }
+
+    /// Records what one memcg is like, the one that waits longest for it: the others' bells
+    /// are listened to before the next.
+    fn record(&mut self) {
+        let now = Instant::now();
+        let due = self.posts.values_mut().filter(|post| post.record_due().is_some_and(|due| due <= now));
+        if let Some(post) = due.min_by_key(|post| post.record_due()) {
+            post.record();
+        }
     }
 
     fn look(&mut self, number: u32) {
@@ -235,7 +287,7 @@ impl Guard {
             Ok(Look::OutOfMemory) => Some(Task::Answer),
             Ok(Look::KilledByKernel) => Some(Task::RecordKill),
             Err(error) => {
-                eprintln!("reprieve: {}: {:#}", post.memcg.path(), anyhow::Error::new(error));
+                post.complain(error);
                 post.look_at = Instant::now() + TROUBLE_TIME;
                 return;
             }
@@ -291,6 +343,9 @@ impl Guard {
             line: post.line.clone(),
             recorder: Arc::clone(&self.recorder),
             unrecorded: may.err(),
+            history: post.history.take(),
+            desk: self.desk.clone(),
+            feed: self.exporter.feed(),
             left_to_kernel: if task == Task::RecordKill { post.back() } else { None },
         };
         if let Err(brake) = self.crew.put(job) {
@@ -303,11 +358,13 @@ impl Guard {
     fn give_up(&mut self, number: u32) {
         let Some(post) = self.posts.get_mut(&number) else { return };
         post.waits = None;
-        eprintln!("reprieve: {}: no analyst was free in time; the kernel's OOM killer decides", post.memcg.path());
+        let path = post.memcg.path();
+        say!(Error, cgroup = path; "{path}: no analyst was free in time; the kernel's OOM killer decides");
+        self.exporter.tell(&Event::Unanswered);
         if let Some(brake) = post.brake()
             && let Err(error) = brake.give_up()
         {
-            eprintln!("reprieve: {}: {:#}", post.memcg.path(), anyhow::Error::new(error));
+            post.complain(error);
         }
         post.leave(None);
         post.look_at = Instant::now();
@@ -318,12 +375,14 @@ impl Guard {
     fn done(&mut self, done: Done) {
         let Some(post) = self.posts.get_mut(&done.number) else { return };
         post.put(done.brake);
+        post.history = done.history;
         match done.answered {
             Ok(Answered::LeftToKernel(incident)) => post.leave(incident),
             Ok(Answered::Relieved | Answered::Nobody) => {}
             Err(_) if !post.memcg.exists() => {}
             Err(error) => {
-                eprintln!("reprieve: {}: {error}; the kernel's OOM killer decides", post.memcg.path());
+                let path = post.memcg.path();
+                say!(Error, cgroup = path; "{path}: {error}; the kernel's OOM killer decides");
                 if let Some(brake) = post.brake() {
                     let _ = brake.give_up();
                 }

@@ -1,11 +1,13 @@
 //! One memcg under guard.
 
 use super::crew::Task;
-use crate::cgroup::Memcg;
+use crate::baseline::History;
+use crate::cgroup::{CgroupError, Memcg};
 use crate::config::Guarded;
 use crate::hold::watchdog::{Charge, Debt, Line};
 use crate::hold::{self, Brake, BrakeError};
 use crate::run::Manner;
+use crate::say;
 use crate::snapshot::Options;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -33,6 +35,8 @@ pub struct Post {
     pub waits: Option<(Task, Instant)>,
     /// When to look without a bell.
     pub look_at: Instant,
+    /// What it was like until now; `None` while a thread has it, and where too many have one.
+    pub history: Option<History>,
     /// Since when the kernel decides, after which incident.
     left: Option<(Instant, Option<String>)>,
     /// Why it is not guarded any more.
@@ -63,6 +67,7 @@ impl Post {
             debts: Vec::new(),
             waits: None,
             look_at: Instant::now(),
+            history: None,
             left: None,
             over: None,
         };
@@ -84,6 +89,25 @@ impl Post {
     pub fn give(&mut self) -> Option<Box<dyn Brake>> {
         self.waits = None;
         self.brake.take()
+    }
+
+    /// When to record next what it is like; `None` while it is being answered.
+    pub fn record_due(&self) -> Option<Instant> {
+        let is_idle = self.waits.is_none() && !self.is_out();
+        self.history.as_ref().filter(|_| is_idle).map(History::due)
+    }
+
+    /// Records what it is like.
+    pub fn record(&mut self) {
+        if let Some(history) = &mut self.history {
+            history.look(&self.memcg, None);
+        }
+    }
+
+    /// Says what is wrong with it.
+    pub fn complain(&self, error: CgroupError) {
+        let path = self.memcg.path();
+        say!(Error, cgroup = path; "{path}: {:#}", anyhow::Error::new(error));
     }
 
     /// From a thread.
@@ -110,7 +134,8 @@ impl Post {
         match self.line.guard(charge) {
             Ok(()) => self.debts = debts,
             Err(error) => {
-                eprintln!("reprieve: {}: the watchdog does not know of it: {error}", self.memcg.path());
+                let path = self.memcg.path();
+                say!(Error, cgroup = path; "{path}: the watchdog does not know of it: {error}");
             }
         }
     }
@@ -147,7 +172,8 @@ impl Post {
         {
             self.left = None;
             if let Err(error) = brake.rearm() {
-                eprintln!("reprieve: {}: the brake could not be armed again: {error}", self.memcg.path());
+                let path = self.memcg.path();
+                say!(Error, cgroup = path; "{path}: the brake could not be armed again: {error}");
             }
         }
     }

@@ -3,7 +3,9 @@
 use super::lock;
 use crate::cgroup::Glob;
 use crate::config::{Config, Guarded, Problems};
+use crate::desk;
 use crate::incident::store::Limits;
+use crate::say::Form;
 use crate::snapshot::Options;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -21,6 +23,8 @@ pub struct Given {
     pub out: Option<PathBuf>,
     /// Whether command lines are recorded.
     pub with_cmdline: bool,
+    /// Form of the log; as configured where none was typed.
+    pub log: Option<Form>,
 }
 
 impl Given {
@@ -49,8 +53,10 @@ pub struct Settings {
     pub limits: Limits,
     /// What is recorded.
     pub options: Options,
-    /// Folder of the lock.
+    /// Folder of the lock, and of the operators' socket.
     pub run_dir: PathBuf,
+    /// How persons are asked.
+    pub asking: desk::Manner,
 }
 
 impl Settings {
@@ -66,6 +72,7 @@ impl Settings {
             out: given.out.clone().or(config.store_dir()),
             limits: config.limits(),
             options: Options { with_cmdline: given.with_cmdline || config.records_cmdlines(), alone: false },
+            asking: config.asking(),
             run_dir: config.guard_run_dir().unwrap_or_else(lock::default_dir),
             config,
         })

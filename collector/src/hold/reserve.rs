@@ -10,6 +10,7 @@ use super::{Alarm, Brake, BrakeError, HandBack, Look, debt, remember};
 use crate::cgroup::{CgroupError, Memcg, note};
 use crate::hold::watchdog::Debt;
 use crate::incident::model::KernelHold;
+use crate::say;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags};
 use reprieve_oom_uapi::{ATTACH, Attach, DEVICE, Event, Kind, Reason, STATE, VERDICT, Verdict};
@@ -179,8 +180,9 @@ impl ReserveBrake {
         let threads = brake.adapt_reserve()?.len();
         let needed = brake.needed_reserve(threads);
         if brake.reserve < needed {
-            eprintln!(
-                "reprieve: warning: {}/memory.oom.reserve is {} bytes and may not be written; with less than {needed} a hold can break off",
+            say!(
+                Warning, cgroup = brake.memcg.path();
+                "warning: {}/memory.oom.reserve is {} bytes and may not be written; with less than {needed} a hold can break off",
                 brake.memcg.path(),
                 before.reserve
             );
@@ -345,7 +347,8 @@ impl Drop for ReserveBrake {
         if self.memcg.usage().is_ok_and(|usage| usage + ROOM_BYTES <= before.limit) {
             let _ = self.memcg.write("memory.max", &before.limit.to_string());
         } else {
-            eprintln!("reprieve: {}/memory.max stays at {now}: more than before is in use", self.memcg.path());
+            let path = self.memcg.path();
+            say!(Warning, cgroup = path; "{path}/memory.max stays at {now}: more than before is in use");
         }
     }
 }

@@ -5,8 +5,8 @@ use super::model::Incident;
 use super::units::{bytes, count, micros};
 use reprieve_flamegraph::{Frame, FrameKind, Profile, Sample, SampleType};
 
-/// What is shown of the whole: a tenth of a percent.
-const LEAST_SHARE: f64 = 0.001;
+/// What has a row of its own: what is 0.1 % of the whole when it is rounded.
+const LEAST_SHARE: f64 = 0.0005;
 /// Parts of one node that are shown; the others are told by their number.
 const PARTS: usize = 6;
 
@@ -27,45 +27,106 @@ pub struct AccountRow {
     pub is_unexplained: bool,
 }
 
-/// Rows in the order of the tree; what is beside comes last.
+/// What has no row of its own: too small for one.
+#[derive(Debug, Default)]
+struct Crumbs {
+    parts: usize,
+    bytes: u64,
+    unexplained_bytes: u64,
+}
+
+impl Crumbs {
+    fn add(&mut self, nodes: &[&AccountNode]) {
+        self.parts += nodes.len();
+        self.bytes += nodes.iter().map(|node| node.bytes).sum::<u64>();
+        self.unexplained_bytes += nodes.iter().map(|node| unexplained_bytes(node)).sum::<u64>();
+    }
+
+    fn row(&self, whole: u64) -> AccountRow {
+        let of_which = match self.unexplained_bytes {
+            0 => String::new(),
+            unexplained => format!(", {} of it without explanation", bytes(unexplained)),
+        };
+        AccountRow {
+            bytes: bytes(self.bytes),
+            share: percent(self.bytes, whole),
+            depth: 1,
+            what: format!("{} of less than 0.05 % each{of_which}", count(self.parts as u64, "part")),
+            source: String::new(),
+            is_unexplained: false,
+        }
+    }
+}
+
+/// Rows in the order of the tree, then one for what is too small for its own: those
+/// that nothing is below add up to the whole. What is beside it comes last.
 #[must_use]
 pub fn rows(incident: &Incident) -> Vec<AccountRow> {
     let Some(accounting) = &incident.accounting else { return Vec::new() };
     let mut rows = Vec::new();
-    add(&accounting.root, 0, Some(accounting.root.bytes), &mut rows);
-    accounting.beside.iter().for_each(|node| add(node, 0, None, &mut rows));
+    let mut crumbs = Crumbs::default();
+    add(&accounting.root, 0, Some(accounting.root.bytes), &mut rows, &mut crumbs);
+    if crumbs.bytes > 0 {
+        rows.push(crumbs.row(accounting.root.bytes));
+    }
+    // Of what has no whole nothing is too small.
+    accounting.beside.iter().for_each(|node| add(node, 0, None, &mut rows, &mut Crumbs::default()));
     rows
 }
 
-fn add(node: &AccountNode, depth: usize, whole: Option<u64>, rows: &mut Vec<AccountRow>) {
-    let share = |bytes: u64| whole.map(|whole| bytes as f64 / whole.max(1) as f64);
-    let percent = |bytes: u64| share(bytes).map_or(String::new(), |share| format!("{:.1} %", share * 100.0));
+fn add(node: &AccountNode, depth: usize, whole: Option<u64>, rows: &mut Vec<AccountRow>, crumbs: &mut Crumbs) {
+    let share = |bytes: u64| whole.map_or(String::new(), |whole| percent(bytes, whole));
     rows.push(AccountRow {
         bytes: bytes(node.bytes),
-        share: percent(node.bytes),
+        share: share(node.bytes),
         depth,
         what: node.what.clone(),
         source: node.source.clone(),
         is_unexplained: node.kind == AccountKind::Unexplained,
     });
-    let shown = |child: &AccountNode| share(child.bytes).is_none_or(|share| share >= LEAST_SHARE);
-    let kept = node.children.iter().take(PARTS).take_while(|child| shown(child)).count();
-    node.children[..kept].iter().for_each(|child| add(child, depth + 1, whole, rows));
-    let rest = &node.children[kept..];
-    // None of them is lost: an unexplained one is a row, however small.
-    let (unexplained, others): (Vec<_>, Vec<_>) = rest.iter().partition(|node| node.kind == AccountKind::Unexplained);
+    let is_row = |bytes: u64| whole.is_none_or(|whole| has_row(bytes, whole));
+    let kept = node.children.iter().take(PARTS).take_while(|child| is_row(child.bytes)).count();
+    node.children[..kept].iter().for_each(|child| add(child, depth + 1, whole, rows, crumbs));
+    // An unexplained one is not told by its number alone if it has a size to speak of.
+    let (unexplained, others): (Vec<_>, Vec<_>) =
+        node.children[kept..].iter().partition(|node| node.kind == AccountKind::Unexplained && is_row(node.bytes));
     let more: u64 = others.iter().map(|child| child.bytes).sum();
-    if more > 0 {
+    if more > 0 && is_row(more) {
         rows.push(AccountRow {
             bytes: bytes(more),
-            share: percent(more),
+            share: share(more),
             depth: depth + 1,
             what: format!("{} more", others.len()),
             source: String::new(),
             is_unexplained: false,
         });
+    } else if kept + unexplained.len() > 0 {
+        crumbs.add(&others);
+    } // Else nothing is below the node's own row, which tells of them all.
+    unexplained.into_iter().for_each(|child| add(child, depth + 1, whole, rows, crumbs));
+}
+
+fn has_row(bytes: u64, whole: u64) -> bool {
+    bytes as f64 >= whole as f64 * LEAST_SHARE
+}
+
+/// A share for people. What is too small for a row may be so in sum, too.
+fn percent(bytes: u64, whole: u64) -> String {
+    if bytes < whole && !has_row(bytes, whole) {
+        return "< 0.1 %".to_owned();
     }
-    unexplained.into_iter().for_each(|child| add(child, depth + 1, whole, rows));
+    format!("{:.1} %", bytes as f64 / whole.max(1) as f64 * 100.0)
+}
+
+/// Bytes in leaves that are not explained.
+fn unexplained_bytes(node: &AccountNode) -> u64 {
+    let mut sum = 0;
+    node.walk(&mut |node, _| {
+        if node.children.is_empty() && node.kind == AccountKind::Unexplained {
+            sum += node.bytes;
+        }
+    });
+    sum
 }
 
 /// What it came to, in one sentence; `None` without a memcg.
@@ -174,6 +235,42 @@ mod tests {
         let line = line(&incident).unwrap();
         assert!(line.contains("80.0 % of what is charged") && line.contains("8.0 KiB that these"), "{line}");
         assert_eq!(gaps(&incident).collect::<Vec<_>>(), ["accounting: something"]);
+    }
+
+    /// Of 1 GB 12 parts, each smaller than the one before by a factor of 5, have rests
+    /// that nobody explains.
+    #[test]
+    fn no_row_is_nothing_and_the_leaves_add_up() {
+        let mut incident = incident();
+        let part = |index: u32| {
+            let bytes = 800_000_000 / 5_u64.pow(index);
+            let owners = vec![
+                AccountNode::leaf("one", bytes / 2, ""),
+                AccountNode::leaf("two", bytes / 5000, ""),
+                AccountNode::leaf("three", bytes / 6000, ""),
+            ];
+            AccountNode::leaf(format!("part {index}"), bytes, "")
+                .split(owners, AccountNode::unexplained("owner not seen", 0, ""))
+        };
+        let root = AccountNode::leaf("all", 1_000_000_000, "")
+            .split((0..12).map(part).collect(), AccountNode::unexplained("rest", 0, ""));
+        let accounting = incident.accounting.as_mut().unwrap();
+        (accounting.root, accounting.beside) = (root, Vec::new());
+        let rows = rows(&incident);
+        let table: Vec<_> = rows.iter().map(|r| (r.depth, r.share.as_str(), r.what.as_str())).collect();
+        assert!(rows.iter().all(|row| row.share != "0.0 %"), "{table:?}");
+        let is_leaf = |at: &usize| rows.get(at + 1).is_none_or(|next| next.depth <= rows[*at].depth);
+        let leaves = (0..rows.len()).filter(is_leaf).map(|at| number(&rows[at].share));
+        let sum: f64 = leaves.sum();
+        // Each is rounded to a tenth.
+        assert!((sum - 100.0).abs() < 0.05 * rows.len() as f64 && rows.len() < 20, "{sum}: {table:?}");
+        let last = rows.last().unwrap();
+        assert_eq!((last.depth, last.is_unexplained), (1, false));
+        assert_eq!(last.what, "18 parts of less than 0.05 % each, 156 KiB of it without explanation", "{table:?}");
+    }
+
+    fn number(share: &str) -> f64 {
+        share.trim_start_matches("< ").trim_end_matches(" %").parse().unwrap()
     }
 
     #[test]

@@ -269,7 +269,7 @@ mod tests {
     use super::*;
     use crate::incident::growth::{GrowthSampling, GrowthStack};
     use crate::incident::model::{Estimate, Heap, HeapFrame, HeapStack, ModuleAddress, ResolvedAddress};
-    use crate::incident::{markdown, profile::views};
+    use crate::incident::{markdown, profile::views, report};
 
     const MIB: u64 = 1 << 20;
     const FUNCTIONS: [&str; 5] = ["main", "keep", "litter", "fill", "must_malloc"];
@@ -323,6 +323,7 @@ mod tests {
                     cut: false,
                     inuse: estimate(*live),
                     alloc: estimate(*ever),
+                    before_bytes: None,
                 })
                 .collect(),
         }];
@@ -416,6 +417,10 @@ mod tests {
             page.contains("Who grew RSS (not who owns the heap)") && page.contains("Reliable is 20.0 MiB"),
             "{page}"
         );
+        let html = report::html(&incident, &views);
+        let above = html.find("Reliable is 20.0 MiB").expect("the line");
+        let list = html.find("<h3 id=\"growers\">Who grew RSS (not who owns the heap)</h3>").expect("the stacks");
+        assert!(above < list && html.contains("data-views=\"heap growth threads memory\""), "{html}");
     }
 
     #[test]

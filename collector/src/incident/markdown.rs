@@ -1,10 +1,11 @@
 //! An incident for an issue, a chat or a wiki: GitHub's Markdown (github.github.com/gfm).
 
 use super::model::{Incident, StepOutcome};
+use super::others;
 use super::profile::View;
 use super::show;
 use super::units::{bytes, count, micros, time};
-use super::{accounts, growers};
+use super::{accounts, growers, since};
 use reprieve_flamegraph::top::{self, TopStack};
 use std::fmt::Write;
 
@@ -31,7 +32,7 @@ pub fn page(incident: &Incident, drawn: &[(&View, usize)]) -> String {
     ));
     if let Some(verdict) = &incident.verdict {
         let rule = verdict.rule.as_ref().map_or(String::new(), |rule| format!(" (rule {})", code(rule)));
-        line(&format!("**Verdict:** {}{rule}\n", text(&verdict.summary)));
+        line(&format!("**Verdict:** {}{rule}\n", text(&show::verdict_line(incident, verdict))));
         verdict.problems.iter().for_each(|problem| line(&format!("- {}", text(problem))));
         if !verdict.steps.is_empty() {
             line("| action | outcome | charged before | after | time | what was measured | why |");
@@ -58,6 +59,9 @@ pub fn page(incident: &Incident, drawn: &[(&View, usize)]) -> String {
     if let Some(hold) = &incident.hold {
         line(&format!("**Hold:** {}\n", text(&show::hold_line(hold))));
     }
+    if let Some(others) = others::line(incident) {
+        line(&format!("**Others:** {}\n", text(&others)));
+    }
     if !incident.kernel_victims.is_empty() {
         line("## Killed by the kernel\n");
         for victim in &incident.kernel_victims {
@@ -65,6 +69,7 @@ pub fn page(incident: &Incident, drawn: &[(&View, usize)]) -> String {
         }
         line("");
     }
+    grown(&mut page, incident);
     charged(&mut page, incident);
     processes(&mut page, incident);
     for (view, sample_type) in drawn {
@@ -77,6 +82,19 @@ pub fn page(incident: &Incident, drawn: &[(&View, usize)]) -> String {
     }
     page.truncate(page.trim_end().len());
     page + "\n"
+}
+
+fn grown(page: &mut String, incident: &Incident) {
+    let Some(baseline) = incident.baseline.as_ref().filter(|baseline| since::is_compared(baseline)) else { return };
+    let time = since::span(baseline.before_us);
+    let _ = writeln!(page, "## What grew in {time}\n\n| growth | before | after | what |\n|--:|--:|--:|---|");
+    for rows in [since::kinds(baseline), since::processes(baseline), since::functions(incident)] {
+        for row in rows.iter().filter(|row| row.growth() != 0).take(STACKS) {
+            let (before, after) = (bytes(row.before_bytes), bytes(row.after_bytes));
+            let _ = writeln!(page, "| {} | {before} | {after} | {} |", row.signed(), text(&row.place));
+        }
+    }
+    page.push('\n');
 }
 
 fn charged(page: &mut String, incident: &Incident) {

@@ -2,6 +2,7 @@
 
 pub mod accounting;
 pub mod accounts;
+pub mod baseline;
 pub mod compare;
 pub mod growers;
 pub mod growth;
@@ -9,6 +10,7 @@ pub mod heaps;
 pub mod mallocs;
 pub mod markdown;
 pub mod model;
+pub mod others;
 mod plausible;
 pub mod profile;
 pub mod read;
@@ -16,6 +18,7 @@ pub mod redact;
 pub mod report;
 pub mod select;
 pub mod show;
+pub mod since;
 pub mod store;
 pub mod summary;
 pub mod units;

@@ -6,6 +6,7 @@
 //! `null`, never a sentinel.
 
 use super::accounting::Accounting;
+use super::baseline::Baseline;
 use super::growth::{Ended, Growth, GrowthSampling};
 use reprieve_symbolizer::{Frame, RawStack, Registers, SymbolSource, Tried};
 use serde::{Deserialize, Serialize};
@@ -42,6 +43,12 @@ pub struct Incident {
     /// How page faults were sampled; `None` where they were not.
     #[serde(default)]
     pub growth: Option<GrowthSampling>,
+    /// Other programs that kill for memory and ran at the time.
+    #[serde(default)]
+    pub other_killers: Vec<OtherKiller>,
+    /// Who was killed while stopped, by somebody else than the kernel and us.
+    #[serde(default)]
+    pub other_victims: Vec<OtherVictim>,
     /// ELF images mapped executable in any process; `Mapping::module` and
     /// `ResolvedAddress::module` index into it.
     pub modules: Vec<Module>,
@@ -52,6 +59,9 @@ pub struct Incident {
     /// What the memcg is charged for; `None` without a memcg.
     #[serde(default)]
     pub accounting: Option<Accounting>,
+    /// What it was like before; `None` where nobody had kept a record of it.
+    #[serde(default)]
+    pub baseline: Option<Baseline>,
     /// Everything that could not be had, each a sentence; empty is complete.
     pub gaps: Vec<String>,
 }
@@ -102,6 +112,20 @@ pub struct MemcgState {
     pub stat: std::collections::BTreeMap<String, u64>,
     /// Counters: `memory.events` (v2) or failcnt and oom_control (v1).
     pub events: std::collections::BTreeMap<String, u64>,
+    /// Which container and pod it is.
+    #[serde(default)]
+    pub labels: Labels,
+}
+
+/// What the path of a cgroup says of containers; of one in another, the inner one.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Labels {
+    /// `docker`, `containerd`, `cri-o`, `podman` or `nomad`, where the path tells.
+    pub container_runtime: Option<String>,
+    /// 64 hexadecimal digits; of Nomad the allocation's UUID, a dot, and the task.
+    pub container_id: Option<String>,
+    /// UID of the pod in Kubernetes, with dashes; of podman its ID.
+    pub pod_uid: Option<String>,
 }
 
 /// A process that the kernel's OOM killer killed, from the kernel log.
@@ -119,6 +143,26 @@ pub struct KernelVictim {
     /// Shared memory in it.
     #[serde(default)]
     pub shmem_bytes: Option<u64>,
+}
+
+/// A program on the machine that kills for memory, like `earlyoom`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OtherKiller {
+    /// Its PID.
+    pub pid: i32,
+    /// Its name.
+    pub name: String,
+    /// Processes that it has killed in this memcg so far; only systemd-oomd tells.
+    pub kills_here: Option<u64>,
+}
+
+/// A process that somebody else killed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OtherVictim {
+    /// Its PID.
+    pub pid: i32,
+    /// Its name.
+    pub comm: String,
 }
 
 /// What the kernel tells of a hold of its own (brake `reserve`).
@@ -225,6 +269,12 @@ pub struct Process {
     pub cgroup: String,
     /// Container ID, when the cgroup path shows one.
     pub container_id: Option<String>,
+    /// Who runs the container, when the cgroup path shows it.
+    #[serde(default)]
+    pub container_runtime: Option<String>,
+    /// The pod, when the cgroup path shows one.
+    #[serde(default)]
+    pub pod_uid: Option<String>,
     /// Namespace links that differ from our own, like `pid:[4026531836]`.
     pub foreign_namespaces: Vec<String>,
     /// `/proc/PID/stat` state letter: R, S, D, Z, T, t, X.
@@ -345,6 +395,10 @@ pub struct HeapStack {
     pub inuse: Estimate,
     /// What it ever allocated.
     pub alloc: Estimate,
+    /// What it owned in the record that the incident is compared with; `None` where that
+    /// is not known.
+    #[serde(default)]
+    pub before_bytes: Option<u64>,
 }
 
 /// What malloc gave out and holds free, by its own books. Bytes are those of

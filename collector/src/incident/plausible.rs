@@ -4,6 +4,7 @@
 //! left out here, and told.
 
 use super::accounting::{AccountNode, Accounting};
+use super::baseline::{Baseline, BaselineCost, KindGrowth, ProcessGrowth, UsagePoint};
 use super::growth::{Growth, GrowthStack};
 use super::model::{Estimate, Heap, HeapStack, Incident, MallocState, Process, ProcessMemory, Thread};
 use super::units::grouped;
@@ -36,12 +37,22 @@ pub fn sift(incident: &mut Incident) {
         can_be
     });
     incident.ended.iter_mut().for_each(|ended| cut_growth(&mut ended.growth, &mut gaps));
+    for killer in &mut incident.other_killers {
+        if !room.takes(killer.kills_here.unwrap_or(0)) {
+            killer.kills_here = None;
+            gaps.push(absurd(&format!("whom {} has killed", killer.name)));
+        }
+    }
     for address in &mut incident.symbols.addresses {
         cut(&mut address.frames, MOST_INLINED, "functions inlined at one address", &mut gaps);
     }
     if incident.accounting.as_ref().is_some_and(|accounting| !room.takes(of_accounting(accounting))) {
         incident.accounting = None;
         gaps.push(absurd("what is charged"));
+    }
+    if incident.baseline.as_ref().is_some_and(|baseline| !room.takes(of_baseline(baseline))) {
+        incident.baseline = None;
+        gaps.push(absurd("what it was like before"));
     }
     incident.gaps.append(&mut gaps);
 }
@@ -123,7 +134,10 @@ fn of_memory(memory: &ProcessMemory) -> u64 {
 }
 
 fn of_heap(heap: &Heap) -> u64 {
-    let of_stack = |stack: &HeapStack| [of_estimate(&stack.inuse), of_estimate(&stack.alloc)];
+    let of_stack = |stack: &HeapStack| {
+        let HeapStack { frames: _, cut: _, inuse, alloc, before_bytes } = stack;
+        [of_estimate(inuse), of_estimate(alloc), before_bytes.unwrap_or(0)]
+    };
     let all = [heap.lost_bytes, heap.lost_samples, of_estimate(&heap.inuse), of_estimate(&heap.alloc)];
     sum(heap.stacks.iter().flat_map(of_stack).chain(all))
 }
@@ -176,10 +190,33 @@ fn of_accounting(accounting: &Accounting) -> u64 {
     all
 }
 
+fn of_baseline(baseline: &Baseline) -> u64 {
+    // Named, so that a new figure is looked at.
+    let Baseline {
+        ref usage,
+        before_us,
+        before_bytes,
+        after_bytes,
+        ref kinds,
+        ref processes,
+        has_heap: _,
+        heap_rest_bytes,
+        cost,
+    } = *baseline;
+    let BaselineCost { records, took_us, since_us, kept_bytes } = cost;
+    let of_points = usage.iter().map(|&UsagePoint { before_us, usage_bytes }| sum([before_us, usage_bytes]));
+    let of_kinds = kinds.iter().map(|&KindGrowth { before_bytes, after_bytes, .. }| sum([before_bytes, after_bytes]));
+    let of_processes = processes
+        .iter()
+        .map(|&ProcessGrowth { before_bytes, after_bytes, .. }| sum([before_bytes.unwrap_or(0), after_bytes]));
+    let all = [before_us, before_bytes, after_bytes, heap_rest_bytes, records, took_us, since_us, kept_bytes];
+    sum(of_points.chain(of_kinds).chain(of_processes).chain(all))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::incident::model::{MallocMmapped, MallocSizeClass};
+    use crate::incident::model::{MallocMmapped, MallocSizeClass, OtherKiller};
     use crate::incident::read::read_incident;
     use std::path::Path;
 
@@ -260,6 +297,41 @@ mod tests {
         assert_eq!(deep.gaps, ["frames of a stack that grew: 2 more than 8192; left out"]);
         let stack = &deep.ended[0].growth.stacks[0];
         assert!(stack.cut && stack.frames.len() == MOST_FRAMES);
+    }
+
+    #[test]
+    fn what_it_was_like_before_is_sifted_as_well() {
+        let shop = recorded("shop.json");
+        assert!(shop.baseline.is_some());
+        assert_eq!(sifted(shop.clone()), shop);
+        let changes: [fn(&mut Baseline); 6] = [
+            |baseline| baseline.usage[0].usage_bytes = u64::MAX,
+            |baseline| baseline.kinds[0].after_bytes = BEYOND,
+            |baseline| baseline.processes[0].before_bytes = Some(1 << 63),
+            |baseline| baseline.before_us = u64::MAX,
+            |baseline| baseline.heap_rest_bytes = u64::MAX,
+            |baseline| baseline.cost.since_us = u64::MAX,
+        ];
+        for change in changes {
+            let mut incident = shop.clone();
+            change(incident.baseline.as_mut().unwrap());
+            let incident = sifted(incident);
+            assert_eq!((incident.baseline, incident.gaps), (None, vec![absurd("what it was like before")]));
+        }
+        let mut heap = shop;
+        heap.processes[0].heaps[0].stacks[0].before_bytes = Some(u64::MAX);
+        let heap = sifted(heap).processes.remove(0);
+        assert_eq!((heap.heaps, heap.gaps.last()), (Vec::new(), Some(&absurd("its heap as malloc has it"))));
+    }
+
+    #[test]
+    fn what_others_have_killed_is_sifted_as_well() {
+        let mut incident = recorded("sort.json");
+        let killer = |kills_here| OtherKiller { pid: 7, name: "systemd-oomd".to_owned(), kills_here };
+        incident.other_killers = vec![killer(Some(u64::MAX)), killer(Some(3)), killer(None)];
+        let incident = sifted(incident);
+        assert_eq!(incident.other_killers, [killer(None), killer(Some(3)), killer(None)]);
+        assert_eq!(incident.gaps, [absurd("whom systemd-oomd has killed")]);
     }
 
     #[test]

@@ -364,6 +364,23 @@ pub fn heap(incident: &Incident) -> Profile {
     profile
 }
 
+/// Of `heap`, which is the incident's, the same stacks in the same order with what they owned in
+/// the record that the incident is compared with; `None` where no heap was recorded. A stack of
+/// which that is not known has what it had at the OOM: it did not grow as far as anybody knows.
+#[must_use]
+pub fn heap_before(incident: &Incident, heap: &Profile) -> Option<Profile> {
+    let stacks = || incident.processes.iter().flat_map(counted).flat_map(|heap| &heap.stacks);
+    stacks().any(|stack| stack.before_bytes.is_some()).then(|| {
+        let mut profile = heap.clone();
+        profile.sample_types.truncate(1);
+        for (sample, stack) in profile.samples.iter_mut().zip(stacks()) {
+            sample.values = vec![stack.before_bytes.unwrap_or(stack.inuse.bytes) as i64];
+            sample.spread.clear();
+        }
+        profile
+    })
+}
+
 /// Names by what they are looked up by.
 struct Known<'i> {
     addresses: HashMap<ModuleAddress, &'i ResolvedAddress>,

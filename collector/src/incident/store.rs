@@ -31,7 +31,7 @@ const RESERVE: &str = ".reserve-";
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The folder cannot be used.
-    #[error("incidents cannot be written to {path}: {reason}; free space there or name another folder with --out")]
+    #[error("incidents cannot be written to {path}: {reason}; {}", remedy(.reason))]
     Unusable {
         /// The folder.
         path: PathBuf,
@@ -70,6 +70,19 @@ pub enum StoreError {
         /// What is wrong.
         reason: String,
     },
+}
+
+/// What to do about a folder that cannot be written to.
+fn remedy(reason: &io::Error) -> &'static str {
+    match reason.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "free space there or name another folder with --out"
+        }
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            "make it writable or name another folder with --out"
+        }
+        _ => "name another folder with --out",
+    }
 }
 
 /// What is kept; beyond it the oldest incidents go first, never the newest.
@@ -487,6 +500,20 @@ mod tests {
         store.trim(&Limits { max_count: 1, ..all }, 1);
         assert_eq!(left(), [""; 0]);
         assert!(kept.join(INCIDENT).exists());
+    }
+
+    #[test]
+    fn what_to_do_about_a_folder_fits_what_is_wrong_with_it() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let told = Store::open(Some(file.path().join("incidents"))).unwrap_err().to_string();
+        assert!(told.ends_with("; name another folder with --out") && !told.contains("space"), "{told}");
+        let told = |errno: Errno| StoreError::Unusable { path: "/x".into(), reason: errno.into() }.to_string();
+        for full in [Errno::ENOSPC, Errno::EDQUOT] {
+            assert!(told(full).ends_with("; free space there or name another folder with --out"), "{}", told(full));
+        }
+        for refused in [Errno::EACCES, Errno::EPERM, Errno::EROFS] {
+            assert!(told(refused).ends_with("; make it writable or name another folder with --out"));
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ use super::model::{KernelVictim, ProcessMemory, StepOutcome, Trigger};
 use super::read::{parse, read};
 use super::show::{Happened, printable, sentence};
 use super::store::{INCIDENT, StoreError};
+use crate::cgroup;
 use serde::Deserialize;
 use std::path::Path;
 
@@ -139,39 +140,7 @@ impl Summary {
     }
 }
 
-/// UID of the pod that a cgroup belongs to, with `-`, as Kubernetes writes it.
-///
-/// The kubelet names the cgroup `pod<UID>`, and under systemd
-/// `kubepods-<class>-pod<UID with _>.slice` (kubernetes, pkg/kubelet/cm). A static pod's UID
-/// is 32 digits without any.
-#[must_use]
+/// The pod that a cgroup belongs to.
 pub fn pod(cgroup: &str) -> Option<String> {
-    cgroup.split('/').find_map(|part| {
-        let part = part.strip_suffix(".slice").unwrap_or(part);
-        let uid = part.rsplit_once("pod").filter(|(before, _)| before.is_empty() || before.ends_with('-'))?.1;
-        let uid = uid.replace('_', "-");
-        let is_uid = matches!(uid.len(), 32 | 36) && uid.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-');
-        is_uid.then_some(uid)
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pods_are_known_by_their_cgroups() {
-        let uid = "0a1b2c3d-0a1b-0a1b-0a1b-0a1b2c3d4e5f";
-        for path in [
-            format!("/kubepods/burstable/pod{uid}/0123"),
-            format!("/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{}.slice/x", uid.replace('-', "_")),
-            format!("/kubepods.slice/kubepods-pod{}.slice", uid.replace('-', "_")),
-        ] {
-            assert_eq!(pod(&path).as_deref(), Some(uid), "{path}");
-        }
-        assert_eq!(pod(&format!("/kubepods/pod{}", "a".repeat(32))), Some("a".repeat(32)));
-        for path in ["/", "/kubepods.slice", "/system.slice/podman.service", "/user.slice/tripod0123"] {
-            assert_eq!(pod(path), None, "{path}");
-        }
-    }
+    cgroup::labels(cgroup).pod_uid
 }

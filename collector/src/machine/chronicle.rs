@@ -15,7 +15,7 @@ use crate::cgroup::Memcg;
 use crate::guardian::{Priority, heap, own_status_bytes};
 use crate::hold::reserve::{self, ending};
 use crate::incident::model::{
-    HoldReport, Incident, KernelVictim, MemcgState, Step, StepOutcome, SymbolState, Symbols, Trigger, Verdict,
+    HoldReport, Incident, KernelVictim, Labels, MemcgState, Step, StepOutcome, SymbolState, Symbols, Trigger, Verdict,
 };
 use crate::incident::{show, units};
 use crate::run::{Recorder, Staged};
@@ -396,6 +396,7 @@ fn state_of(root: &Memcg, event: Option<&Event>) -> MemcgState {
         peak_bytes: None,
         stat: root.stat().unwrap_or_default(),
         events: root.read_keyed("memory.oom.state").unwrap_or_default(),
+        labels: Labels::default(),
     }
 }
 

@@ -2,18 +2,23 @@
 
 use super::recorder::{Recorder, state_of};
 use crate::accounting;
-use crate::cgroup::{CgroupError, CpuGroup, Memcg};
+use crate::baseline::History;
+use crate::cgroup::{self, CgroupError, CpuGroup, Memcg};
+use crate::desk::Desk;
 use crate::guardian::{heap, own_status_bytes};
 use crate::hold::Brake;
 use crate::hold::watchdog::Line;
 use crate::incident::model::{HoldReport, Incident, SymbolState, Symbols, Trigger, Verdict};
-use crate::incident::{show, units};
+use crate::incident::{others, show, units};
+use crate::killers;
+use crate::metrics::{Event, Feed};
+use crate::say;
 use crate::signals::Interrupt;
 use crate::snapshot;
 use crate::snapshot::Options;
 use crate::snapshot::kernel_log::KernelLog;
 use crate::verdict::policy::{Choice, Policy};
-use crate::verdict::{self, Scene};
+use crate::verdict::{self, Asking, Scene};
 use crate::witness::{self, GrowthWitness, HeapTable};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -64,6 +69,8 @@ pub struct Answerer<'a> {
     pub heap: Option<&'a HeapTable>,
     /// Who watches the page faults of a command that we started.
     pub growth: Option<&'a GrowthWitness>,
+    /// What the memcg was like until now.
+    pub history: Option<&'a History>,
     /// Whether heaps are looked at: that of the command, and of all that have a table of
     /// their own.
     pub reads_heaps: bool,
@@ -71,6 +78,12 @@ pub struct Answerer<'a> {
     pub teller: &'a str,
     /// Why there is to be no incident of it.
     pub unrecorded: Option<&'a str>,
+    /// Where operators are served.
+    pub desk: Option<&'a Desk>,
+    /// Whether who started us can be asked on our terminal.
+    pub on_terminal: bool,
+    /// Where it is counted.
+    pub feed: Option<&'a Feed>,
 }
 
 /// What came of an OOM.
@@ -92,6 +105,7 @@ impl Answerer<'_> {
         // A watchdog that died leaves the kernel's own OOM killer switched off
         // without a second pair of eyes; the hold is short and we go on.
         let _ = self.watchdog.hold_until(deadline);
+        let kernel_kills = self.memcg.kernel_kills().ok();
         let heap_before = heap::mark();
         let threads = self.brake.stop(deadline.min(noticed + STOP_TIME))?;
         let stop_window = noticed.elapsed();
@@ -105,7 +119,9 @@ impl Answerer<'_> {
         let mut state = state_of(self.memcg);
         // Not the few KiB that the stop may have lent.
         state.limit_bytes = Some(self.brake.limit());
-        let heaps = || self.reads_heaps.then(|| witness::read_tables(self.heap, &pids));
+        let compared = self.history.and_then(|history| history.choose(state.usage_bytes));
+        let before = compared.and_then(|record| record.heap.as_ref());
+        let heaps = || self.reads_heaps.then(|| witness::read_tables(self.heap, before, &pids));
         let mut evidence = snapshot::take(&pids, threads.threads(), heaps, self.manner.options);
         if let Some(growth) = self.growth {
             let left = deadline.saturating_duration_since(Instant::now()) / 4;
@@ -117,6 +133,9 @@ impl Answerer<'_> {
         self.brake.measure();
         let mut incident = self.recorder.draft_about(self.subject, Trigger::Oom, Some(state), evidence);
         incident.accounting = Some(accounting);
+        let compared = self.history.zip(compared);
+        incident.baseline =
+            compared.and_then(|(history, record)| history.tell(noticed, record, self.memcg, &incident.processes));
         // The draft was made when the evidence was complete.
         incident.time_unix_us -= noticed.elapsed().as_micros() as u64;
 
@@ -146,13 +165,27 @@ impl Answerer<'_> {
             threads: Some(threads),
             watchdog: Some(self.watchdog),
             interrupt: &mut *self.interrupt,
-            summary: &summary,
+            asking: Asking {
+                desk: self.desk,
+                on_terminal: self.on_terminal,
+                id: &incident.id,
+                summary: &summary,
+                folder: staging.as_ref().map(super::Staged::path),
+            },
+            next: Vec::new(),
+            is_deferred: false,
             released: None,
+            kernel_kills,
+            other_victims: Vec::new(),
+            was_helped: false,
         };
         let verdict = decide(&mut scene, choice, self.manner.is_dry);
-        verdict.problems.iter().for_each(|problem| eprintln!("reprieve: {}{problem}", self.teller));
+        let path = self.memcg.path();
+        verdict.problems.iter().for_each(|problem| say!(Warning, cgroup = path; "{}{problem}", self.teller));
         let held = scene.released.unwrap_or_else(Instant::now) - noticed;
+        let other_victims = std::mem::take(&mut scene.other_victims);
         let _ = self.watchdog.released();
+        (incident.other_killers, incident.other_victims) = (killers::active_at(self.memcg), other_victims);
         let micros = |d: Duration| d.as_micros() as u64;
         let heap_table_bytes = self.heap.map_or(0, HeapTable::ready_bytes);
         incident.hold = Some(HoldReport {
@@ -173,6 +206,7 @@ impl Answerer<'_> {
             deciding_faults: None,
         });
         self.tell(&incident, &verdict, held);
+        self.count(&incident, &verdict, staging.is_some());
         let id = staging.is_some().then(|| incident.id.clone());
         let answered = if verdict.relieved { Answered::Relieved } else { Answered::LeftToKernel(id) };
         incident.verdict = Some(verdict);
@@ -186,8 +220,12 @@ impl Answerer<'_> {
         if self.unrecorded.is_some() {
             return None;
         }
-        let told = |error| eprintln!("reprieve: {}this OOM leaves no incident: {error}", self.teller);
-        self.recorder.stage(incident).map_err(told).ok()
+        self.recorder.stage(incident).map_err(|error| self.leaves_none(&error)).ok()
+    }
+
+    fn leaves_none(&self, why: &dyn std::fmt::Display) {
+        let path = self.memcg.path();
+        say!(Warning, cgroup = path; "{}this OOM leaves no incident: {why}", self.teller);
     }
 
     fn tell(&self, incident: &Incident, verdict: &Verdict, held: Duration) {
@@ -196,15 +234,54 @@ impl Answerer<'_> {
             0 => String::new(),
             count => format!(", {count} not stopped,"),
         };
-        eprintln!(
-            "reprieve: {}out of memory at {}; {}{not} held {}. {}",
+        let usage = incident.memcg.as_ref().map_or(0, |m| m.usage_bytes);
+        let labels = incident.memcg.as_ref().map(|m| m.labels.clone()).unwrap_or_default();
+        let text = |label: &Option<String>| label.clone().unwrap_or_default();
+        say!(
+            Notice,
+            event = "oom",
+            cgroup = self.memcg.path(),
+            incident = incident.id,
+            container_id = text(&labels.container_id),
+            pod_uid = text(&labels.pod_uid),
+            usage_bytes = usage,
+            held_us = hold.held_us,
+            action = verdict.steps.last().map_or("", |step| step.action.as_str()),
+            relieved = verdict.relieved;
+            "{}out of memory at {}; {}{not} held {}. {}",
             self.teller,
-            units::bytes(incident.memcg.as_ref().map_or(0, |m| m.usage_bytes)),
+            units::bytes(usage),
             units::count(hold.threads_stopped.into(), "thread"),
             units::micros(held.as_micros() as u64),
-            verdict.summary
+            show::verdict_line(incident, verdict)
         );
-        self.unrecorded.iter().for_each(|why| eprintln!("reprieve: {}this OOM leaves no incident: {why}", self.teller));
+        if !incident.other_victims.is_empty()
+            && let Some(others) = others::line(incident)
+        {
+            say!(Warning, event = "other_kill", cgroup = self.memcg.path(), incident = incident.id;
+                "{}{others}", self.teller);
+        }
+        self.unrecorded.iter().for_each(|why| self.leaves_none(why));
+    }
+
+    /// Counts it, and who else has killed.
+    fn count(&self, incident: &Incident, verdict: &Verdict, is_recorded: bool) {
+        let (Some(hold), Some(feed)) = (&incident.hold, self.feed) else { return };
+        let action = verdict.steps.last().map_or("", |step| step.action.split('=').next().unwrap_or_default());
+        feed.tell(&Event::Oom {
+            cgroup: self.memcg.path().to_owned(),
+            labels: cgroup::labels(self.memcg.path()),
+            action: action.to_owned(),
+            relieved: verdict.relieved,
+            held_us: hold.held_us,
+            stop_us: hold.stop_window_us,
+            is_recorded,
+        });
+        if !incident.other_victims.is_empty() {
+            let killer = killers::names(&incident.other_killers).join(",");
+            let killer = if killer.is_empty() { "unknown".to_owned() } else { killer };
+            feed.tell(&Event::OtherKill { killer });
+        }
     }
 
     /// The kernel was faster, or was left to decide after the incident `left`: records
@@ -242,14 +319,27 @@ impl Answerer<'_> {
         state.limit_bytes = Some(self.brake.limit());
         let mut incident = self.recorder.draft_about(self.subject, Trigger::KilledByKernel, Some(state), evidence);
         incident.kernel_victims = victims;
+        incident.other_killers = killers::active_at(self.memcg);
         incident.accounting = Some(accounting::take(self.memcg, &incident.processes, accounting::AT_MOST));
-        eprintln!("reprieve: {}{}", self.teller, show::headline(&incident));
-        if let Some(staging) = self.stage(&incident) {
+        // What was charged before the kill is gone: only the curve tells.
+        incident.baseline = self.history.and_then(|history| history.curve(Instant::now()));
+        say!(Notice, event = "kernel_kill", cgroup = self.memcg.path(), incident = incident.id;
+            "{}{}", self.teller, show::headline(&incident));
+        let staging = self.stage(&incident);
+        self.feed.iter().for_each(|feed| {
+            feed.tell(&Event::KernelKill {
+                cgroup: self.memcg.path().to_owned(),
+                labels: cgroup::labels(self.memcg.path()),
+                is_recorded: staging.is_some(),
+            });
+        });
+        if let Some(staging) = staging {
             self.recorder.finish(incident, staging);
         }
-        self.unrecorded.iter().for_each(|why| eprintln!("reprieve: {}this OOM leaves no incident: {why}", self.teller));
+        self.unrecorded.iter().for_each(|why| self.leaves_none(why));
         if let Err(error) = self.brake.rearm() {
-            eprintln!("reprieve: {}the brake could not be armed again: {error}", self.teller);
+            let path = self.memcg.path();
+            say!(Error, cgroup = path; "{}the brake could not be armed again: {error}", self.teller);
         }
     }
 }

@@ -13,10 +13,12 @@ pub use recorder::Recorder;
 pub use scribe::Staged;
 
 use crate::cgroup::{self, CgroupError, CpuGroup, Hierarchy, Memcg, Version};
+use crate::desk::{Desk, Place};
 use crate::guardian;
 use crate::hold::watchdog::Watchdog;
 use crate::hold::{self, BrakeChoice, BrakeError};
 use crate::incident::store::{Limits, Store, StoreError};
+use crate::say;
 use crate::signals::Signals;
 use crate::witness::{GrowthWitness, HeapTable};
 use std::ffi::{CString, OsString};
@@ -48,6 +50,8 @@ pub struct Request {
     pub heap_period: Option<u64>,
     /// Page faults of one sample; `None` to sample none.
     pub growth_period: Option<u64>,
+    /// Where operators are served, if somebody is to be asked.
+    pub desk: Place,
 }
 
 /// Why a command could not be guarded, or a target not be recorded.
@@ -123,9 +127,23 @@ pub fn run(request: &Request) -> Result<u8, RunError> {
     guardian::sigbus::install().map_err(|e| RunError::System("the SIGBUS handler could not be installed", e.into()))?;
     let is_inside = !group.is_made && group.memcg.has_us();
     let recorder = recorder::Recorder::new(store, reserve, request, is_inside)?;
-    let session =
-        session::Session::new(request, &group, brake, watchdog, signals, recorder, session::Witnesses { heap, growth });
+    // After the locking, too: who does not ask needs none.
+    let desk = request.manner.policy.may_ask().then(|| Desk::open(request.desk.clone(), &own_name()));
+    let desk = desk.and_then(|desk| desk.inspect_err(|error| tell_unserved(&request.desk, error)).ok());
+    let witnesses = session::Witnesses { heap, growth };
+    let session = session::Session::new(request, &group, brake, watchdog, signals, recorder, witnesses, desk);
     session.run()
+}
+
+/// Name of a run's socket.
+fn own_name() -> String {
+    format!("run-{}", std::process::id())
+}
+
+/// Says that operators cannot be served, and what to do about it.
+pub fn tell_unserved(place: &Place, error: &io::Error) {
+    let dir = place.dir.display();
+    say!(Warning; "warning: no console can reach us in {dir}: {error}; name another folder with guard.run_dir");
 }
 
 /// The memcg of a run, removed when dropped if it was made for it.

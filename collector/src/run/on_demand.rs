@@ -76,7 +76,7 @@ pub fn snapshot(
         Target::Process(_) => None,
     };
     let pids = target_found.pids();
-    let heaps = || Some(witness::read_tables(None, &pids));
+    let heaps = || Some(witness::read_tables(None, None, &pids));
     let evidence = snapshot::take(&pids, threads.threads(), heaps, options);
     let snapshot_time = begun.elapsed();
     let accounting = match &target_found {

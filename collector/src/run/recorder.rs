@@ -3,7 +3,7 @@
 use super::scribe::{Page, Scribe, Space, Staged, write_incident};
 use super::{Request, RunError};
 use crate::analyst::{Analyst, AnalystFailure, Kind, Phase, SYMBOLS};
-use crate::cgroup::Memcg;
+use crate::cgroup::{self, Memcg};
 use crate::incident::model::{Host, Incident, MemcgState, SCHEMA, Symbols, Trigger};
 use crate::incident::store::{DRAFT, DiskReserve, Limits, Store, StoreError, write_atomically};
 use crate::snapshot::Evidence;
@@ -94,10 +94,13 @@ impl Recorder {
             kernel_victims: Vec::new(),
             ended: evidence.ended,
             growth: evidence.growth,
+            other_killers: Vec::new(),
+            other_victims: Vec::new(),
             modules: evidence.modules,
             symbols: Symbols::default(),
             verdict: None,
             accounting: None,
+            baseline: None,
             gaps: evidence.gaps,
         }
     }
@@ -152,5 +155,6 @@ pub fn state_of(memcg: &Memcg) -> MemcgState {
         peak_bytes: memcg.peak(),
         stat: memcg.stat().unwrap_or_default(),
         events: memcg.events().unwrap_or_default(),
+        labels: cgroup::labels(memcg.path()),
     }
 }

@@ -8,6 +8,7 @@ use crate::analyst::{Analyst, AnalystFailure, Kind, Phase};
 use crate::guardian;
 use crate::incident::model::Incident;
 use crate::incident::store::{DiskReserve, INCIDENT, Limits, Staging, Store, StoreError, write_atomically};
+use crate::say;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -120,7 +121,7 @@ impl Scribe {
         self.waiting.fetch_add(1, SeqCst);
         if self.pages.send(page).is_err() {
             self.waiting.fetch_sub(1, SeqCst);
-            eprintln!("reprieve: this OOM leaves no incident: the thread that writes it has died");
+            say!(Error; "this OOM leaves no incident: the thread that writes it has died");
         }
     }
 
@@ -151,7 +152,7 @@ impl Desk {
         for page in pages {
             match self.publish(page) {
                 Ok(dir) => published.push(dir),
-                Err(error) => eprintln!("reprieve: the incident is lost: {error}"),
+                Err(error) => say!(Error; "the incident is lost: {error}"),
             }
             if self.kind == Kind::Thread {
                 guardian::give_back();
@@ -169,12 +170,12 @@ impl Desk {
         }
         let rendered = self.render(staging.path());
         if let Err(failure) = &rendered {
-            eprintln!("reprieve: {failure}: the incident has no report, only incident.json");
+            say!(Warning; "{failure}: the incident has no report, only incident.json");
         }
         let dir = staging.publish()?;
         drop(claim);
         let file = if rendered.is_ok() { "report.html" } else { INCIDENT };
-        eprintln!("reprieve: report  {}", dir.join(file).display());
+        say!(Info, event = "report", file = dir.join(file).display(); "report  {}", dir.join(file).display());
         Ok(dir)
     }
 

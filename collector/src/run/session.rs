@@ -4,6 +4,8 @@ use super::answer::{Answered, Answerer};
 use super::command::{self, StartFailure, Started};
 use super::recorder::Recorder;
 use super::{Group, Request, RunError};
+use crate::baseline::{History, Pace};
+use crate::desk::Desk;
 use crate::hold::watchdog::{Line, Watchdog};
 use crate::hold::{Brake, Look};
 use crate::signals::{Interrupt, Signals};
@@ -38,6 +40,8 @@ pub struct Session<'a> {
     recorder: Recorder,
     heap: Option<HeapTable>,
     growth: Option<GrowthWitness>,
+    history: History,
+    desk: Option<Desk>,
     kernel_log: std::io::Result<KernelLog>,
     /// Incident after which the kernel was left to decide.
     left_to_kernel: Option<String>,
@@ -49,6 +53,7 @@ pub struct Session<'a> {
 
 impl<'a> Session<'a> {
     /// A session ready to run.
+    #[expect(clippy::too_many_arguments, reason = "each is a thing of its own")]
     pub fn new(
         request: &'a Request,
         group: &'a Group,
@@ -57,6 +62,7 @@ impl<'a> Session<'a> {
         signals: Signals,
         recorder: Recorder,
         Witnesses { heap, growth }: Witnesses,
+        desk: Option<Desk>,
     ) -> Self {
         Session {
             request,
@@ -68,6 +74,8 @@ impl<'a> Session<'a> {
             recorder,
             heap,
             growth,
+            history: History::new(Pace::OF_ONE),
+            desk,
             kernel_log: KernelLog::open(),
             left_to_kernel: None,
             command: None,
@@ -133,6 +141,7 @@ impl<'a> Session<'a> {
                 heap.top_up();
                 heap.sweep(|| self.group.memcg.pids().unwrap_or_default());
             }
+            self.history.look(&self.group.memcg, self.heap.as_ref());
             if ended {
                 code = Some(exit_code(waitpid(started.pid, None)));
                 self.command = None;
@@ -156,6 +165,9 @@ impl<'a> Session<'a> {
         if let Some(soon) = self.heap.as_ref().and_then(HeapTable::look_again) {
             timeout = timeout.min(soon);
         }
+        timeout = timeout.min(self.history.due().saturating_duration_since(Instant::now()));
+        // Rounded up below, or it would spin through the last millisecond.
+        timeout = timeout.max(Duration::from_millis(1));
         if ended {
             timeout = timeout.min(Duration::from_millis(20));
         }
@@ -181,9 +193,13 @@ impl<'a> Session<'a> {
             subject: self.recorder.subject(),
             heap: self.heap.as_ref(),
             growth: self.growth.as_ref(),
+            history: Some(&self.history),
             reads_heaps: self.heap.is_some(),
             teller: "",
             unrecorded: None,
+            desk: self.desk.as_ref(),
+            on_terminal: true,
+            feed: None,
         };
         (answerer, &mut self.kernel_log)
     }

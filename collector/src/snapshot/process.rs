@@ -1,6 +1,7 @@
 //! Identity of a process from `/proc/PID` (proc(5)).
 
-use crate::incident::model::Process;
+use crate::cgroup;
+use crate::incident::model::{Labels, Process};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
@@ -77,6 +78,7 @@ pub fn identify(pid: i32, with_cmdline: bool) -> Option<Process> {
         }
     };
     let cgroup = read("cgroup").map(|text| memory_cgroup(&text)).unwrap_or_default();
+    let Labels { container_runtime, container_id, pod_uid } = cgroup::labels(&cgroup);
     Some(Process {
         pid,
         ppid: stat.ppid,
@@ -87,7 +89,9 @@ pub fn identify(pid: i32, with_cmdline: bool) -> Option<Process> {
         uid: fs::metadata(format!("/proc/{pid}")).map(|m| m.uid()).unwrap_or_default(),
         start_ticks: stat.start_ticks,
         age_s: age_seconds(stat.start_ticks),
-        container_id: container_id(&cgroup),
+        container_id,
+        container_runtime,
+        pod_uid,
         cgroup,
         foreign_namespaces: foreign_namespaces(pid),
         state: stat.state,
@@ -123,17 +127,6 @@ pub fn memory_cgroup(text: &str) -> String {
     unified.to_owned()
 }
 
-/// The 64 hexadecimal digits by which Docker, containerd, CRI-O and podman
-/// name a container in its cgroup path, one leaf below allowed (`/init`).
-#[must_use]
-pub fn container_id(cgroup: &str) -> Option<String> {
-    cgroup.rsplit('/').take(2).find_map(|part| {
-        let part = part.strip_suffix(".scope").unwrap_or(part);
-        let id = part.rsplit(['-', ':']).next()?;
-        (id.len() == 64 && id.bytes().all(|b| b.is_ascii_hexdigit())).then(|| id.to_owned())
-    })
-}
-
 /// Namespaces of `pid` that are not ours.
 fn foreign_namespaces(pid: i32) -> Vec<String> {
     ["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"]
@@ -165,21 +158,6 @@ mod tests {
     fn cgroup_of_either_version() {
         assert_eq!(memory_cgroup("5:memory:/a\n0::/b\n"), "/a");
         assert_eq!(memory_cgroup("0::/user.slice\n"), "/user.slice");
-    }
-
-    #[test]
-    fn container_ids() {
-        let id = "0123456789abcdef".repeat(4);
-        let pod = "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1_2.slice";
-        for path in [
-            format!("{pod}/cri-containerd-{id}.scope"),
-            format!("/kubepods/besteffort/pod1/{id}"),
-            format!("/x.slice:cri-containerd:{id}"),
-            format!("/system.slice/docker-{id}.scope/init"),
-        ] {
-            assert_eq!(container_id(&path).as_deref(), Some(id.as_str()), "{path}");
-        }
-        assert_eq!(container_id("/user.slice/user-1000.slice/session-2.scope"), None);
     }
 
     #[test]

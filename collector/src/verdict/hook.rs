@@ -7,7 +7,7 @@ use nix::unistd::Pid;
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 /// Runs `program` about a memcg; the error is a sentence. It and all that it started are
@@ -18,7 +18,19 @@ pub fn run(program: &Path, memcg: &Memcg, limit_bytes: u64, at_most: Duration) -
     command.env("REPRIEVE_CGROUP", memcg.path()).env("REPRIEVE_CGROUP_DIR", memcg.dir());
     command.env("REPRIEVE_LIMIT_BYTES", limit_bytes.to_string());
     command.env("REPRIEVE_USAGE_BYTES", memcg.usage().unwrap_or(0).to_string());
-    command.stdin(Stdio::null()).stdout(Stdio::null()).process_group(0);
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    let mut child = start(&mut command).map_err(failed)?;
+    let in_time = open_pidfd(child.id() as i32).is_ok_and(|pidfd| wait_pidfd(&pidfd, at_most));
+    let status = end(&mut child).map_err(failed)?;
+    match in_time {
+        true => Ok(status),
+        false => Err(format!("{} was not done after {at_most:?} and was killed", program.display())),
+    }
+}
+
+/// Starts a program of the operator's, with a process group of its own.
+pub fn start(command: &mut Command) -> io::Result<Child> {
+    command.process_group(0);
     // SAFETY: the closure makes system calls only, all of them async-signal-safe; it
     // allocates nothing.
     unsafe {
@@ -30,15 +42,14 @@ pub fn run(program: &Path, memcg: &Memcg, limit_bytes: u64, at_most: Duration) -
             Ok(())
         });
     }
-    let mut child = command.spawn().map_err(failed)?;
-    let in_time = open_pidfd(child.id() as i32).is_ok_and(|pidfd| wait_pidfd(&pidfd, at_most));
+    command.spawn()
+}
+
+/// Kills what is left of it and of all that it started.
+pub fn end(child: &mut Child) -> io::Result<ExitStatus> {
     // Also those whom it left behind. ESRCH: nobody.
     let _ = killpg(Pid::from_raw(child.id() as i32), Signal::SIGKILL);
-    let status = child.wait().map_err(failed)?;
-    match in_time {
-        true => Ok(status),
-        false => Err(format!("{} was not done after {at_most:?} and was killed", program.display())),
-    }
+    child.wait()
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use crate::cgroup::Memcg;
 use crate::hold::watchdog::{open_pidfd, signal_pidfd, wait_pidfd};
 use crate::incident::model::{Candidate, Process};
+use crate::incident::units;
 use crate::snapshot::process::start_ticks;
 use nix::sys::signal::Signal;
 use std::io;
@@ -85,6 +86,24 @@ pub fn rank(processes: &[Process], homes: &Homes) -> Vec<Candidate> {
         (c.priority, std::cmp::Reverse(over), std::cmp::Reverse(c.size_bytes), c.pid)
     });
     candidates
+}
+
+/// Why the first of them is the one.
+#[must_use]
+pub fn reason(candidates: &[Candidate]) -> String {
+    let Some(first) = candidates.first() else { return "no process may be killed".to_owned() };
+    let reserved = match first.reservation_bytes {
+        0 => String::new(),
+        bytes => format!(", {} of it reserved", units::bytes(bytes)),
+    };
+    format!(
+        "{} [{}] is first of {}: priority {}, {} that a kill frees{reserved}",
+        first.comm,
+        first.pid,
+        units::count(candidates.len() as u64, "candidate"),
+        first.priority,
+        units::bytes(first.size_bytes),
+    )
 }
 
 /// Sends SIGKILL to a process that was seen with this start time, and has the

@@ -1,21 +1,24 @@
 //! The verdict: a ladder of actions, each measured by what it did.
 
 mod action;
-mod console;
-mod hook;
+pub mod hook;
 mod kill;
+mod others;
+mod person;
 pub mod policy;
 mod quota;
+mod terminal;
 mod view;
 
 pub use action::Action;
+pub use person::Asking;
 pub use view::View;
 
 use crate::cgroup::{CgroupError, CpuGroup, Memcg, Version};
 use crate::hold::Brake;
 use crate::hold::stop::StoppedThreads;
 use crate::hold::watchdog::Line;
-use crate::incident::model::{Candidate, Process, Step, StepOutcome, Verdict};
+use crate::incident::model::{Candidate, OtherVictim, Process, Step, StepOutcome, Verdict};
 use crate::incident::units;
 use crate::signals::Interrupt;
 use crate::snapshot::process::Stat;
@@ -61,10 +64,20 @@ pub struct Scene<'a> {
     pub watchdog: Option<&'a Line>,
     /// ^C ends every wait.
     pub interrupt: &'a mut dyn Interrupt,
-    /// Lines for a person who is asked.
-    pub summary: &'a str,
+    /// How a person is asked.
+    pub asking: Asking<'a>,
+    /// What follows on the ladder.
+    pub next: Vec<Action>,
+    /// Whether it was left to the kernel, and nothing more is to be tried.
+    pub is_deferred: bool,
     /// When the threads were let go.
     pub released: Option<Instant>,
+    /// Kills that the kernel had made in it when the hold began.
+    pub kernel_kills: Option<u64>,
+    /// Who was killed by somebody else while stopped.
+    pub other_victims: Vec<OtherVictim>,
+    /// Whether a program of the operator's ran, which may have killed, too.
+    pub was_helped: bool,
 }
 
 /// What one action came to.
@@ -91,19 +104,19 @@ pub fn decide(scene: &mut Scene<'_>, ladder: &[Action]) -> Verdict {
     let mut untouched = true;
     let mut free_again = false;
     // Before the first, between two, and before it is left to the kernel.
-    for action in ladder.iter().map(Some).chain([None]) {
+    for (at, action) in ladder.iter().map(Some).chain([None]).enumerate() {
         if scene.interrupt.ending().is_some() {
             break;
         }
         free_again = untouched && scene.threads.is_some() && scene.brake.ended_by_itself();
         relieved = free_again;
         let Some(action) = action.filter(|_| !free_again) else { break };
+        scene.next = ladder[at + 1..].to_vec();
         let step = scene.try_action(action);
         relieved = step.outcome == StepOutcome::Relieved;
-        let is_last = *action == Action::Defer;
         untouched &= step.outcome == StepOutcome::Failed || matches!(action, Action::Freeze(_));
         steps.push(step);
-        if relieved || is_last {
+        if relieved || scene.is_deferred {
             break;
         }
     }
@@ -118,7 +131,7 @@ pub fn decide(scene: &mut Scene<'_>, ladder: &[Action]) -> Verdict {
         );
     } else if let Some(step) = verdict.steps.last().filter(|_| relieved) {
         verdict.summary = format!("{}: {}", step.action, step.effect);
-    } else if verdict.steps.last().is_some_and(|step| step.action == Action::Defer.to_string()) {
+    } else if scene.is_deferred {
         verdict.summary = match scene.brake.give_up() {
             Ok(()) => "defer: the kernel's OOM killer decides".to_owned(),
             Err(error) => format!("defer: handing back to the kernel failed: {error}"),
@@ -131,6 +144,7 @@ pub fn decide(scene: &mut Scene<'_>, ladder: &[Action]) -> Verdict {
             Err(error) => format!("{tried} did not help, and handing back to the kernel failed: {error}"),
         };
     }
+    scene.note_others();
     if let Err(error) = scene.let_go() {
         verdict.summary.push_str(&format!("; letting the threads go failed: {error}"));
     }
@@ -139,8 +153,14 @@ pub fn decide(scene: &mut Scene<'_>, ladder: &[Action]) -> Verdict {
 
 /// Does nothing of it, and leaves it to the kernel, which would have decided without us.
 pub fn rehearse(scene: &mut Scene<'_>, ladder: &[Action]) -> Verdict {
-    let ladder: Vec<String> = ladder.iter().map(ToString::to_string).collect();
-    let mut summary = format!("dry run: would have tried {}; the kernel's OOM killer decides", ladder.join(", "));
+    let actions: Vec<String> = ladder.iter().map(ToString::to_string).collect();
+    let victim = ladder.contains(&Action::Kill).then(|| {
+        let candidates = kill::rank(scene.processes, &kill::Homes::below(scene.memcg));
+        format!(" ({})", kill::reason(&candidates))
+    });
+    let victim = victim.unwrap_or_default();
+    let mut summary =
+        format!("dry run: would have tried {}{victim}; the kernel's OOM killer decides", actions.join(", "));
     if let Err(error) = scene.brake.give_up() {
         summary.push_str(&format!("; handing back to it failed: {error}"));
     }
@@ -168,7 +188,10 @@ impl Scene<'_> {
             Action::Kill => self.kill(begun + limit),
             Action::Signal(signal) => self.signal(*signal, limit),
             Action::Hook(program, time) => self.hook(program, *time),
-            Action::Defer => Ok(Effect::new(StepOutcome::NotEnough, "as configured", "left to the kernel")),
+            Action::Defer => {
+                self.is_deferred = true;
+                Ok(Effect::new(StepOutcome::NotEnough, "as configured", "left to the kernel"))
+            }
         };
         let effect = effect.unwrap_or_else(|error| {
             let error = anyhow::Error::new(error);
@@ -294,6 +317,8 @@ impl Scene<'_> {
 
     fn hook(&mut self, program: &Path, time: Duration) -> Result<Effect, CgroupError> {
         let reason = "a program of the operator's makes room while it is stopped";
+        self.note_others();
+        self.was_helped = true;
         let status = match hook::run(program, self.memcg, self.brake.limit(), time) {
             Ok(status) => status,
             Err(why) => return Ok(Effect::new(StepOutcome::Failed, reason, why)),
@@ -329,70 +354,12 @@ impl Scene<'_> {
         Ok(Effect::new(StepOutcome::Relieved, reason, effect))
     }
 
-    /// Stays stopped until there is room: a person raised the limit or ended
-    /// something.
-    fn freeze(&mut self, time: Duration) -> Result<Effect, CgroupError> {
-        let mut limit_before = self.memcg.limit()?.unwrap_or(u64::MAX);
-        let kills_before = self.memcg.kernel_kills()?;
-        let begun = Instant::now();
-        eprintln!(
-            "reprieve: {} is frozen for at most {time:?}; make room by writing a higher limit to {}",
-            self.memcg.path(),
-            self.memcg.dir().join(limit_file(self.memcg.version())).display()
-        );
-        let mut room = false;
-        while !room && begun.elapsed() < time && !self.interrupted(GLANCE) {
-            let limit = self.memcg.limit()?.unwrap_or(u64::MAX);
-            if limit > limit_before {
-                // Adopt what the person wrote, so that later steps build on it.
-                self.brake.follow(limit - limit_before)?;
-                limit_before = self.memcg.limit()?.unwrap_or(u64::MAX);
-            }
-            room = self.room()?.1;
-        }
-        let took = begun.elapsed().as_secs_f64();
-        let reason = "stopped until a person makes room";
-        Ok(if room {
-            self.let_go()?;
-            let killed = self.memcg.kernel_kills()? > kills_before;
-            let why = if killed { ", since the kernel's OOM killer had acted" } else { "" };
-            Effect::new(StepOutcome::Relieved, reason, format!("after {took:.1} s there was room{why}"))
-        } else {
-            Effect::new(StepOutcome::NotEnough, reason, format!("nobody made room in {took:.1} s"))
-        })
-    }
-
-    fn ask(&mut self, time: Duration) -> Result<Effect, CgroupError> {
-        let answer = console::ask(self.summary, time, self.interrupt);
-        let action = match answer {
-            Ok(action) => action,
-            Err(why) => return Ok(Effect::new(StepOutcome::Failed, "a person decides", why)),
-        };
-        let step = self.try_action(&action);
-        let effect = format!("the operator chose {}: {}", step.action, step.effect);
-        Ok(Effect { outcome: step.outcome, reason: "a person decides".to_owned(), effect, candidates: step.candidates })
-    }
-
     fn kill(&mut self, deadline: Instant) -> Result<Effect, CgroupError> {
         let homes = kill::Homes::below(self.memcg);
         let candidates = kill::rank(self.processes, &homes);
         let mut told = Vec::new();
         let mut outcome = StepOutcome::NotEnough;
-        let reason = match candidates.first() {
-            Some(first) => format!(
-                "{} [{}] is first of {}: priority {}, {} that a kill frees{}",
-                first.comm,
-                first.pid,
-                units::count(candidates.len() as u64, "candidate"),
-                first.priority,
-                units::bytes(first.size_bytes),
-                match first.reservation_bytes {
-                    0 => String::new(),
-                    bytes => format!(", {} of it reserved", units::bytes(bytes)),
-                }
-            ),
-            None => "no process may be killed".to_owned(),
-        };
+        let reason = kill::reason(&candidates);
         for candidate in &candidates {
             let Some(process) = self.processes.iter().find(|p| p.pid == candidate.pid) else { continue };
             let left = deadline.saturating_duration_since(Instant::now());
@@ -498,137 +465,4 @@ pub fn machine_memory() -> (u64, u64) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::cgroup::Hierarchy;
-    use crate::hold::watchdog::Debt;
-    use crate::hold::{HandBack, Look};
-    use crate::signals::Signals;
-    use std::fs::File;
-    use std::os::fd::AsFd;
-
-    /// A brake whose hold may have ended, and which tells what it was asked for.
-    #[derive(Debug)]
-    struct Told {
-        bell: File,
-        is_over: bool,
-        grants: u32,
-        given_up: bool,
-        resumed: bool,
-    }
-
-    impl Brake for Told {
-        fn name(&self) -> &'static str {
-            "told"
-        }
-        fn bells(&self) -> Vec<PollFd<'_>> {
-            vec![PollFd::new(self.bell.as_fd(), PollFlags::POLLIN)]
-        }
-        fn look_again(&self) -> Duration {
-            Duration::ZERO
-        }
-        fn look(&mut self) -> Result<Look, CgroupError> {
-            Ok(Look::Well)
-        }
-        fn exposed(&self) -> Duration {
-            Duration::ZERO
-        }
-        fn stop(&mut self, _: Instant) -> Result<StoppedThreads, CgroupError> {
-            Ok(StoppedThreads::default())
-        }
-        fn resume(&mut self, _: StoppedThreads) -> Result<(), CgroupError> {
-            self.resumed = true;
-            Ok(())
-        }
-        fn is_well(&self) -> Result<bool, CgroupError> {
-            Ok(self.is_over)
-        }
-        fn ended_by_itself(&mut self) -> bool {
-            self.is_over
-        }
-        fn grant(&mut self, _: u64) -> Result<(), CgroupError> {
-            self.grants += 1;
-            Ok(())
-        }
-        fn give_up(&mut self) -> Result<(), CgroupError> {
-            self.given_up = true;
-            Ok(())
-        }
-        fn rearm(&mut self) -> Result<(), CgroupError> {
-            Ok(())
-        }
-        fn debts(&self) -> Vec<Debt> {
-            Vec::new()
-        }
-        fn hand_back(&self) -> HandBack {
-            HandBack::default()
-        }
-        fn release_late(&mut self) -> bool {
-            true
-        }
-        fn limit(&self) -> u64 {
-            64 << 20
-        }
-        fn level(&self) -> u64 {
-            64 << 20
-        }
-    }
-
-    /// The verdict on a hold of nobody, in a memcg that is full.
-    fn decided(is_over: bool, ladder: &[Action]) -> (Verdict, Told) {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("memory.current"), (60 << 20).to_string()).unwrap();
-        std::fs::write(dir.path().join("memory.max"), (64 << 20).to_string()).unwrap();
-        std::fs::write(dir.path().join("memory.events"), "oom_kill 0\n").unwrap();
-        let hierarchy = Hierarchy { version: Version::V2, mount: dir.path().into(), own: "/".to_owned() };
-        let memcg = Memcg::at(&hierarchy, "/");
-        let mut brake =
-            Told { bell: File::open("/dev/null").unwrap(), is_over, grants: 0, given_up: false, resumed: false };
-        let mut scene = Scene {
-            brake: &mut brake,
-            memcg: &memcg,
-            cpu: None,
-            processes: &[],
-            threads: Some(StoppedThreads::default()),
-            watchdog: None,
-            interrupt: &mut Signals::block().unwrap(),
-            summary: "",
-            released: None,
-        };
-        let verdict = decide(&mut scene, ladder);
-        assert!(scene.released.is_some(), "nobody was let go");
-        (verdict, brake)
-    }
-
-    #[test]
-    fn nothing_is_done_where_memory_is_free_already() {
-        let (verdict, brake) = decided(true, &[Action::Kill, Action::Grant(1 << 20)]);
-        assert!(verdict.relieved && verdict.steps.is_empty(), "{verdict:?}");
-        assert!(verdict.summary.contains("free again") && verdict.summary.contains("4.0 MiB"), "{}", verdict.summary);
-        assert_eq!((brake.grants, brake.given_up, brake.resumed), (0, false, true));
-    }
-
-    #[test]
-    fn a_hold_that_lasts_is_acted_on() {
-        let (verdict, brake) = decided(false, &[Action::Grant(1 << 20)]);
-        assert!(verdict.relieved, "{verdict:?}");
-        assert_eq!(verdict.steps.iter().map(|step| &*step.action).collect::<Vec<_>>(), ["grant=1M"]);
-        assert_eq!((brake.grants, brake.given_up, brake.resumed), (1, false, true));
-    }
-
-    #[test]
-    fn what_is_deferred_is_the_kernels_at_once() {
-        let (verdict, brake) = decided(false, &[Action::Defer]);
-        assert_eq!((verdict.relieved, &*verdict.summary), (false, "defer: the kernel's OOM killer decides"));
-        assert_eq!((brake.grants, brake.given_up, brake.resumed), (0, true, true));
-    }
-
-    #[test]
-    fn without_any_action_the_kernel_decides() {
-        let (verdict, brake) = decided(true, &[]);
-        assert!(verdict.relieved && !brake.given_up, "{verdict:?}");
-        let (verdict, brake) = decided(false, &[]);
-        assert!(!verdict.relieved, "{verdict:?}");
-        assert!(brake.given_up && brake.resumed);
-    }
-}
+mod tests;

@@ -1,9 +1,10 @@
 //! Which ladder: the first rule whose condition holds.
 
-use super::Action;
 use super::view::View;
+use super::{Action, kill};
 use crate::cgroup::Glob;
 use crate::incident::model::Incident;
+use crate::incident::units;
 use cel::{Program, Value};
 use std::fmt;
 use std::str::FromStr;
@@ -101,8 +102,22 @@ impl Choice<'_> {
         first == wanted || first.split_once('=').is_some_and(|(name, _)| name == wanted)
     }
 
+    /// Whom a kill would have begun with, where the ladder has one: name, PID, and bytes that
+    /// it frees. What was reserved below the memcg is not recorded, so it does not count.
+    fn victim(&self, incident: &Incident) -> Option<(String, i32, u64)> {
+        let candidates = kill::rank(&incident.processes, &kill::Homes::default());
+        let first = candidates.into_iter().next().filter(|_| self.ladder.contains(&Action::Kill))?;
+        Some((first.comm, first.pid, first.size_bytes))
+    }
+
     fn actions(&self) -> Vec<String> {
         self.ladder.iter().map(ToString::to_string).collect()
+    }
+
+    /// The heading of the table that [`Choice::line`] has lines for.
+    #[must_use]
+    pub fn heading() -> String {
+        format!("{:44}  {:20}  {:24}  {}\n", "INCIDENT", "RULE", "A KILL BEGINS WITH", "ACTIONS")
     }
 
     /// A line of a table, and one for each problem.
@@ -110,7 +125,10 @@ impl Choice<'_> {
     pub fn line(&self, incident: &Incident, is_wrong: bool) -> String {
         let mark = if is_wrong { "  <- not as asserted" } else { "" };
         let rule = self.rule.unwrap_or("(no rule)");
-        let mut line = format!("{:44}  {rule:20}  {}{mark}\n", incident.id, self.actions().join(", "));
+        let victim = self.victim(incident);
+        let victim = victim
+            .map_or_else(|| "-".to_owned(), |(comm, pid, bytes)| format!("{comm} [{pid}], {}", units::bytes(bytes)));
+        let mut line = format!("{:44}  {rule:20}  {victim:24}  {}{mark}\n", incident.id, self.actions().join(", "));
         self.problems.iter().for_each(|problem| line.push_str(&format!("    {problem}\n")));
         line
     }
@@ -119,7 +137,12 @@ impl Choice<'_> {
     #[must_use]
     pub fn json(&self, incident: &Incident) -> String {
         let (id, rule, actions, problems) = (&incident.id, self.rule, self.actions(), &self.problems);
-        let json = serde_json::json!({ "id": id, "rule": rule, "actions": actions, "problems": problems });
+        let victim = self.victim(incident);
+        let victim =
+            victim.map(|(comm, pid, bytes)| serde_json::json!({ "comm": comm, "pid": pid, "size_bytes": bytes }));
+        let json = serde_json::json!({
+            "id": id, "rule": rule, "actions": actions, "kill_begins_with": victim, "problems": problems,
+        });
         format!("{json}\n")
     }
 }
@@ -136,6 +159,13 @@ impl Policy {
     #[must_use]
     pub fn fixed(ladder: Vec<Action>) -> Self {
         Policy { rules: Vec::new(), otherwise: ladder }
+    }
+
+    /// Whether it may ever wait for a person.
+    #[must_use]
+    pub fn may_ask(&self) -> bool {
+        let ladders = self.rules.iter().map(|rule| &rule.ladder).chain([&self.otherwise]);
+        ladders.flatten().any(|action| matches!(action, Action::Ask(_) | Action::Freeze(_)))
     }
 
     /// The ladder for an incident. A rule that fails is passed over and told.

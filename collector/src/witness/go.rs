@@ -157,11 +157,12 @@ fn heap(profile: &Profile, folder: &mut Folder<'_>, modules: &[LoadedModule]) ->
             cut: stack.cut,
             inuse: estimate(&inuse),
             alloc: estimate(&alloc),
+            before_bytes: None,
         })
         .collect();
     if profile.without_stack > 0 {
         let (inuse, alloc) = (estimate(&profile.inuse.without(&inuse)), estimate(&profile.alloc.without(&alloc)));
-        listed.push(HeapStack { frames: Vec::new(), cut: true, inuse, alloc });
+        listed.push(HeapStack { frames: Vec::new(), cut: true, inuse, alloc, before_bytes: None });
     }
     listed.sort_by(|a, b| {
         let rank = |stack: &HeapStack| (stack.inuse.bytes, stack.alloc.bytes);

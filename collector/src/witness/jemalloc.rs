@@ -124,6 +124,7 @@ fn heap(profile: &Profile, library: Option<&LoadedModule>, modules: &[LoadedModu
                 cut: stack.cut,
                 inuse: estimate(&live),
                 alloc: estimate(&ever),
+                before_bytes: None,
             }
         })
         .collect();

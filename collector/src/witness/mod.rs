@@ -12,6 +12,7 @@ pub mod preload;
 pub mod python;
 mod table;
 mod timed;
+pub mod totals;
 
 use frames::Frames;
 pub use growth::GrowthWitness;
@@ -21,6 +22,7 @@ use crate::incident::model::{Estimate, Module, Process};
 use crate::snapshot::{LoadedModule, MapLine, TargetMemory};
 use reprieve_heap_walk::Sum;
 use std::time::Instant;
+use totals::StackTotals;
 
 /// What is missing where the executable's malloc is in front of ours.
 const OWN_MALLOC: &str = "its executable has a malloc of its own: of its heap only what it maps is seen";
@@ -50,11 +52,12 @@ impl Target<'_> {
     }
 }
 
-/// The tables that the library filled in these processes: `guardians` and those
-/// that processes made for themselves.
+/// The tables that the library filled in these processes: `guardians`, of which it is known
+/// what was in it `before`, and those that processes made for themselves.
 #[must_use]
-pub fn read_tables(guardians: Option<&HeapTable>, pids: &[i32]) -> ProcessTables {
+pub fn read_tables(guardians: Option<&HeapTable>, before: Option<&StackTotals>, pids: &[i32]) -> ProcessTables {
     let mut tables = guardians.map(|table| table.read(pids)).unwrap_or_default();
+    tables.before = before.cloned();
     own::add(&mut tables, pids);
     tables
 }

@@ -31,6 +31,7 @@ pub fn add(tables: &mut ProcessTables, pids: &[i32]) {
         if let Some(map) = maps.find(|map| is_table(map) && map.inode != tables.guardians) {
             found.entry(map.inode).or_default().push((pid, map));
             tables.by_pid.remove(&pid);
+            tables.have_own.insert(pid);
         }
     }
     if found.is_empty() {

@@ -4,6 +4,7 @@ use super::{Frames, estimate};
 use crate::incident::model::{Heap, HeapFrame, HeapStack, Witness};
 use crate::snapshot::{Pagemap, page_size};
 use crate::witness::python::{self, Python};
+use crate::witness::totals::{StackKey, StackTotals};
 use crate::witness::{ProcessTables, TABLE_NAME, Target};
 use reprieve_heap_table::{self as words, LiveSample, ProcessTable, Stack, probability};
 use reprieve_heap_walk::Sum;
@@ -45,11 +46,12 @@ pub fn look(
         });
         stacks.insert(key, indices.collect());
     }
-    Some(Ok(heap(table, *period, Pagemap::open(target.pid).ok().as_ref(), &stacks, frames.list)))
+    let before = tables.before.as_ref().filter(|_| !tables.have_own.contains(&target.pid));
+    Some(Ok(heap(table, *period, Pagemap::open(target.pid).ok().as_ref(), &stacks, frames.list, before)))
 }
 
 /// What `table` says, with one sample in `period` bytes on average; `stacks` are
-/// its stacks as indices in `frames`.
+/// its stacks as indices in `frames`; `before` is what was live in the record to compare with.
 #[must_use]
 fn heap(
     table: &ProcessTable,
@@ -57,29 +59,36 @@ fn heap(
     pagemap: Option<&Pagemap>,
     stacks: &BTreeMap<u64, Vec<u32>>,
     frames: Vec<HeapFrame>,
+    before: Option<&StackTotals>,
 ) -> Heap {
+    /// What is live, what was ever allocated, and what was live in the record that is compared.
+    type Sums = (Sum, Sum, Option<u64>);
     let mut pages_left = MAX_PAGES;
     // Of a stack that is not there, all is missing.
     let is_cut = |stack: u64| !stacks.contains_key(&stack) || table.stacks.get(&stack).is_none_or(|s| s.cut);
     // By frames: instructions of one line are one stack.
-    let mut sums: BTreeMap<(&[u32], bool), (Sum, Sum)> = BTreeMap::new();
+    let nothing = || -> Sums { (Sum::default(), Sum::default(), before.map(|_| 0)) };
+    let mut sums: BTreeMap<(&[u32], bool), Sums> = BTreeMap::new();
     for sample in &table.live {
         let usable = resident(sample, pagemap, &mut pages_left);
         let key = (stacks.get(&sample.stack).map_or(&[][..], Vec::as_slice), is_cut(sample.stack));
         let p = probability(sample.asked, period, f64::exp);
-        sums.entry(key).or_default().0.join(&Sum::of(1, usable as f64, p));
+        sums.entry(key).or_insert_with(nothing).0.join(&Sum::of(1, usable as f64, p));
     }
     for (key, stack) in &table.stacks {
+        let then = before.and_then(|b| b.find(StackKey::new(table.home, table.sequence, *key)));
         let key = (stacks.get(key).map_or(&[][..], Vec::as_slice), is_cut(*key));
-        sums.entry(key).or_default().1.join(&ever_allocated(stack));
+        let (_, ever, had) = sums.entry(key).or_insert_with(nothing);
+        ever.join(&ever_allocated(stack));
+        *had = had.zip(then).map(|(had, then)| had + then);
     }
     let (mut inuse, mut alloc) = (Sum::default(), Sum::default());
     let mut listed: Vec<HeapStack> = sums
         .into_iter()
-        .map(|((frames, cut), (own, ever))| {
+        .map(|((frames, cut), (own, ever, before_bytes))| {
             inuse.join(&own);
             alloc.join(&ever);
-            HeapStack { frames: frames.to_vec(), cut, inuse: estimate(&own), alloc: estimate(&ever) }
+            HeapStack { frames: frames.to_vec(), cut, inuse: estimate(&own), alloc: estimate(&ever), before_bytes }
         })
         .collect();
     listed.sort_by_key(|stack| std::cmp::Reverse((stack.inuse.bytes, stack.alloc.bytes)));

@@ -1,9 +1,10 @@
 //! The memory file that holds the tables of all processes of a memcg.
 
 use super::library;
+use super::totals::StackTotals;
 use reprieve_heap_table::layout::{self, SLAB_BYTES, home, kind};
 use reprieve_heap_table::{Home, ProcessTable, Region, Settings, Words, read, sweep};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
@@ -51,8 +52,13 @@ pub struct ProcessTables {
     pub by_pid: BTreeMap<i32, (u64, ProcessTable)>,
     /// Why a process that has a table could not be read.
     pub unread: BTreeMap<i32, String>,
+    /// Those of them that have a table of their own.
+    pub have_own: BTreeSet<i32>,
     /// Inode of the guardian's table, 0 without one.
     pub guardians: u64,
+    /// What was live in the guardian's table when the record was made that the incident is
+    /// compared with.
+    pub before: Option<StackTotals>,
 }
 
 impl HeapTable {
@@ -180,6 +186,10 @@ impl HeapTable {
         sweep(self.region, monotonic_ms(), |home| dead.contains(&home));
     }
 
+    pub(super) fn region(&self) -> Region<'static> {
+        self.region
+    }
+
     /// What the processes have recorded.
     #[must_use]
     pub fn read(&self, pids: &[i32]) -> ProcessTables {
@@ -245,7 +255,7 @@ fn is_latest(homes: &[Home], home: &Home) -> bool {
 
 /// PID of a process in its own namespace, and that namespace's inode, as it
 /// sees itself.
-fn own_id(pid: i32) -> Option<(u64, u64)> {
+pub(super) fn own_id(pid: i32) -> Option<(u64, u64)> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let own = status.lines().find_map(|l| l.strip_prefix("NSpid:")?.split_whitespace().next_back()?.parse().ok())?;
     Some((own, fs::metadata(format!("/proc/{pid}/ns/pid")).map_or(0, |m| m.ino())))

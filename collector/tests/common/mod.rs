@@ -16,6 +16,14 @@ pub fn fixture(name: &str) -> String {
     path.display().to_string()
 }
 
+/// A program of a Debian package that is unpacked, not installed: to install it would start it.
+pub fn unpacked(package: &str, program: &str) -> PathBuf {
+    let dir = std::env::var("REPRIEVE_DEBIAN").expect("REPRIEVE_DEBIAN is not set; run `cargo xtask test`");
+    let path = Path::new(&dir).join(package).join("usr/bin").join(program);
+    assert!(path.is_file(), "{} is missing; run `cargo xtask test`", path.display());
+    path
+}
+
 /// How often a test that repeats does so: `usual`, or a share of it where
 /// REPRIEVE_ROUNDS_PERCENT says so.
 pub fn rounds(usual: u64) -> u64 {

@@ -25,7 +25,7 @@ mod writer;
 
 pub use frame::{Frame, SCRIPT, ScriptFrame, frames};
 #[cfg(feature = "reader")]
-pub use reader::{LiveSample, ProcessTable, Stack, read};
+pub use reader::{LiveSample, ProcessTable, Stack, read, visit_live};
 pub use region::{NotARegion, Owner, Region, RegionState, Settings};
 pub use sweep::{Home, sweep};
 pub use words::Words;

@@ -3,6 +3,7 @@
 use crate::MAX_FRAMES;
 use crate::layout::{MAX_MORE, SAMPLES_PER_SLAB, SLAB_BYTES, home, kind, sample, stack};
 use crate::region::Region;
+use crate::sweep::Home;
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
@@ -103,21 +104,7 @@ fn read_home(region: Region<'_>, slab: usize, budget: &mut usize) -> Option<Proc
         live: Vec::new(),
         stacks: BTreeMap::new(),
     };
-    let more = usize::try_from(word(home::SAMPLE_SLABS)).unwrap_or(MAX_MORE).min(MAX_MORE);
-    let mut tables = alloc::vec![(base + home::SAMPLES, home::SAMPLE_COUNT)];
-    for place in 0..more {
-        let slab_of_samples = usize::try_from(word(home::MORE_SAMPLES + place * 8)).unwrap_or(0);
-        let at = slab_of_samples.saturating_mul(SLAB_BYTES);
-        // One slab listed twice would count twice.
-        if region.owner(slab_of_samples) == (kind::SAMPLES, slab) && tables.iter().all(|(known, _)| *known != at) {
-            tables.push((at, SAMPLES_PER_SLAB));
-        }
-    }
-    for (at, count) in tables {
-        for place in 0..count {
-            table.live.extend(read_sample(region, at + place * sample::BYTES));
-        }
-    }
+    each_live(region, slab, &mut |sample| table.live.push(sample));
     for index in 0..home::STACK_INDEX_COUNT {
         let mut at = word(home::STACK_INDEX + index * 8);
         // A chain that comes back to a stack that is known ends there.
@@ -138,6 +125,43 @@ fn read_home(region: Region<'_>, slab: usize, budget: &mut usize) -> Option<Proc
         }
     }
     Some(table)
+}
+
+/// Calls `visit` for each sampled block that was not freed, process by process, without a
+/// copy of anything: for who looks often. As [`read`], it trusts nothing.
+pub fn visit_live(region: Region<'_>, mut visit: impl FnMut(Home, bool, LiveSample)) {
+    for slab in (1..region.state().slabs).filter(|&slab| region.owner(slab) == (kind::HOME, slab)) {
+        let word = |field: usize| region.words().load(slab * SLAB_BYTES + field);
+        if word(home::STATE) == home::STATE_LIVE {
+            let home = Home {
+                slab,
+                pid: word(home::PID),
+                pid_namespace: word(home::PID_NAMESPACE),
+                sequence: word(home::SEQUENCE),
+            };
+            let is_forked = word(home::PARENT) != 0;
+            each_live(region, slab, &mut |sample| visit(home, is_forked, sample));
+        }
+    }
+}
+
+/// All live samples of the home in `slab`.
+fn each_live(region: Region<'_>, slab: usize, visit: &mut dyn FnMut(LiveSample)) {
+    let base = slab * SLAB_BYTES;
+    let word = |field: usize| region.words().load(base + field);
+    let more = usize::try_from(word(home::SAMPLE_SLABS)).unwrap_or(MAX_MORE).min(MAX_MORE);
+    let mut tables = alloc::vec![(base + home::SAMPLES, home::SAMPLE_COUNT)];
+    for place in 0..more {
+        let slab_of_samples = usize::try_from(word(home::MORE_SAMPLES + place * 8)).unwrap_or(0);
+        let at = slab_of_samples.saturating_mul(SLAB_BYTES);
+        // One slab listed twice would count twice.
+        if region.owner(slab_of_samples) == (kind::SAMPLES, slab) && tables.iter().all(|(known, _)| *known != at) {
+            tables.push((at, SAMPLES_PER_SLAB));
+        }
+    }
+    for (at, count) in tables {
+        (0..count).filter_map(|place| read_sample(region, at + place * sample::BYTES)).for_each(&mut *visit);
+    }
 }
 
 fn read_sample(region: Region<'_>, at: usize) -> Option<LiveSample> {

@@ -1,7 +1,7 @@
 //! Writers and a reader on one region.
 
 use reprieve_heap_table::layout::{SLAB_BYTES, home, region};
-use reprieve_heap_table::{Allocation, Home, ProcessTable, Region, Settings, Words, Writer, read, sweep};
+use reprieve_heap_table::{Allocation, Home, ProcessTable, Region, Settings, Words, Writer, read, sweep, visit_live};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
@@ -68,6 +68,11 @@ fn a_fork_has_what_its_parent_had() {
     live.sort_unstable();
     assert_eq!(live, [(0x1000, true), (0x5000, false)]);
     assert!(child.live.iter().all(|s| child.stacks[&s.stack].frames == [5, 6]));
+    // Who looks without a copy sees the same.
+    let mut seen = Vec::new();
+    visit_live(region, |home, is_forked, sample| seen.push((home.pid, is_forked, sample.address, sample.inherited)));
+    seen.sort_unstable();
+    assert_eq!(seen, [(2, true, 0x1000, true), (2, true, 0x5000, false)]);
     // Only its own counts as allocated by it.
     assert_eq!(child.stacks.values().map(|s| s.alloc_samples).sum::<u64>(), 1);
 }
@@ -231,6 +236,9 @@ fn hostile_memory_is_bounded() {
             let tables = read(region);
             let frames: usize = tables.iter().flat_map(|t| t.stacks.values()).map(|s| s.frames.len()).sum();
             assert!(frames <= memory.len());
+            let (mut seen, live) = (0, tables.iter().map(|t| t.live.len()).sum::<usize>());
+            visit_live(region, |_, _, _| seen += 1);
+            assert_eq!(seen, live);
         } else if let Ok(region) = Region::open(Words::new(&memory)) {
             let _ = read(region);
         }

@@ -11,11 +11,12 @@
 mod accounts;
 mod words;
 
+use super::baseline::{Baseline, KindGrowth, ProcessGrowth};
 use super::growth::{Ended, Growth};
 use super::model::{
-    Candidate, GeneratedAddress, Heap, HeapFrame, HoldReport, Host, Incident, KernelHold, KernelVictim, MallocState,
-    Mapping, MemcgState, Module, Process, ResolvedAddress, ScriptFrame, Search, Step, StopOutcome, SymbolState,
-    Symbols, Thread, Verdict,
+    Candidate, GeneratedAddress, Heap, HeapFrame, HeapStack, HoldReport, Host, Incident, KernelHold, KernelVictim,
+    Labels, MallocState, Mapping, MemcgState, Module, OtherKiller, OtherVictim, Process, ResolvedAddress, ScriptFrame,
+    Search, Step, StopOutcome, SymbolState, Symbols, Thread, Verdict,
 };
 use reprieve_symbolizer::{Frame, Tried};
 use std::collections::BTreeSet;
@@ -53,6 +54,7 @@ fn collect(incident: &Incident, names: &mut BTreeSet<String>) {
     }
     incident.kernel_victims.iter().for_each(|victim| add(&victim.comm));
     incident.ended.iter().for_each(|ended| add(&ended.comm));
+    incident.other_victims.iter().for_each(|victim| add(&victim.comm));
     incident.modules.iter().for_each(|module| add(&module.path));
     if let Some(verdict) = &incident.verdict {
         verdict.rule.iter().for_each(|rule| add(rule));
@@ -77,10 +79,13 @@ impl Redactor<'_> {
             kernel_victims,
             ended,
             growth,
+            other_killers,
+            other_victims,
             modules,
             symbols,
             verdict,
             accounting,
+            baseline,
             gaps,
         } = incident;
         Incident {
@@ -96,12 +101,32 @@ impl Redactor<'_> {
             ended: ended.into_iter().map(|ended| self.ended(ended)).collect(),
             // Numbers and words of ours.
             growth,
+            other_killers: other_killers.into_iter().map(|killer| self.other_killer(killer)).collect(),
+            other_victims: other_victims.into_iter().map(|victim| self.other_victim(victim)).collect(),
             modules: modules.into_iter().map(|module| self.module(module)).collect(),
             symbols: self.symbols(symbols),
             verdict: verdict.map(|verdict| self.verdict(verdict)),
             accounting: accounting.map(|accounting| self.accounting(accounting)),
+            baseline: baseline.map(|baseline| self.baseline(baseline)),
             gaps: gaps.iter().map(|gap| self.sentence(gap)).collect(),
         }
+    }
+
+    fn baseline(&self, baseline: Baseline) -> Baseline {
+        let Baseline { usage, before_us, before_bytes, after_bytes, kinds, processes, has_heap, heap_rest_bytes, cost } =
+            baseline;
+        let kind = |KindGrowth { kind, before_bytes, after_bytes }| KindGrowth {
+            kind: self.sentence(&kind),
+            before_bytes,
+            after_bytes,
+        };
+        let process = |ProcessGrowth { pid, comm, before_bytes, after_bytes }| {
+            let comm = self.path(&comm);
+            ProcessGrowth { pid, comm, before_bytes, after_bytes }
+        };
+        let kinds = kinds.into_iter().map(kind).collect();
+        let processes = processes.into_iter().map(process).collect();
+        Baseline { usage, before_us, before_bytes, after_bytes, kinds, processes, has_heap, heap_rest_bytes, cost }
     }
 
     fn host(&self, host: Host) -> Host {
@@ -116,9 +141,18 @@ impl Redactor<'_> {
     }
 
     fn memcg(&self, memcg: MemcgState) -> MemcgState {
-        let MemcgState { path, version, usage_bytes, limit_bytes, peak_bytes, stat, events } = memcg;
-        let (stat, events) = (self.counters(stat), self.counters(events));
-        MemcgState { path: self.path(&path), version, usage_bytes, limit_bytes, peak_bytes, stat, events }
+        let MemcgState { path, version, usage_bytes, limit_bytes, peak_bytes, stat, events, labels } = memcg;
+        let (stat, events, labels) = (self.counters(stat), self.counters(events), self.labels(labels));
+        MemcgState { path: self.path(&path), version, usage_bytes, limit_bytes, peak_bytes, stat, events, labels }
+    }
+
+    fn labels(&self, labels: Labels) -> Labels {
+        let Labels { container_runtime, container_id, pod_uid } = labels;
+        Labels {
+            container_runtime: container_runtime.map(|runtime| self.sentence(&runtime)),
+            container_id: container_id.map(|id| self.name(&id)),
+            pod_uid: pod_uid.map(|uid| self.name(&uid)),
+        }
     }
 
     fn hold(&self, hold: &HoldReport) -> HoldReport {
@@ -195,6 +229,16 @@ impl Redactor<'_> {
         HeapFrame { address, at, named: named.map(|frame| self.frame(frame)) }
     }
 
+    fn other_killer(&self, killer: OtherKiller) -> OtherKiller {
+        let OtherKiller { pid, name, kills_here } = killer;
+        OtherKiller { pid, name: self.sentence(&name), kills_here }
+    }
+
+    fn other_victim(&self, victim: OtherVictim) -> OtherVictim {
+        let OtherVictim { pid, comm } = victim;
+        OtherVictim { pid, comm: self.path(&comm) }
+    }
+
     fn process(&self, process: Process) -> Process {
         let Process {
             pid,
@@ -207,6 +251,8 @@ impl Redactor<'_> {
             age_s,
             cgroup,
             container_id,
+            container_runtime,
+            pod_uid,
             foreign_namespaces,
             state,
             oom_score_adj,
@@ -230,6 +276,8 @@ impl Redactor<'_> {
             age_s,
             cgroup: self.path(&cgroup),
             container_id: container_id.map(|id| self.name(&id)),
+            container_runtime: container_runtime.map(|runtime| self.sentence(&runtime)),
+            pod_uid: pod_uid.map(|uid| self.name(&uid)),
             foreign_namespaces: foreign_namespaces.into_iter().map(|link| self.namespace(link)).collect(),
             state,
             oom_score_adj,
@@ -277,6 +325,15 @@ impl Redactor<'_> {
     fn heap(&self, heap: Heap) -> Heap {
         let Heap { witness, period_bytes, lost_samples, lost_bytes, inuse, alloc, frames, stacks } = heap;
         let frames = frames.into_iter().map(|frame| self.heap_frame(frame)).collect();
+        // Numbers; named, so that a new one is looked at.
+        let stack = |HeapStack { frames, cut, inuse, alloc, before_bytes }| HeapStack {
+            frames,
+            cut,
+            inuse,
+            alloc,
+            before_bytes,
+        };
+        let stacks = stacks.into_iter().map(stack).collect();
         Heap { witness, period_bytes, lost_samples, lost_bytes, inuse, alloc, frames, stacks }
     }
 

@@ -48,6 +48,9 @@ pub fn find<M: Memory + ?Sized>(memory: &mut M, place: &Place<'_>) -> Option<Fou
 
 /// Empty bins point at themselves, others at chunks; `top` is in a mapping or,
 /// before the first chunk, the unsorted bin; the circle of arenas starts well.
+///
+/// Bins alone do not tell: two bins before the arena all but two are empty just as well, and
+/// fastbins stand where `top` would be.
 fn is_main_arena(words: &Words<'_>, place: &Place<'_>) -> bool {
     let here = words.base;
     if !words.has(arena::BYTES) {
@@ -58,7 +61,12 @@ fn is_main_arena(words: &Words<'_>, place: &Place<'_>) -> bool {
     if !is_chunk(top) || next == 0 || next % 8 != 0 {
         return false;
     }
-    if !(top == arena::bin(here, 0) || place.holds(top)) || !(next == here || place.holds(next)) {
+    let is_unused = top == arena::bin(here, 0);
+    if !is_unused && (!place.holds(top) || words.at(arena::SYSTEM_MEM) == 0) {
+        return false;
+    }
+    // Other arenas lie behind the head of their first heap, which begins a page.
+    if next != here && !(place.holds(next) && heap::BYTES.contains(&(next % PAGE))) {
         return false;
     }
     if words.at(arena::ATTACHED_THREADS) > 1 << 22 {

@@ -152,6 +152,23 @@ fn lists_from_before_safe_linking_are_followed() {
     assert_eq!((malloc.arenas[0].fastbins.chunks, malloc.arenas[0].tcache.chunks), (2, 1));
 }
 
+/// Seen in a threaded Python: with a chunk in the fastbin that stands where `top` would be, what
+/// lies two bins before the arena looks like one, and its binmap like an absurd size.
+#[test]
+fn two_bins_before_the_arena_is_no_arena() {
+    const BINMAP: u64 = arena::NEXT - 16;
+    for binmap in [0, 7 << 48] {
+        let mut memory = sample();
+        let fast = HEAP + 0x290 + 0x80;
+        memory.put(MAIN + arena::FASTBINS + 6 * 8, fast);
+        memory.put(MAIN + arena::TOP + 8, fast);
+        memory.put(MAIN + BINMAP + 8, binmap);
+        let malloc = walked(&mut memory).unwrap();
+        let addresses: Vec<u64> = malloc.arenas.iter().map(|arena| arena.address).collect();
+        assert_eq!(addresses, [MAIN, SECOND + 0x30]);
+    }
+}
+
 #[test]
 fn a_broken_chunk_ends_its_heap_and_is_told() {
     let mut memory = sample();

@@ -1,0 +1,265 @@
+//! What a memcg was like until now: a few records of it, the older, the sparser, in memory
+//! that does not grow.
+//!
+//! A record is made every second or so, and more rarely where that would take more than a
+//! thousandth of a processor. When the memcg is full, the incident is compared with the
+//! latest record after which four fifths of the growth came
+//! ([why](../../../docs/decisions/0021-a-rolling-baseline.md)).
+
+mod record;
+
+pub use record::Record;
+
+use crate::cgroup::Memcg;
+use crate::incident::baseline::{Baseline, BaselineCost, KindGrowth, ProcessGrowth, UsagePoint};
+use crate::incident::model::Process;
+use crate::witness::HeapTable;
+use record::KINDS;
+use std::time::{Duration, Instant};
+
+/// Records that are kept: of a second ago, two, four … up to a quarter of an hour.
+const RECORDS: usize = 10;
+/// Stacks of the heap that a record keeps, 32 bytes each.
+const STACKS: usize = 640;
+/// What is older is of no use to anybody who asks what happened.
+const OLDEST: Duration = Duration::from_secs(15 * 60);
+/// A record takes at most one part in so many of the time.
+const COST: u32 = 1000;
+/// Of the growth that must have come after the record that is compared.
+const MOST: f64 = 0.8;
+
+/// How often to look, and how much of it to keep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pace {
+    /// Between points of the curve.
+    pub usage: Duration,
+    /// Between records.
+    pub record: Duration,
+    /// Points of the curve.
+    pub points: usize,
+    /// Processes of a record, those with most.
+    pub processes: usize,
+}
+
+impl Pace {
+    /// For one command: 220 KiB at most.
+    pub const OF_ONE: Pace =
+        Pace { usage: Duration::from_millis(250), record: Duration::from_secs(1), points: 240, processes: 32 };
+    /// For each of many memcgs: 4 KiB at most.
+    pub const OF_MANY: Pace =
+        Pace { usage: Duration::from_secs(5), record: Duration::from_secs(10), points: 48, processes: 4 };
+}
+
+/// The records of one memcg.
+#[derive(Debug)]
+pub struct History {
+    pace: Pace,
+    records: Vec<Record>,
+    curve: Vec<(Instant, u64)>,
+    began: Instant,
+    next_usage: Instant,
+    next_record: Instant,
+    made: u64,
+    took: Duration,
+}
+
+impl History {
+    /// An empty one; the first look is due at once.
+    #[must_use]
+    pub fn new(pace: Pace) -> Self {
+        let now = Instant::now();
+        History {
+            pace,
+            records: Vec::with_capacity(RECORDS + 1),
+            curve: Vec::with_capacity(pace.points),
+            began: now,
+            next_usage: now,
+            next_record: now,
+            made: 0,
+            took: Duration::ZERO,
+        }
+    }
+
+    /// When to look next.
+    #[must_use]
+    pub fn due(&self) -> Instant {
+        self.next_usage.min(self.next_record)
+    }
+
+    /// Looks, where it is time to.
+    pub fn look(&mut self, memcg: &Memcg, heap: Option<&HeapTable>) {
+        let began = Instant::now();
+        if began >= self.next_record {
+            if let Some(record) = Record::take(memcg, self.pace.processes, heap.map(|table| (table, STACKS))) {
+                self.add_point(began, record.usage_bytes);
+                self.add(record);
+            }
+            let took = began.elapsed();
+            self.took += took;
+            self.next_record = began + self.pace.record.max(took * COST);
+            self.next_usage = began + self.pace.usage;
+        } else if began >= self.next_usage {
+            if let Ok(usage) = memcg.usage() {
+                self.add_point(began, usage);
+            }
+            self.took += began.elapsed();
+            self.next_usage = began + self.pace.usage;
+        }
+    }
+
+    fn add_point(&mut self, at: Instant, usage: u64) {
+        let points = self.pace.points;
+        if self.curve.len() >= points {
+            // Every other one of the older half goes: what is old is sparse.
+            let mut index = 0;
+            self.curve.retain(|_| {
+                index += 1;
+                index > points / 2 || index % 2 == 1
+            });
+        }
+        self.curve.push((at, usage));
+    }
+
+    fn add(&mut self, record: Record) {
+        self.made += 1;
+        let now = record.at;
+        self.records.retain(|old| now.duration_since(old.at) <= OLDEST);
+        self.records.push(record);
+        if self.records.len() > RECORDS {
+            let ages: Vec<f64> = self.records.iter().map(|old| now.duration_since(old.at).as_secs_f64()).collect();
+            self.records.remove(least_missed(&ages));
+        }
+    }
+
+    /// The record to compare with, where usage has grown since any.
+    #[must_use]
+    pub fn choose(&self, usage_bytes: u64) -> Option<&Record> {
+        let growths: Vec<u64> = self.records.iter().map(|r| usage_bytes.saturating_sub(r.usage_bytes)).collect();
+        self.records.get(chosen(&growths)?)
+    }
+
+    /// The curve alone, where nothing can be compared any more.
+    #[must_use]
+    pub fn curve(&self, noticed: Instant) -> Option<Baseline> {
+        (!self.curve.is_empty()).then(|| Baseline {
+            usage: self.points(noticed),
+            cost: self.cost(),
+            ..Baseline::default()
+        })
+    }
+
+    fn points(&self, noticed: Instant) -> Vec<UsagePoint> {
+        let until = self.curve.iter().filter(|(at, _)| *at <= noticed);
+        until.map(|&(at, usage_bytes)| UsagePoint { before_us: micros_until(noticed, at), usage_bytes }).collect()
+    }
+
+    fn cost(&self) -> BaselineCost {
+        BaselineCost {
+            records: self.made,
+            took_us: self.took.as_micros() as u64,
+            since_us: self.began.elapsed().as_micros() as u64,
+            kept_bytes: self.kept_bytes() as u64,
+        }
+    }
+
+    /// What the incident says of it. `noticed` is when the OOM was; `processes` have the names.
+    #[must_use]
+    pub fn tell(&self, noticed: Instant, chosen: &Record, memcg: &Memcg, processes: &[Process]) -> Option<Baseline> {
+        let now = Record::take(memcg, usize::MAX, None)?;
+        let kinds = KINDS.iter().zip(chosen.kinds).zip(now.kinds).filter_map(|((kind, before), after)| {
+            Some(KindGrowth { kind: (*kind).to_owned(), before_bytes: before?, after_bytes: after? })
+        });
+        let mut grown: Vec<ProcessGrowth> = now
+            .processes
+            .iter()
+            .filter_map(|(pid, after)| {
+                let process = processes.iter().find(|process| process.pid == *pid)?;
+                // Who has its PID now may be another.
+                let is_same = process.age_s >= now.at.duration_since(chosen.at).as_secs_f64();
+                let then = chosen.processes.iter().find(|(then, _)| then == pid).filter(|_| is_same);
+                Some(ProcessGrowth {
+                    pid: *pid,
+                    comm: process.comm.clone(),
+                    before_bytes: then.map(|(_, bytes)| *bytes),
+                    after_bytes: *after,
+                })
+            })
+            .collect();
+        grown.sort_by_key(|p| std::cmp::Reverse(p.after_bytes as i64 - p.before_bytes.unwrap_or(0) as i64));
+        Some(Baseline {
+            usage: self.points(noticed),
+            before_us: micros_until(noticed, chosen.at),
+            before_bytes: chosen.usage_bytes,
+            after_bytes: now.usage_bytes,
+            kinds: kinds.collect(),
+            processes: grown,
+            has_heap: chosen.heap.is_some(),
+            heap_rest_bytes: chosen.heap.as_ref().map_or(0, |heap| heap.rest_bytes),
+            cost: self.cost(),
+        })
+    }
+
+    fn kept_bytes(&self) -> usize {
+        let curve = self.curve.capacity() * size_of::<(Instant, u64)>();
+        self.records.iter().map(Record::kept_bytes).sum::<usize>() + curve
+    }
+}
+
+fn micros_until(noticed: Instant, at: Instant) -> u64 {
+    noticed.saturating_duration_since(at).as_micros() as u64
+}
+
+/// The latest record after which four fifths of the most growth came; `None` without growth.
+fn chosen(growths: &[u64]) -> Option<usize> {
+    let most = growths.iter().max().copied().filter(|most| *most > 0)?;
+    growths.iter().rposition(|growth| *growth as f64 >= most as f64 * MOST)
+}
+
+/// Which of these ages, the oldest first, leaves the smallest gap for its age when it goes.
+/// The oldest and the two latest stay.
+fn least_missed(ages: &[f64]) -> usize {
+    let gap = |index: usize| ages[index - 1] / ages[index + 1].max(1e-3);
+    (1..ages.len() - 2).min_by(|a, b| gap(*a).total_cmp(&gap(*b))).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(at: Instant, usage_bytes: u64) -> Record {
+        Record { at, usage_bytes, kinds: [None; KINDS.len()], processes: Vec::new(), heap: None }
+    }
+
+    #[test]
+    fn records_of_every_age_are_kept_and_not_many() {
+        let began = Instant::now();
+        let mut history = History::new(Pace::OF_ONE);
+        for second in 0..1200 {
+            let at = began + Duration::from_secs(second);
+            history.add(record(at, second));
+            history.add_point(at, second);
+        }
+        let ages: Vec<u64> = history.records.iter().map(|r| 1199 - r.usage_bytes).collect();
+        assert_eq!(ages.len(), RECORDS, "{ages:?}");
+        assert!(ages[0] <= 900 && ages[0] > 300, "{ages:?}");
+        // No age is further than a factor of three from one that is there.
+        for age in [2_u64, 5, 10, 20, 40, 80, 160, 300] {
+            assert!(ages.iter().any(|a| *a >= age / 3 && *a <= age * 3), "none of about {age} s in {ages:?}");
+        }
+        assert!(history.curve.len() <= Pace::OF_ONE.points && history.curve.is_sorted());
+        assert_eq!(history.curve.first().unwrap().1, 0);
+        assert_eq!(history.curve.last().unwrap().1, 1199);
+        assert!(history.kept_bytes() < 256 << 10);
+    }
+
+    #[test]
+    fn the_burst_is_found_and_not_what_was_before() {
+        // Level at 100 for long, and 360 more since the fourth.
+        assert_eq!(chosen(&[360, 358, 361, 360, 200, 90, 0]), Some(3));
+        // As steady as can be: nearly the oldest.
+        assert_eq!(chosen(&[100, 95, 75, 40, 10]), Some(1));
+        // It has shrunk since all of them.
+        assert_eq!(chosen(&[0, 0]), None);
+        assert_eq!(chosen(&[]), None);
+    }
+}

@@ -1,0 +1,34 @@
+//! One JSON object a line.
+
+use super::{Field, Level, texts};
+use serde_json::{Map, Value};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Without its end. Values are texts, whatever they count: no reader has to know which
+/// fields there are.
+pub fn line(level: Level, fields: &[Field<'_>], message: &str) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let mut object = Map::new();
+    object.insert("time_unix_us".to_owned(), Value::from(now.as_micros() as u64));
+    object.insert("level".to_owned(), Value::from(level.name()));
+    object.insert("message".to_owned(), Value::from(message));
+    object.extend(texts(fields).map(|(name, text)| (name.to_owned(), Value::from(text))));
+    Value::Object(object).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_an_object_whatever_it_says() {
+        let text = line(Level::Notice, &[("cgroup", &"/a\"\n"), ("held_us", &7), ("pod_uid", &"")], "two\nlines");
+        assert!(!text.contains('\n'), "{text}");
+        let object: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(object["level"], "notice");
+        assert_eq!(object["message"], "two\nlines");
+        assert_eq!((&object["cgroup"], &object["held_us"]), (&Value::from("/a\"\n"), &Value::from("7")));
+        assert!(object.get("pod_uid").is_none());
+        assert!(object["time_unix_us"].as_u64().unwrap() > 1 << 50);
+    }
+}

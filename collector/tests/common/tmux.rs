@@ -1,0 +1,98 @@
+//! A program on a terminal, as a person sees and uses it.
+
+use std::process::{Command, Output};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+/// A terminal of 100 by 30, gone with what runs on it.
+pub struct Tmux {
+    server: String,
+}
+
+impl Tmux {
+    /// Starts a command there.
+    pub fn start(words: &[&str]) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let server = format!("reprieve-{}-{}", std::process::id(), NUMBER.fetch_add(1, Relaxed));
+        let tmux = Tmux { server };
+        let shell = words.iter().map(|word| format!("'{word}'")).collect::<Vec<_>>().join(" ");
+        // tmux sets SHELL itself.
+        let command = format!("env SHELL=/bin/sh 'PS1=$ ' {shell}");
+        // What is left when it has ended is still to be seen.
+        let remain = [";", "set-option", "-g", "remain-on-exit", "on"];
+        let output = tmux.tmux(&[&["new-session", "-d", "-x", "100", "-y", "30", &command][..], &remain[..]].concat());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        tmux
+    }
+
+    fn tmux(&self, words: &[&str]) -> Output {
+        let mut tmux = Command::new("tmux");
+        tmux.args(["-u", "-L", &self.server, "-f", "/dev/null"]).args(words).env_remove("TMUX");
+        tmux.output().expect("tmux is missing; run `cargo xtask test`")
+    }
+
+    /// What is on the screen, without blanks at the ends of lines.
+    pub fn screen(&self) -> String {
+        let text = String::from_utf8(self.tmux(&["capture-pane", "-p"]).stdout).unwrap();
+        text.lines().map(|line| format!("{}\n", line.trim_end())).collect()
+    }
+
+    /// Presses keys, by their names.
+    pub fn press(&self, keys: &[&str]) {
+        assert!(self.tmux(&[&["send-keys"], keys].concat()).status.success(), "{keys:?}");
+    }
+
+    /// Waits until all of these are on the screen, and it is drawn to its end; returns it.
+    pub fn wait_for(&self, parts: &[&str]) -> String {
+        let begun = Instant::now();
+        let mut before = String::new();
+        loop {
+            let screen = self.screen();
+            let is_done = timeless(&screen) == timeless(&before);
+            if is_done && parts.iter().all(|part| screen.contains(part)) {
+                return screen;
+            }
+            before = screen.clone();
+            assert!(begun.elapsed() < Duration::from_secs(60), "never saw {parts:?}:\n{screen}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Waits for the end of the command; returns its exit status. (tmux says so on the
+    /// screen, too, but not always where the program had another screen until then.)
+    pub fn end(&self) -> String {
+        let begun = Instant::now();
+        loop {
+            let output = self.tmux(&["list-panes", "-F", "#{pane_dead}:#{pane_dead_status}"]);
+            let told = String::from_utf8(output.stdout).unwrap();
+            if let Some(status) = told.trim().strip_prefix("1:") {
+                return status.to_owned();
+            }
+            assert!(begun.elapsed() < Duration::from_secs(60), "it runs on:\n{}", self.screen());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// PID of the command.
+    pub fn pid(&self) -> i32 {
+        let output = self.tmux(&["list-panes", "-F", "#{pane_pid}"]);
+        String::from_utf8(output.stdout).unwrap().trim().parse().unwrap()
+    }
+}
+
+impl Drop for Tmux {
+    fn drop(&mut self) {
+        self.tmux(&["kill-server"]);
+    }
+}
+
+/// A screen without the seconds that are left of holds.
+pub fn timeless(screen: &str) -> String {
+    let line = |line: &str| match line.split_once(" s  ") {
+        Some((left, rest)) if left.trim_start_matches(['>', ' ']).parse::<u32>().is_ok() => {
+            format!("{}      …  {rest}\n", &left[..1])
+        }
+        _ => format!("{line}\n"),
+    };
+    screen.lines().map(line).collect()
+}
