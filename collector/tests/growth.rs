@@ -152,6 +152,56 @@ fn whom_the_kernel_killed_is_remembered() {
     assert!(shown.contains("steady_leak (ended)"), "{shown}");
 }
 
+/// Victims of the kernel alone; the guest, which is slow, has fewer.
+const KILLED: u64 = 100;
+
+/// Lowers the limit of its memcg to below where a hold would begin, and lets the kernel kill
+/// there. Then it becomes what its further arguments say.
+const OUT_OF_REACH: &str = r#"
+    limit=$1; shift
+    path=$(sed -n 's/^[0-9]*:memory://p' /proc/self/cgroup)
+    if [ -n "$path" ]; then
+        echo 0 > /sys/fs/cgroup/memory$path/memory.oom_control || exit 9
+        echo $limit > /sys/fs/cgroup/memory$path/memory.limit_in_bytes || exit 9
+    else
+        path=$(sed -n 's/^0:://p' /proc/self/cgroup)
+        echo $limit > /sys/fs/cgroup$path/memory.max || exit 9
+    fi
+    exec "$@"
+"#;
+
+#[test]
+fn whom_the_kernel_kills_before_any_hold_is_remembered_each_time() {
+    for round in 0..common::rounds(KILLED) {
+        let lab = Lab::new();
+        let options = ["--memory", "40M", "--no-heap", "--growth=16"];
+        let leak = fixture("steady_leak");
+        let output = lab.run(&options, &["sh", "-c", OUT_OF_REACH, "sh", "24M", &leak, "--mib", "64"]);
+        let said = format!("round {round}: {}", text(&output));
+        assert_eq!(output.status.code(), Some(137), "{said}");
+        // One incident, which no hold came before.
+        let incidents = lab.incidents();
+        assert_eq!(incidents.len(), 1, "{said}\n{incidents:#?}");
+        let killed = &incidents[0];
+        assert_eq!((&killed["trigger"], &killed["hold"]), (&"killed_by_kernel".into(), &Value::Null), "{said}");
+        assert_nothing_lost(killed);
+        let (victims, ended) = (killed["kernel_victims"].as_array().unwrap(), killed["ended"].as_array().unwrap());
+        assert_eq!((victims.len(), ended.len()), (1, 1), "{said}\n{victims:#?}\n{ended:#?}\n{:#}", killed["gaps"]);
+        let (victim, ended) = (&victims[0], &ended[0]);
+        assert_eq!((&ended["pid"], &ended["comm"]), (&victim["pid"], &"steady_leak".into()), "{said}");
+        assert_eq!((&ended["killed_by_kernel"], &ended["growth"]["basis"]), (&true.into(), &"ended".into()), "{said}");
+        let all = number(&ended["growth"]["bytes"]);
+        let had = number(&victim["anon_bytes"]) + number(&victim["shmem_bytes"]);
+        assert!((all - had).abs() < 4096.0 && had > 16.0 * MIB, "{said}\n{all} of {had}");
+        let folded = folded(&lab);
+        assert!((bytes_of(&folded, &["steady_leak;ended;"]) - all).abs() < 4096.0, "{said}\n{folded}");
+        for (site, share) in [("leak_small", 0.25), ("leak_medium", 0.5), ("leak_mmap", 0.25)] {
+            let found = bytes_of(&folded, &[site]) / all;
+            assert!((found - share).abs() < 0.1, "{said}\n{site}: {found}\n{folded}");
+        }
+    }
+}
+
 #[test]
 fn each_process_of_a_server_has_its_own_growth() {
     let lab = Lab::new();

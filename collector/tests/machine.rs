@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 const ROUNDS: u64 = 30;
 
 /// A kind of memory that jobs take.
+#[derive(Clone, Copy)]
 struct Eater {
     what: &'static str,
     program: &'static str,
@@ -283,6 +284,25 @@ fn the_job_of_the_lowest_priority_dies() {
     }
     println!("the job of the lowest priority died, and nobody else, in {} of {rounds} rounds", rounds - failed);
     assert_eq!(failed, 0, "of {rounds} rounds");
+}
+
+#[test]
+#[ignore = "fills the machine, on a kernel with the series: `cargo xtask test --only machine` runs it"]
+fn an_oom_that_follows_at_once_is_decided_as_undisturbed() {
+    // After the first kill the other two go on, while the first incident is rendered.
+    let eater = Eater { percent: 80, ..EATERS[0] };
+    let lab = Lab::new();
+    let ended = watched(&lab, &[], &eater, ORDERS[0], |_| {});
+    let is_dead = |(_, output): &(Group, Output)| output.status.code().is_none();
+    assert_eq!(ended.jobs.iter().map(is_dead).collect::<Vec<_>>(), [true, true, false]);
+    assert_unharmed(&ended.jobs[2].1);
+    assert_unharmed(&ended.bystander.1);
+    let incidents = lab.incidents();
+    let decided = incidents.iter().filter(|i| !i["verdict"]["steps"].as_array().unwrap().is_empty());
+    let decided: Vec<(&Value, &Value)> = decided
+        .map(|i| (&i["verdict"]["steps"][0]["candidates"][0]["priority"], &i["hold"]["deciding_faults"]))
+        .collect();
+    assert_eq!(decided, [(&Value::from(-5), &Value::from(0)), (&Value::from(3), &Value::from(0))], "{incidents:#?}");
 }
 
 #[test]

@@ -39,6 +39,7 @@ const TEST_PACKAGES: &[Package] = &[
     Package { name: "tmux", why: "a terminal on which the console is used like a person does" },
     Package { name: "systemd", why: "its checks of our units, and a real journal" },
     Package { name: "man-db", why: "reads our manual pages" },
+    Package { name: "e2fsprogs", why: "a file system on the disk of a guest" },
     Package { name: "util-linux", why: "unshare and setpriv, to start services like containers do" },
 ];
 
@@ -69,15 +70,23 @@ const STAGES: &[Stage] = &[
 
 /// After those, side by side, one for each processor: a guest has but one, and is
 /// no measure of time.
-const GUESTS: &[Stage] = &[("guest", guest), ("reserve", reserve), ("selftests", selftests)];
-
-/// Only when asked for by this name: in one of 35 rounds of `machine` the thread that
-/// decides still took two page faults in a hold.
-const ON_REQUEST: &[Stage] = &[("machine", machine)];
+const GUESTS: &[Stage] = &[
+    ("guest", guest),
+    ("accounting", accounting),
+    ("reserve", reserve),
+    ("selftests", selftests),
+    ("machine", machine),
+];
 
 /// Tests of the collector that run in the guest, under cgroup version 2 and its
 /// brake; `v2` only there, the host ignores it.
 const GUEST_TESTS: &[&str] = &["v2", "run", "snapshot", "documented", "guardian_dies", "unharmed"];
+/// Tests of where every byte went, and of whom the kernel killed first, under version 2.
+const ACCOUNTING_TESTS: &[&str] = &["accounting", "growth before_any_hold"];
+/// Makes a disk of the guest's memory, with a file system on it.
+const MAKE_DISK: &str = "echo 512M >/sys/block/zram0/disksize; mkfs.ext4 -q /dev/zram0; mkdir /run/disk; \
+    mount -t ext4 /dev/zram0 /run/disk";
+const DISK: &str = "/run/disk";
 /// The same on the kernel with the series, under its brake; `reserve` only there.
 const RESERVE_TESTS: &[&str] = &["reserve", "inside", "run", "snapshot", "guardian_dies", "unharmed"];
 /// The test of `machine` that wants a kernel without the series.
@@ -95,9 +104,8 @@ const GUEST_TIME: Duration = Duration::from_secs(600);
 /// Runs the stages; all of them, so that one run tells everything.
 pub fn run(root: &Path, only: Option<&str>) -> Result<ExitCode> {
     let is_asked = |name: &str| only.is_none_or(|only| name.contains(only));
-    let on_request = ON_REQUEST.iter().filter(|(name, _)| only == Some(*name));
     let mut results = Vec::new();
-    for stage in STAGES.iter().filter(|(name, _)| is_asked(name)).chain(on_request) {
+    for stage in STAGES.iter().filter(|(name, _)| is_asked(name)) {
         results.push(run_one(root, stage, &mut io::stdout()));
     }
     let guests: Vec<&Stage> = GUESTS.iter().filter(|(name, _)| is_asked(name)).collect();
@@ -258,6 +266,16 @@ fn guest(root: &Path, out: Out<'_>) -> Result<()> {
     in_guest(root, vm::Flavor::Stock, GUEST_TESTS, 1024, out)
 }
 
+/// Each kind of memory under version 2, with a disk.
+fn accounting(root: &Path, out: Out<'_>) -> Result<()> {
+    let fixtures = fixtures::build(root)?;
+    let script = script(root, MAKE_DISK, ACCOUNTING_TESTS)?;
+    let mut spec = guest_spec(root, &fixtures, vm::Flavor::Stock, script, 1024);
+    spec.env.push(("REPRIEVE_DISK".to_owned(), DISK.to_owned()));
+    spec.timeout = 2 * GUEST_TIME;
+    run_guest(root, &spec, out)
+}
+
 /// The same tests on the kernel with the series.
 fn reserve(root: &Path, out: Out<'_>) -> Result<()> {
     in_guest(root, vm::Flavor::Reserve, RESERVE_TESTS, 1024, out)
@@ -296,12 +314,19 @@ fn selftests(root: &Path, out: Out<'_>) -> Result<()> {
 /// cgroup version 2.
 fn in_guest(root: &Path, kernel: vm::Flavor, tests: &[&str], memory_mib: u32, out: Out<'_>) -> Result<()> {
     let fixtures = fixtures::build(root)?;
-    let mut script = String::from("set -e");
+    let script = script(root, ":", tests)?;
+    run_guest(root, &guest_spec(root, &fixtures, kernel, script, memory_mib), out)
+}
+
+/// For the shell: `first`, then test programs, each with options of its own.
+fn script(root: &Path, first: &str, tests: &[&str]) -> Result<String> {
+    // One after the other: in a list of && a failure ends nothing.
+    let mut script = format!("set -e; {first}");
     for test in tests {
         let (name, options) = test.split_once(' ').unwrap_or((test, ""));
         script.push_str(&format!("; {} --test-threads=1 --include-ignored {options}", test_program(root, name)?));
     }
-    run_guest(root, &guest_spec(root, &fixtures, kernel, script, memory_mib), out)
+    Ok(script)
 }
 
 fn guest_spec(root: &Path, fixtures: &Path, kernel: vm::Flavor, script: String, memory_mib: u32) -> vm::GuestSpec {

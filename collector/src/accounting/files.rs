@@ -123,3 +123,45 @@ fn look(open: &File, file: &mut FoundFile, own: &Pagemap, pages: &mut Pages) -> 
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::accounting::charges::Charges;
+    use nix::sys::mman::{MapFlags, ProtFlags, mmap};
+    use std::io::Write;
+    use std::num::NonZero;
+    use std::time::{Duration, Instant};
+
+    #[test]
+    fn a_deleted_file_is_looked_at_and_that_of_a_process_that_is_gone_is_left_as_it_was() {
+        let (page, pid) = (page_size(), std::process::id() as i32);
+        // It has no name.
+        let mut file = tempfile::tempfile_in("/dev/shm").unwrap();
+        file.write_all(&vec![7; 10 * page as usize]).unwrap();
+        let length = NonZero::new(10 * page as usize).unwrap();
+        // SAFETY: a new mapping at an address of the kernel's choice, which nobody reads.
+        let at = unsafe { mmap(None, length, ProtFlags::PROT_READ, MapFlags::MAP_SHARED, &file, 0) }.unwrap();
+        let start = at.as_ptr() as u64;
+        let mapped = |pid, bytes| FoundFile {
+            kind: Some(Kind::Tmpfs),
+            bytes,
+            mapped: Some((pid, start, start + 10 * page)),
+            ..FoundFile::default()
+        };
+        let mut found = Found::default();
+        let key = |inode| FileKey { device: "00:01".to_owned(), inode };
+        found.files.insert(key(1), mapped(pid, 0));
+        found.files.insert(key(2), mapped(i32::MAX, 3 * page));
+        let own = Pagemap::open(pid).unwrap();
+        let mut pages = Pages::new(Charges::of_everybody(), Instant::now() + Duration::from_secs(20));
+        mapped_files(Kind::Tmpfs, &own, &mut pages, &mut found);
+        let told = |inode| (found.files[&key(inode)].bytes, found.files[&key(inode)].is_looked_at);
+        assert_eq!((told(1), told(2)), ((10 * page, true), (3 * page, false)));
+        let mut known = Known::default();
+        let gone = open_files(i32::MAX, &Mounts::default(), &own, &mut pages, &mut known, &mut found);
+        assert_eq!(gone.unwrap_err().raw_os_error(), Some(libc::ESRCH));
+        // SAFETY: exactly what was mapped.
+        unsafe { nix::sys::mman::munmap(at, length.get()) }.unwrap();
+    }
+}

@@ -175,3 +175,31 @@ impl MountTables {
         Rc::clone(self.by_namespace.entry(namespace).or_insert_with(|| Rc::new(Mounts::of(pid))))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cgroup::{Hierarchy, Version};
+    use crate::incident::accounting::AccountKind;
+
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn a_process_that_is_gone_and_counters_that_a_kernel_lacks_leave_what_is_known() {
+        let dir = tempfile::tempdir().unwrap();
+        let hierarchy = Hierarchy { version: Version::V2, mount: dir.path().to_owned(), own: "/".to_owned() };
+        std::fs::write(dir.path().join("memory.current"), (64 * MIB).to_string()).unwrap();
+        std::fs::write(dir.path().join("memory.stat"), format!("anon {}\n", 32 * MIB)).unwrap();
+        // A PID that no process has.
+        let gone = Process { pid: i32::MAX, comm: "gone".to_owned(), state: 'S', ..Process::default() };
+        let told = take(&Memcg::at(&hierarchy, "/"), &[gone], Duration::from_secs(20));
+        hostile::assert_adds_up(&told);
+        let of_it = told.gaps.iter().filter(|gap| gap.starts_with("gone [2147483647]: its pages: ")).count();
+        assert_eq!(of_it, 1, "{:?}", told.gaps);
+        // All is there, and nothing of it is explained.
+        assert_eq!((told.root.bytes, told.sums()), (64 * MIB, (0, 64 * MIB)));
+        let anonymous = told.root.children.iter().find(|node| node.what == "anonymous memory").unwrap();
+        assert_eq!((anonymous.bytes, anonymous.kind), (32 * MIB, AccountKind::Unexplained));
+        assert!(told.root.children.iter().any(|node| node.what == "in no counter that this kernel has"));
+    }
+}

@@ -15,7 +15,7 @@ mod symbolize;
 
 pub use later::complete;
 pub use memory::limit_to;
-pub use process::{Analyst, AnalystFailure, Kind, MEMORY_BYTES, Phase, child_main};
+pub use process::{Analyst, AnalystFailure, Kind, MEMORY_BYTES, Phase, child_main, settle};
 pub use render::render;
 pub use symbolize::{Names, Places, symbolize};
 

@@ -111,22 +111,8 @@ impl Analyst {
     fn start_process(phase: Phase, staging: &Path, limits: String) -> Result<Self, AnalystFailure> {
         let mut command = Command::new("/proc/self/exe");
         command.arg0("reprieve-analyst").arg("analyst").arg(phase.name()).arg(staging).arg(limits);
-        command.stdin(Stdio::null()).stdout(Stdio::null());
-        // SAFETY: the closure makes system calls only, all of them
-        // async-signal-safe; it allocates nothing.
-        unsafe {
-            command.pre_exec(|| {
-                let limit = libc::rlimit { rlim_cur: MEMORY_BYTES, rlim_max: MEMORY_BYTES };
-                libc::setrlimit(libc::RLIMIT_DATA, &raw const limit);
-                libc::setpriority(libc::PRIO_PROCESS, 0, NICE);
-                // Its life without us would help nobody.
-                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-                // ^C is for the guardian to answer.
-                libc::setsid();
-                Ok(())
-            });
-        }
-        command.spawn().map(|child| Analyst(Running::Process(child))).map_err(AnalystFailure::NotStarted)
+        command.arg(std::process::id().to_string());
+        start_beside(command).map(|child| Analyst(Running::Process(child))).map_err(AnalystFailure::NotStarted)
     }
 
     /// Whether it has ended.
@@ -163,6 +149,33 @@ impl Analyst {
             (_, Some(code), _) => Err(AnalystFailure::Died(format!("exit code {code}"))),
             (_, None, signal) => Err(AnalystFailure::Died(format!("signal {}", signal.unwrap_or(0)))),
         }
+    }
+}
+
+/// Starts a process without a copy of our memory. fork(2) would make all pages of the
+/// guardian read-only, those that are locked, too, and each thread would take a fault for
+/// each page that it writes, also the one that decides on the next OOM. So there is nothing
+/// to be done between fork and exec: without that std asks for posix_spawn(3), which
+/// shares the memory until the exec (CLONE_VM, clone(2)).
+fn start_beside(mut command: Command) -> io::Result<Child> {
+    // ^C, which goes to the terminal's foreground, is for the guardian to answer.
+    command.stdin(Stdio::null()).stdout(Stdio::null()).process_group(0).spawn()
+}
+
+/// Limits this process, which is an analyst of `guardian` (its PID).
+pub fn settle(guardian: i32) {
+    let limit = libc::rlimit { rlim_cur: MEMORY_BYTES, rlim_max: MEMORY_BYTES };
+    // SAFETY: each call gets integers and a pointer to a live local.
+    let parent = unsafe {
+        libc::setrlimit(libc::RLIMIT_DATA, &raw const limit);
+        libc::setpriority(libc::PRIO_PROCESS, 0, NICE);
+        // Its life without the guardian would help nobody.
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+        libc::getppid()
+    };
+    if parent != guardian {
+        // It died before we asked to be told.
+        std::process::exit(1);
     }
 }
 
@@ -205,5 +218,30 @@ fn complete_symbols(incident: &mut Incident, staging: &Path) {
             let names = symbolize(incident, &Places::now(&DebugDirs::default()));
             incident.symbols = names.into_symbols(SymbolState::AfterVerdict(reason));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::page_size;
+    use nix::sys::resource::{UsageWho, getrusage};
+
+    #[test]
+    fn who_starts_one_keeps_its_pages() {
+        let page = page_size() as usize;
+        let mut pages = vec![1u8; 256 * page];
+        let faults = || getrusage(UsageWho::RUSAGE_THREAD).unwrap().minor_page_faults();
+        let mut faults_of_one = || {
+            let mut child = start_beside(Command::new("true")).unwrap();
+            let before = faults();
+            pages.iter_mut().step_by(page).for_each(|byte| *byte = std::hint::black_box(2));
+            let taken = faults() - before;
+            assert!(child.wait().unwrap().success());
+            taken
+        };
+        // Another thread may have forked meanwhile.
+        let least = (0..5).map(|_| faults_of_one()).min().unwrap();
+        assert!(least < 16, "{least}");
     }
 }

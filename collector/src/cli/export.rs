@@ -16,8 +16,9 @@ use std::process::ExitCode;
 const EXPORT_HELP: &str = "\
 Sample types: inuse_space, inuse_objects, alloc_space, alloc_objects (where a heap
 was seen), growth, growth_reliable (where page faults were sampled: who grew RSS, not
-who owns the heap), threads, memory (by process and mapping). Without --sample-type,
-files that can hold several have all, the others the first that the incident has.
+who owns the heap), threads, memory (by process and mapping), charged (of a cgroup,
+where every byte went). Without --sample-type, files that can hold several have all,
+the others the first that the incident has.
 
 Examples:
   reprieve export --format speedscope --to leak.speedscope.json

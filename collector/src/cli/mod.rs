@@ -127,7 +127,7 @@ enum Command {
     Announce { seconds: u64 },
     /// What reprieve starts to symbolize and render.
     #[command(hide = true)]
-    Analyst { phase: String, staging: PathBuf, limits: String },
+    Analyst { phase: String, staging: PathBuf, limits: String, guardian: i32 },
     /// What `doctor` lets run out of memory.
     #[command(hide = true)]
     Eater { threads: u32 },
@@ -187,7 +187,7 @@ pub fn main() -> ExitCode {
         Command::Announce { seconds } => crate::desk::announce::post(seconds)
             .map(|()| ExitCode::SUCCESS)
             .map_err(|why| Failure { code: FAILED, error: anyhow::anyhow!("the webhook was not told: {why}") }),
-        Command::Analyst { phase, staging, limits } => run_analyst(&phase, &staging, &limits),
+        Command::Analyst { phase, staging, limits, guardian } => run_analyst(&phase, &staging, &limits, guardian),
     };
     result.unwrap_or_else(|Failure { code, error }| {
         let _ = writeln!(std::io::stderr(), "reprieve: {error:#}");
@@ -224,11 +224,12 @@ impl From<StoreError> for Failure {
     }
 }
 
-fn run_analyst(phase: &str, staging: &Path, limits: &str) -> Result<ExitCode, Failure> {
+fn run_analyst(phase: &str, staging: &Path, limits: &str, guardian: i32) -> Result<ExitCode, Failure> {
     let phase = [Phase::Symbolize, Phase::Render]
         .into_iter()
         .find(|p| p.name() == phase)
         .ok_or_else(|| Failure { code: USAGE, error: anyhow::anyhow!("unknown phase {phase:?}") })?;
+    analyst::settle(guardian);
     analyst::child_main(phase, staging, limits).map_err(|error| Failure { code: FAILED, error })?;
     Ok(ExitCode::SUCCESS)
 }

@@ -5,7 +5,9 @@ use super::smaps::MapLine;
 use crate::incident::model::Module;
 use reprieve_symbolizer::{Image, open_regular};
 use std::collections::HashMap;
+use std::fs::File;
 use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 /// The vDSO is a few pages; a larger mapping by that name is not one.
@@ -117,11 +119,13 @@ fn describe(pid: i32, code: &MapLine, same_file: &[&MapLine], bias: u64, image: 
 
 /// Opens the very file that is mapped. `map_files` works for deleted files and
 /// any namespace but needs CAP_CHECKPOINT_RESTORE (proc_pid_map_files(5)); the
-/// path seen through the process's root is the next best.
+/// path seen through the process's root is the next best. One that is being killed has
+/// neither any more: then the path as we see it, if that is the same file.
 fn open(pid: i32, map: &MapLine, gaps: &mut Vec<String>) -> Option<Image> {
     let (path, deleted) = map.path();
     let mapped = format!("/proc/{pid}/map_files/{:x}-{:x}", map.start, map.end);
-    let by_path = || open_regular(Path::new(&format!("/proc/{pid}/root{path}")));
+    let by_path =
+        || open_regular(Path::new(&format!("/proc/{pid}/root{path}"))).or_else(|error| same(map).ok_or(error));
     let file = open_regular(Path::new(&mapped)).or_else(|error| if deleted { Err(error) } else { by_path() });
     let result = file.map_err(|e| e.to_string()).and_then(|file| Image::open(&file).map_err(|e| e.to_string()));
     match result {
@@ -131,6 +135,14 @@ fn open(pid: i32, map: &MapLine, gaps: &mut Vec<String>) -> Option<Image> {
             None
         }
     }
+}
+
+/// The file that our own root has at the path of a mapping, if it is the one that is mapped.
+fn same(map: &MapLine) -> Option<File> {
+    let file = open_regular(Path::new(map.path().0)).ok()?;
+    let meta = file.metadata().ok()?;
+    let device = format!("{:02x}:{:02x}", libc::major(meta.dev()), libc::minor(meta.dev()));
+    (device == map.device && meta.ino() == map.inode).then_some(file)
 }
 
 /// Whether it is the page that a runtime maps so that its `jit-PID.dump` can be found.

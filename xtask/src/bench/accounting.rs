@@ -54,7 +54,7 @@ pub fn run(root: &Path, rounds: usize) -> Result<ExitCode> {
     let reprieve = build_release(root)?;
     let victim = fixtures::build(root)?.join("parked/charged");
     println!(
-        "Medians of {rounds} rounds. Accounting is a part of the snapshot; smaps is all of /proc/PID/smaps, read.\n"
+        "Medians of {rounds} rounds. Accounting comes after the snapshot; smaps is all of /proc/PID/smaps, read.\n"
     );
     println!(
         "load                accounting ms  snapshot ms  accounting / smaps  whole / 4 quarters  unexplained  peak MiB"

@@ -83,7 +83,7 @@ impl Flavor {
     /// fragments besides the common ones.
     fn traits(self) -> (&'static str, &'static str, &'static [&'static str]) {
         match self {
-            Flavor::Stock => ("the guest's kernel", "kernel", &[]),
+            Flavor::Stock => ("the guest's kernel", "kernel", &["stock"]),
             Flavor::Reserve => ("the guest's kernel with the series", "reserve", &["reserve"]),
             Flavor::Baseline => ("a kernel like it without the series", "baseline", &["baseline"]),
             Flavor::Module => (

@@ -1,7 +1,7 @@
 //! One process: its modules, how its stacks are unwound, what its mappings are.
 
 use super::layout::{self, Layout, is_on_stack};
-use super::record::Fault;
+use super::record::{Code, Fault};
 use super::samples::{BookId, Kind};
 use super::stacks::Frame;
 use crate::accounting::{FileSystem, Mounts};
@@ -20,6 +20,8 @@ const MOST_MODULES: usize = 4096;
 /// longer than the last time took.
 const READ_AGAIN: Duration = Duration::from_millis(5);
 const READ_SHARE: u32 = 20;
+/// Mappings of code that are put down as they are told.
+const MOST_CODE: usize = 64;
 /// Pages that wait to be looked up in mappings that are not read yet.
 const MOST_UNCLEAR: usize = 4096;
 
@@ -53,6 +55,8 @@ pub struct Book {
     pub used: u64,
     /// Pages that were in no mapping that was known, until mappings are read again.
     pub unclear: Vec<u64>,
+    /// Code as it was mapped, and when, as far as that was told.
+    pub code: Vec<(u64, MapLine)>,
     /// What is needed to unwind it; not of all at a time.
     pub view: Option<View>,
     /// Run-time address minus ELF address of each module that was seen.
@@ -67,7 +71,7 @@ pub struct View {
     /// What the mappings are.
     pub layout: Layout,
     /// To look where arenas begin.
-    memory: TargetMemory,
+    memory: Option<TargetMemory>,
     /// Start and inode of executable mappings.
     code: Vec<(u64, u64)>,
     mounts: Mounts,
@@ -101,6 +105,7 @@ impl Book {
             faults: 0,
             used: 0,
             unclear: Vec::new(),
+            code: Vec::new(),
             view: None,
             biases: HashMap::new(),
         };
@@ -115,17 +120,42 @@ impl Book {
         }
     }
 
+    /// When it was first told of.
+    #[must_use]
+    pub fn first_seen(&self) -> u64 {
+        let mapped = self.code.first().map(|(time, _)| *time);
+        self.first_fault.into_iter().chain(mapped).min().unwrap_or(self.began)
+    }
+
+    /// Puts down code that was mapped.
+    pub fn map(&mut self, time: u64, code: &Code<'_>) {
+        self.view.iter_mut().for_each(|view| view.is_stale = true);
+        if self.code.len() < MOST_CODE {
+            let map = MapLine {
+                start: code.start,
+                end: code.start.saturating_add(code.bytes),
+                permissions: "r-xp".to_owned(),
+                offset: code.offset,
+                device: format!("{:02x}:{:02x}", code.device.0, code.device.1),
+                inode: code.inode,
+                name: String::from_utf8_lossy(code.path).into_owned(),
+            };
+            self.code.push((time, map));
+        }
+    }
+
     /// Unwinds a fault and says what was touched; reads the mappings again where it is in
-    /// none that is known, but not all the time.
+    /// none that is known, but not all the time. One that is gone has none to be read: then it
+    /// is by what was told of its code.
     pub fn unwind(&mut self, fault: &Fault<'_>, library: &mut Library) -> Unwound {
-        let view = self.view.take().or_else(|| View::open(self.pid, library).ok());
-        let Some(mut view) = view else {
-            let kind = if is_stack_touch(fault) { Kind::Stack } else { Kind::Heap };
-            return Unwound { frames: Vec::new(), is_cut: true, kind };
-        };
+        let mut view = self.view.take().unwrap_or_else(|| View::open(self.pid, library));
         let mut unwound = view.unwind(fault);
-        let is_lost = unwound.frames.iter().any(|frame| frame.at.is_none()) || view.kind(fault).is_none();
+        let is_known = |unwound: &Unwound| unwound.frames.iter().all(|frame| frame.at.is_some());
+        let is_lost = !is_known(&unwound) || view.kind(fault).is_none();
         if (view.is_stale || is_lost) && view.may_read() && view.read(self.pid, library).is_ok() {
+            unwound = view.unwind(fault);
+        }
+        if !is_known(&unwound) && view.add(self.pid, &self.code, library) {
             unwound = view.unwind(fault);
         }
         match view.kind(fault) {
@@ -145,7 +175,10 @@ impl Book {
         // One that ends has none any more, and is remembered as it was.
         if view.read(self.pid, library).is_ok() {
             for page in self.unclear.drain(..) {
-                view.layout.kind(page * page_size(), &mut view.memory).into_iter().for_each(|kind| tell(page, kind));
+                view.layout
+                    .kind(page * page_size(), view.memory.as_mut())
+                    .into_iter()
+                    .for_each(|kind| tell(page, kind));
             }
         }
         self.view = Some(view);
@@ -153,10 +186,8 @@ impl Book {
 
     /// Reads its mappings now.
     pub fn refresh(&mut self, library: &mut Library) -> io::Result<&mut View> {
-        let view = match self.view.take() {
-            Some(mut view) => view.read(self.pid, library).map(|()| view),
-            None => View::open(self.pid, library),
-        }?;
+        let mut view = self.view.take().unwrap_or_else(|| View::new(self.pid));
+        view.read(self.pid, library)?;
         self.remember(&view);
         Ok(self.view.insert(view))
     }
@@ -173,21 +204,26 @@ fn is_stack_touch(fault: &Fault<'_>) -> bool {
 }
 
 impl View {
-    fn open(pid: i32, library: &mut Library) -> io::Result<Self> {
-        let now = Instant::now();
-        let mut view = View {
+    /// Before anything was read.
+    fn new(pid: i32) -> Self {
+        View {
             modules: Vec::new(),
             unwinder: Unwinder::new(),
             layout: Layout::default(),
-            memory: TargetMemory::open(pid)?,
+            memory: TargetMemory::open(pid).ok(),
             code: Vec::new(),
             mounts: Mounts::of(pid),
-            read: now,
+            read: Instant::now(),
             took: Duration::ZERO,
             is_stale: false,
-        };
-        view.read(pid, library)?;
-        Ok(view)
+        }
+    }
+
+    /// As far as it can be read: of one that is gone there is nothing.
+    fn open(pid: i32, library: &mut Library) -> Self {
+        let mut view = View::new(pid);
+        let _ = view.read(pid, library);
+        view
     }
 
     fn may_read(&self) -> bool {
@@ -197,14 +233,20 @@ impl View {
     /// Reads mappings, line by line: a hundred thousand are ten megabytes of text.
     fn read(&mut self, pid: i32, library: &mut Library) -> io::Result<()> {
         let begun = Instant::now();
-        let (mut layout, mut files) = (Layout::default(), Vec::new());
+        let (mut layout, mut files, mut is_alive) = (Layout::default(), Vec::new(), false);
         for line in BufReader::new(File::open(format!("/proc/{pid}/maps"))?).split(b'\n') {
             let line = line?;
             let Some(map) = MapLine::parse(&String::from_utf8_lossy(&line)) else { continue };
+            is_alive = true;
             layout.add(&map, || self.mounts.of_mapping(&map.device, &map.name) == FileSystem::Tmpfs);
             if map.inode != 0 || map.name == "[vdso]" {
                 files.push(map);
             }
+        }
+        // Of one that is killed there is the file until it is reaped, with nothing in it: what
+        // was known of it before must not go.
+        if !is_alive {
+            return Err(io::Error::from_raw_os_error(libc::ESRCH));
         }
         let code: Vec<(u64, u64)> =
             files.iter().filter(|map| map.is_executable()).map(|map| (map.start, map.inode)).collect();
@@ -221,17 +263,37 @@ impl View {
     }
 
     fn load(&mut self, pid: i32, files: &[MapLine], library: &mut Library) {
-        let memory = &mut self.memory;
-        memory.invalidate();
+        let mut memory = self.memory.as_mut();
+        memory.iter_mut().for_each(|memory| memory.invalidate());
         // Who could not be opened is told by the snapshot.
         let mut gaps = Vec::new();
-        let mut read = |at, out: &mut [u8]| reprieve_heap_walk::Memory::read(memory, at, out);
+        let mut read = |at, out: &mut [u8]| {
+            memory.as_mut().is_some_and(|memory| reprieve_heap_walk::Memory::read(*memory, at, out))
+        };
         self.modules = library.table.load(pid, files, &mut read, &mut gaps);
         self.unwinder = Unwinder::new();
         for module in &self.modules {
             let name = &library.table.modules[module.index as usize].path;
             self.unwinder.add_module(module.range.clone(), module.bias, &module.image, name);
         }
+    }
+
+    /// Adds code that was told and is in no module; whether there was any.
+    fn add(&mut self, pid: i32, code: &[(u64, MapLine)], library: &mut Library) -> bool {
+        let is_new = |map: &&MapLine| !self.modules.iter().any(|module| module.range.contains(&map.start));
+        let new: Vec<MapLine> = code.iter().map(|(_, map)| map).filter(is_new).cloned().collect();
+        if new.is_empty() || library.table.modules.len() >= MOST_MODULES {
+            return false;
+        }
+        let added = library.table.load(pid, &new, &mut |_, _| false, &mut Vec::new());
+        for module in &added {
+            let name = &library.table.modules[module.index as usize].path;
+            self.unwinder.add_module(module.range.clone(), module.bias, &module.image, name);
+        }
+        let is_more = !added.is_empty();
+        self.modules.extend(added);
+        self.layout.is_plain = self.is_plain(library);
+        is_more
     }
 
     fn is_plain(&self, Library { table, allocators }: &mut Library) -> bool {
@@ -263,13 +325,64 @@ impl View {
 
     /// What an address in anonymous memory is of.
     pub fn anonymous(&mut self, address: u64) -> Kind {
-        self.layout.anonymous(address, &mut self.memory)
+        self.layout.anonymous(address, self.memory.as_mut())
     }
 
     fn kind(&mut self, fault: &Fault<'_>) -> Option<Kind> {
         if is_stack_touch(fault) {
             return Some(Kind::Stack);
         }
-        self.layout.kind(fault.address, &mut self.memory)
+        self.layout.kind(fault.address, self.memory.as_mut())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::read_maps;
+    use reprieve_symbolizer::Registers;
+
+    /// Something of this program, to be found in it.
+    #[inline(never)]
+    fn landmark() -> u64 {
+        landmark as *const () as u64
+    }
+
+    #[test]
+    fn who_is_gone_is_unwound_by_what_was_told_of_its_code() {
+        let mut library = Library::default();
+        // A PID that no process has.
+        let mut book = Book::new(1, i32::MAX, 0);
+        let registers = Some(Registers { ip: landmark(), sp: 0x1000, fp: 0, lr: 0 });
+        let fault = Fault { pid: i32::MAX, time: 9, address: 0x7000_0000, registers, stack: &[] };
+        assert_eq!(book.unwind(&fault, &mut library).frames[0].at, None);
+        let maps = read_maps(std::process::id() as i32).unwrap();
+        let number = |text: &str| u32::from_str_radix(text, 16).unwrap();
+        for map in maps.iter().filter(|map| map.is_executable() && map.inode != 0) {
+            let (major, minor) = map.device.split_once(':').unwrap();
+            book.map(
+                5,
+                &Code {
+                    start: map.start,
+                    bytes: map.end - map.start,
+                    offset: map.offset,
+                    device: (number(major), number(minor)),
+                    inode: map.inode,
+                    path: map.name.as_bytes(),
+                },
+            );
+        }
+        let unwound = book.unwind(&fault, &mut library);
+        let at = unwound.frames[0].at.unwrap_or_else(|| panic!("{:?}", book.code));
+        let program = std::env::current_exe().unwrap();
+        assert_eq!(library.table.modules[at.module as usize].path, program.to_str().unwrap());
+        assert_eq!(book.biases[&at.module].wrapping_add(at.svma), landmark());
+        // Of what it had nothing is known: in doubt it is a malloc's.
+        assert_eq!(unwound.kind, Kind::Heap);
+        // Another file that has taken its place is not it.
+        let mut other = Book::new(2, i32::MAX, 0);
+        other.code =
+            book.code.iter().map(|(time, map)| (*time, MapLine { inode: map.inode + 1, ..map.clone() })).collect();
+        assert_eq!(other.unwind(&fault, &mut library).frames[0].at, None);
     }
 }

@@ -70,7 +70,8 @@ fn of_nobody(record: Record<'_>) -> Record<'_> {
         Record::Exec { pid, time } => Record::Exec { pid: nobody(pid), time },
         Record::Fork { pid, parent, time } => Record::Fork { pid: nobody(pid), parent: nobody(parent), time },
         Record::Exit { pid, time } => Record::Exit { pid: nobody(pid), time },
-        Record::Mapped { pid } => Record::Mapped { pid: nobody(pid) },
+        // What is no path of the kernel's is not opened.
+        Record::Mapped { pid, time, .. } => Record::Mapped { pid: nobody(pid), time, code: None },
         other @ (Record::Lost(_) | Record::Other) => other,
     }
 }

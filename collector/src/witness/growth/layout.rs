@@ -123,7 +123,7 @@ impl Layout {
     }
 
     /// What kind of memory an address is of; `None` in no mapping that is known.
-    pub fn kind(&mut self, address: u64, memory: &mut TargetMemory) -> Option<Kind> {
+    pub fn kind(&mut self, address: u64, memory: Option<&mut TargetMemory>) -> Option<Kind> {
         Some(match self.range_of(address)?.class {
             Class::Shared => Kind::Shared,
             Class::Stack => Kind::Stack,
@@ -134,13 +134,15 @@ impl Layout {
         })
     }
 
-    /// The same of what is known to be anonymous.
-    pub fn anonymous(&mut self, address: u64, memory: &mut TargetMemory) -> Kind {
+    /// The same of what is known to be anonymous. Without its memory, as of one that is
+    /// gone, nothing new is known to be an arena, and nothing to be none.
+    pub fn anonymous(&mut self, address: u64, memory: Option<&mut TargetMemory>) -> Kind {
         if self.is_plain && !self.is_in_arena(address, memory) { Kind::Direct } else { Kind::Heap }
     }
 
-    fn is_in_arena(&mut self, address: u64, memory: &mut TargetMemory) -> bool {
+    fn is_in_arena(&mut self, address: u64, memory: Option<&mut TargetMemory>) -> bool {
         let base = address & !(ARENA_HEAP_BYTES - 1);
+        let Some(memory) = memory else { return self.arenas.get(&base).copied().unwrap_or(true) };
         *self.arenas.entry(base).or_insert_with(|| {
             memory.invalidate();
             is_arena_heap(base, &mut |at| memory.u64(at))

@@ -1,7 +1,7 @@
 //! What the rings have told: processes, and who touched which of their pages.
 
 use super::book::{Book, Library};
-use super::record::{Fault, Record};
+use super::record::{Code, Fault, Record};
 use super::samples::{BookId, Sample, Samples};
 use super::stacks::{NO_STACK, StackId, Stacks};
 use crate::snapshot::page_size;
@@ -11,6 +11,9 @@ use std::collections::{HashMap, HashSet, VecDeque};
 const MOST_BOOKS: usize = 4096;
 /// Processes that can be unwound at a time: each takes some 50 KiB and two open files.
 const MOST_VIEWS: usize = 32;
+/// Processes while there are no more than which their code is put down as it is mapped: with
+/// all that it may be, some 3 MiB.
+const MOST_TOLD: usize = 256;
 /// Processes that ended and are remembered.
 const MOST_ENDED: usize = 32;
 
@@ -78,16 +81,13 @@ impl Ledger {
                     (book.began, book.is_forked, book.view) = (time, false, None);
                     book.biases.clear();
                     book.unclear.clear();
+                    book.code.retain(|(mapped, _)| *mapped >= time);
                     book.read_name();
                 }
             }
             Record::Fork { pid, parent, time } => self.fork(pid, parent, time),
             Record::Exit { pid, time } => self.ending.push((pid, time)),
-            Record::Mapped { pid } => {
-                if let Some(view) = self.books.get_mut(&pid).and_then(|book| book.view.as_mut()) {
-                    view.is_stale = true;
-                }
-            }
+            Record::Mapped { pid, time, code } => self.mapped(pid, time, code),
             Record::Other => {}
         }
     }
@@ -140,6 +140,20 @@ impl Ledger {
         }
     }
 
+    /// It may be gone before anybody reads its mappings: what code it has is put down.
+    fn mapped(&mut self, pid: i32, time: u64, code: Option<Code<'_>>) {
+        let is_room = self.books.len() < MOST_TOLD;
+        let Some(code) = code.filter(|_| pid > 0 && is_room && self.make_book(pid, 0)) else {
+            if let Some(view) = self.books.get_mut(&pid).and_then(|book| book.view.as_mut()) {
+                view.is_stale = true;
+            }
+            return;
+        };
+        if let Some(book) = self.books.get_mut(&pid).filter(|book| time >= book.began) {
+            book.map(time, &code);
+        }
+    }
+
     /// Of those that can be unwound the one that was used longest ago can be no more.
     fn close_views(&mut self) {
         let open = || self.books.values().filter(|book| book.view.is_some());
@@ -182,7 +196,7 @@ impl Ledger {
 
     fn fork(&mut self, pid: i32, parent: i32, time: u64) {
         // One that had the number before, and whose end was lost.
-        if self.books.get(&pid).is_some_and(|book| book.first_fault.unwrap_or(book.began) < time) {
+        if self.books.get(&pid).is_some_and(|book| book.first_seen() < time) {
             self.end(pid);
         }
         // Whose parent was never seen to touch anything has nothing from it.
@@ -190,8 +204,12 @@ impl Ledger {
             return;
         }
         let comm = self.books[&parent].comm.clone();
+        let code = if self.books.len() < MOST_TOLD { self.books[&parent].code.clone() } else { Vec::new() };
         if let Some(book) = self.books.get_mut(&pid) {
             book.is_forked = true;
+            if book.code.is_empty() {
+                book.code = code;
+            }
             if book.comm.is_empty() {
                 book.comm = comm;
             }
@@ -203,7 +221,7 @@ impl Ledger {
         if book.faults == 0 {
             return;
         }
-        book.view = None;
+        (book.view, book.code) = (None, Vec::new());
         self.ended.push_back(book);
         if self.ended.len() > MOST_ENDED
             && let Some(oldest) = self.ended.pop_front()
@@ -337,6 +355,31 @@ mod tests {
         ledger.take(&Record::Exec { pid: B, time: 30 });
         assert!(!ledger.of(B).unwrap().is_forked && pages(&ledger, B).is_empty());
         assert_eq!(pages(&ledger, A), [1]);
+    }
+
+    #[test]
+    fn code_is_that_of_the_program_that_runs() {
+        let mut ledger = Ledger::new();
+        let map = |time, inode| {
+            let code = Code { start: inode << 20, bytes: 4096, offset: 0, device: (254, 1), inode, path: b"/no/such" };
+            Record::Mapped { pid: A, time, code: Some(code) }
+        };
+        let told = |ledger: &Ledger| -> Vec<u64> {
+            ledger.of(A).map_or(vec![], |book| book.code.iter().map(|(_, map)| map.inode).collect())
+        };
+        ledger.take(&map(10, 1));
+        ledger.take(&map(30, 2));
+        ledger.take(&Record::Exec { pid: A, time: 20 });
+        // From another CPU's ring.
+        ledger.take(&map(15, 3));
+        ledger.take(&map(40, 4));
+        assert_eq!(told(&ledger), [2, 4]);
+        (0..10_000).for_each(|inode| ledger.take(&map(50, 100 + inode)));
+        assert_eq!(told(&ledger).len(), 64);
+        // Whoever touched nothing is not remembered.
+        ledger.take(&Record::Exit { pid: A, time: 60 });
+        ledger.settle();
+        assert!(ledger.of(A).is_none());
     }
 
     #[test]

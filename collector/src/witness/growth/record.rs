@@ -25,6 +25,9 @@ pub const REGISTERS: u64 = 1 << 6 | 1 << 7 | 1 << 8;
 #[cfg(target_arch = "aarch64")]
 pub const REGISTERS: u64 = 1 << 29 | 1 << 30 | 1 << 31 | 1 << 32;
 
+/// What other records than samples end with: PID and TID, and the time.
+const ID_BYTES: usize = 16;
+
 /// How many those are.
 const REGISTER_COUNT: usize = REGISTERS.count_ones() as usize;
 
@@ -71,6 +74,23 @@ pub struct Fault<'r> {
     pub stack: &'r [u8],
 }
 
+/// Code of a file, as it was mapped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Code<'r> {
+    /// First address.
+    pub start: u64,
+    /// How much was mapped, in bytes.
+    pub bytes: u64,
+    /// Where in the file.
+    pub offset: u64,
+    /// Major and minor number of its device.
+    pub device: (u32, u32),
+    /// Its inode.
+    pub inode: u64,
+    /// Its path, as the kernel gives it.
+    pub path: &'r [u8],
+}
+
 /// What the ring tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Record<'r> {
@@ -105,6 +125,10 @@ pub enum Record<'r> {
     Mapped {
         /// Whose.
         pid: i32,
+        /// When.
+        time: u64,
+        /// Of which file; `None` where it is none.
+        code: Option<Code<'r>>,
     },
     /// Anything else.
     Other,
@@ -134,9 +158,25 @@ pub fn parse(header: Header, body: &[u8]) -> Option<Record<'_>> {
                 _ => Record::Exit { pid, time },
             }
         }
-        perf::PERF_RECORD_MMAP | perf::PERF_RECORD_MMAP2 => Record::Mapped { pid: fields.i32()? },
+        perf::PERF_RECORD_MMAP | perf::PERF_RECORD_MMAP2 => {
+            let (pid, _tid) = (fields.i32()?, fields.i32()?);
+            let is_known = header.kind == perf::PERF_RECORD_MMAP2;
+            Record::Mapped { pid, time: last_u64(body)?, code: is_known.then(|| code(&mut fields)).flatten() }
+        }
         _ => Record::Other,
     })
+}
+
+/// What a `PERF_RECORD_MMAP2` that has no build ID, which nobody asked for, says behind
+/// PID and TID.
+fn code<'r>(fields: &mut Fields<'r>) -> Option<Code<'r>> {
+    let (start, bytes, offset) = (fields.u64()?, fields.u64()?, fields.u64()?);
+    let device = (fields.u32()?, fields.u32()?);
+    let (inode, _generation) = (fields.u64()?, fields.u64()?);
+    let (_protection, _flags) = (fields.u32()?, fields.u32()?);
+    let name = fields.take(fields.0.len().checked_sub(ID_BYTES)?)?;
+    let path = name.get(..name.iter().position(|&byte| byte == 0)?)?;
+    (inode != 0 && path.starts_with(b"/")).then_some(Code { start, bytes, offset, device, inode, path })
 }
 
 /// A sample, field by field in the order of the bits.
@@ -282,12 +322,34 @@ mod tests {
             (record(perf::PERF_RECORD_FORK, 0, &task(8)), Record::Other),
             (record(perf::PERF_RECORD_EXIT, 0, &task(7)), Record::Exit { pid: 7, time: 42 }),
             (record(perf::PERF_RECORD_EXIT, 0, &task(8)), Record::Other),
-            (record(perf::PERF_RECORD_MMAP2, 0, &task(7)), Record::Mapped { pid: 7 }),
+            (record(perf::PERF_RECORD_MMAP2, 0, &task(7)), Record::Mapped { pid: 7, time: 43, code: None }),
             (record(perf::PERF_RECORD_LOST, 0, &body(&[], &[1, 12, 0, 0])), Record::Lost(12)),
             (record(4711, 0, &[]), Record::Other),
         ];
         for (bytes, expected) in cases {
             assert_eq!(parse_whole(&bytes), Some(expected));
+        }
+    }
+
+    /// A mapping of code, as the kernel tells it.
+    fn mapped(inode: u64, path: &[u8]) -> Vec<u8> {
+        let numbers = body(&[7, 7], &[0x40_0000, 0x3000, 0x1000]);
+        let file = [body(&[254, 1], &[inode, 3]), body(&[5, 2], &[])].concat();
+        record(perf::PERF_RECORD_MMAP2, 0, &[&numbers[..], &file, path, &body(&[7, 7], &[99])].concat())
+    }
+
+    #[test]
+    fn code_is_told_with_its_file() {
+        let path = b"/bin/x\0\0";
+        let bytes = mapped(12, path);
+        let Some(Record::Mapped { pid: 7, time: 99, code: Some(code) }) = parse_whole(&bytes) else {
+            panic!("{:?}", parse_whole(&bytes))
+        };
+        assert_eq!((code.start, code.bytes, code.offset), (0x40_0000, 0x3000, 0x1000));
+        assert_eq!((code.device, code.inode, code.path), ((254, 1), 12, &b"/bin/x"[..]));
+        // No file, no path, a name without an end.
+        for bytes in [mapped(0, path), mapped(12, b"[vdso]\0\0"), mapped(12, b"/binary!")] {
+            assert_eq!(parse_whole(&bytes), Some(Record::Mapped { pid: 7, time: 99, code: None }));
         }
     }
 

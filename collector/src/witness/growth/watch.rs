@@ -148,6 +148,9 @@ impl GrowthWitness {
             if evidence.ended.is_empty() {
                 evidence.gaps.push("of whom the kernel killed no page fault was sampled".to_owned());
             }
+            // It may still have been there a moment ago, and counts once.
+            let has_ended = |pid| evidence.ended.iter().any(|ended| ended.pid == pid);
+            evidence.processes.iter_mut().filter(|p| has_ended(p.pid)).for_each(|process| process.growth = None);
             let growths = evidence.ended.iter_mut().map(|ended| &mut ended.growth);
             desk.share_modules(growths, &mut evidence.modules);
             evidence.growth = Some(watch.sampling(desk));
