@@ -380,6 +380,9 @@ fn an_idle_guard_asks_for_nothing() {
     }
     let guard = Guard::start(&lab, "", &[&format!("{}/*", grove.path())]);
     assert!(guard.said().contains("guarding 100 cgroups"), "{}", guard.said());
+    // Two functions of it would be 0.9 MiB of a guardian's 16.
+    let maps = fs::read_to_string(format!("/proc/{}/maps", guard.pid())).unwrap();
+    assert!(maps.contains("/libc.so") && !maps.contains("/libm.so"), "{maps}");
     // How often it slept of itself, which is how often it woke.
     let slept = || {
         let status = fs::read_to_string(format!("/proc/{}/status", guard.pid())).unwrap();

@@ -2,7 +2,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use reprieve::snapshot::process::{Stat, container_id, memory_cgroup};
+use reprieve::cgroup;
+use reprieve::snapshot::process::{Stat, memory_cgroup};
 use reprieve::snapshot::smaps::{self, KEPT, MapLine};
 
 fuzz_target!(|input: &[u8]| {
@@ -24,6 +25,10 @@ fuzz_target!(|input: &[u8]| {
     if let Some(stat) = Stat::parse(&text) {
         assert!(!stat.state.is_whitespace());
     }
-    let cgroup = memory_cgroup(&text);
-    assert!(cgroup.len() <= text.len() && container_id(&cgroup).is_none_or(|id| id.len() == 64));
+    let path = memory_cgroup(&text);
+    assert!(path.len() <= text.len());
+    let labels = cgroup::labels(&path);
+    let is_nomad = labels.container_runtime.as_deref() == Some("nomad");
+    assert!(labels.container_id.is_none_or(|id| path.contains(&id) && (is_nomad || id.len() == 64)));
+    assert!(labels.pod_uid.is_none_or(|uid| [32, 36, 64].contains(&uid.len())));
 });

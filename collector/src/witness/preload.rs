@@ -72,7 +72,7 @@ fn heap(
     for sample in &table.live {
         let usable = resident(sample, pagemap, &mut pages_left);
         let key = (stacks.get(&sample.stack).map_or(&[][..], Vec::as_slice), is_cut(sample.stack));
-        let p = probability(sample.asked, period, f64::exp);
+        let p = probability(sample.asked, period, libm::exp);
         sums.entry(key).or_insert_with(nothing).0.join(&Sum::of(1, usable as f64, p));
     }
     for (key, stack) in &table.stacks {

@@ -74,7 +74,7 @@ pub fn of(table: &HeapTable, pids: &[i32], most: usize) -> StackTotals {
             return;
         }
         let bytes = resident(&home, &sample, &mut maps, &mut pages_left);
-        let bytes = bytes.map(|bytes| bytes as f64 / probability(sample.asked, period, f64::exp));
+        let bytes = bytes.map(|bytes| bytes as f64 / probability(sample.asked, period, libm::exp));
         let key = StackKey::new(home.slab, home.sequence, sample.stack);
         if sums.len() >= STACKS && !sums.contains_key(&key) {
             rest += bytes.unwrap_or(0.0);

@@ -66,7 +66,7 @@ pub fn probability(bytes: u64, period: u64) -> f64 {
     match period {
         0 | 1 => 1.0,
         // Exact for small blocks of a huge period, too.
-        period => -(-(bytes as f64) / period as f64).exp_m1(),
+        period => -libm::expm1(-(bytes as f64) / period as f64),
     }
 }
 

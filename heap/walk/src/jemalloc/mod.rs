@@ -213,7 +213,7 @@ fn as_lg_sample(words: &Words<'_>) -> Option<u32> {
     if !(8..1 << 48).contains(&first) || words.at(8) <= first {
         return None;
     }
-    let unbiased = |size: f64, lg: u32| (size / (1.0 - (-size / 2f64.powi(lg as i32)).exp())).round();
+    let unbiased = |size: f64, lg: u32| (size / (1.0 - libm::exp(-size / 2f64.powi(lg as i32)))).round();
     let fits = |lg: &u32| {
         let within = |(index, size): (usize, &f64)| {
             // The last bit of exp(3), for a big period.
