@@ -3,8 +3,8 @@
 
 #![cfg(target_arch = "x86_64")]
 
-use reprieve_symbolizer::{FoundBy, Image, Registers, StackEnd, Svma, Unwinder};
-use std::collections::{BTreeMap, HashMap};
+use reprieve_symbolizer::{FoundBy, Image, Registers, StackEnd, Unwinder};
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
@@ -179,8 +179,8 @@ fn each_instruction_of_a_program() {
     // Outermost first: where each call returns to, and whether that is what a signal interrupted.
     let mut calls: Vec<(u64, bool)> = Vec::new();
     let mut looks: HashMap<u64, u32> = HashMap::new();
-    let mut wrong: BTreeMap<String, (u32, String)> = BTreeMap::new();
-    let (mut steps, mut looked, mut signals, mut in_vdso, mut deepest) = (0u64, 0u64, 0, 0, 0);
+    let (mut wrong, mut told_so) = (Vec::new(), Vec::new());
+    let (mut steps, mut looked, mut whole, mut signals, mut in_vdso, mut deepest) = (0u32, 0u32, 0u32, 0, 0, 0);
     let mut now = registers(pid);
     loop {
         if !modules.loaded.iter().any(|(range, ..)| range.contains(&now.rip)) {
@@ -192,16 +192,21 @@ fn each_instruction_of_a_program() {
             looked += 1;
             let from = Registers { ip: now.rip, sp: now.rsp, fp: now.rbp, lr: 0 };
             let stack = modules.unwinder.unwind(&from, &mut |address| word(address), 64);
-            let told: Vec<(u64, bool)> =
-                stack.frames[1..].iter().rev().map(|f| (f.address.0, f.found == FoundBy::Signal)).collect();
-            let is_guess = stack.frames.iter().any(|f| f.found == FoundBy::FramePointer);
+            let trusted = stack.frames[1..].iter().take_while(|frame| frame.found != FoundBy::FramePointer);
+            let told: Vec<(u64, bool)> = trusted.map(|f| (f.address.0, f.found == FoundBy::Signal)).collect();
+            let is_right = told.len() <= calls.len() && told.iter().eq(calls.iter().rev().take(told.len()));
+            let is_whole = is_right && told.len() == calls.len();
             // The dynamic linker's first instructions, in assembly, say nothing of themselves.
             let first = modules.place(stack.frames.last().unwrap().lookup_address().0);
-            let in_linker = first.contains("/ld-") && matches!(stack.end, StackEnd::NoUnwindInfo { .. });
-            if told != calls || !in_linker && stack.end != StackEnd::Complete || is_guess {
-                let place = modules.place(now.rip);
-                let entry = wrong.entry(place.clone()).or_insert_with(|| (0, format!("{place}\n want {calls:x?}\n told {told:x?}\n {:?} guess {is_guess}", stack.end)));
-                entry.0 += 1;
+            let place = modules.place(now.rip);
+            match &stack.end {
+                StackEnd::Complete if is_whole => whole += 1,
+                StackEnd::NoUnwindInfo { .. } if is_whole && first.contains("/ld-") => whole += 1,
+                StackEnd::Complete if stack.frames.len() == told.len() + 1 => {
+                    wrong.push((place, "no end", stack.clone()))
+                }
+                _ if !is_right => wrong.push((place, "another frame", stack.clone())),
+                _ => told_so.push((place, calls.len(), stack.clone())),
             }
             in_vdso += u32::from(modules.place(now.rip).starts_with("[vdso]"));
             deepest = deepest.max(calls.len());
@@ -235,17 +240,37 @@ fn each_instruction_of_a_program() {
             calls.push((word(now.rsp).unwrap(), false));
         }
     }
-    for (_, (times, text)) in &wrong {
-        println!("{times} times: {text}");
+    println!(
+        "{steps} instructions, {looked} looked at, {whole} whole, {} said to be guessed or cut; {in_vdso} in the vDSO, \
+         {signals} signals, {deepest} calls at most",
+        told_so.len()
+    );
+    for (place, calls, stack) in &told_so {
+        println!(
+            "{place} in {calls} calls: {:?}, {}",
+            stack.frames.iter().map(|f| f.found).collect::<Vec<_>>(),
+            stack.end
+        );
     }
-    println!("{steps} steps, {looked} looked at, {signals} signals, {in_vdso} in the vDSO, {deepest} deep, {} wrong", wrong.len());
-    let _ = Svma(0);
-    assert!(wrong.is_empty());
+    assert!(
+        wrong.is_empty(),
+        "{} stacks are not what they are said to be: {:#?}",
+        wrong.len(),
+        &wrong[..wrong.len().min(8)]
+    );
+    assert!(looked > 10_000 && in_vdso > 20 && signals == 2 && deepest > 8, "not what was to be seen");
+    // Registers but three are not followed: the resolver of the dynamic linker keeps its frame by
+    // another, as do a few instructions at the begin of a function that aligns its stack; the C library's
+    // `_init` and the like, written by hand, have no call frame information.
+    assert!(told_so.len() as u32 * 100 <= looked * 4, "{} of {looked} are guessed or cut", told_so.len());
 }
 
 /// `call rel32`, and `call` of a register or of a word in memory, with prefixes.
 fn is_call(code: &[u8; 8]) -> bool {
-    let begin = code.iter().take_while(|byte| [0x2e, 0x3e, 0xf2, 0x66, 0x67].contains(byte) || (0x40..0x50).contains(*byte)).count();
+    let begin = code
+        .iter()
+        .take_while(|byte| [0x2e, 0x3e, 0xf2, 0x66, 0x67].contains(byte) || (0x40..0x50).contains(*byte))
+        .count();
     match code[begin..] {
         [0xe8, ..] => true,
         [0xff, modrm, ..] => modrm >> 3 & 7 == 2,

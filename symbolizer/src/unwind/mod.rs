@@ -131,7 +131,9 @@ impl Unwinder {
                     let caller = go::by_size(&before, size, &mut read);
                     caller.map(|caller| (FoundBy::Cfi, caller))
                 }
-                None => return self.leave_native(way, frame, walk, &mut read).unwrap_or_else(|| failed(missing, look_up)),
+                None => {
+                    return self.leave_native(way, frame, walk, &mut read).unwrap_or_else(|| failed(missing, look_up));
+                }
             },
         };
         match left {
@@ -152,7 +154,8 @@ impl Unwinder {
         read: &mut dyn FnMut(u64) -> Result<u64, ()>,
     ) -> Option<Left> {
         let before = walk.registers;
-        let by_row = (way == Way::Row).then(|| self.modules.leave_by_row(frame.lookup_address(), &before, read)).flatten();
+        let by_row =
+            (way == Way::Row).then(|| self.modules.leave_by_row(frame.lookup_address(), &before, read)).flatten();
         let found = if way == Way::Cfi || by_row.is_some() { FoundBy::Cfi } else { FoundBy::FramePointer };
         let caller = match by_row {
             Some(caller) => (caller.ip != 0).then_some(caller),
@@ -167,9 +170,9 @@ impl Unwinder {
             }
         };
         match caller {
-            // A frame pointer that was never known does not say where a stack ends, nor
-            // does such a link register.
-            None if found == FoundBy::FramePointer && !walk.has_frame_pointer => None,
+            // Neither a frame pointer nor a link register that was never known says where a
+            // stack ends, nor does what lies on top of the stack by chance.
+            None if found == FoundBy::FramePointer && (frame.is_exact() || !walk.has_frame_pointer) => None,
             None if self.engine.machine() == Machine::Aarch64 && frame.is_exact() => None,
             None => Some(Left::End(StackEnd::Complete)),
             // A leaf may have pushed nothing.
@@ -208,4 +211,3 @@ fn guarded<T>(work: impl FnOnce() -> T) -> Option<T> {
     // Registers are not used any more then, and the cache has rules, each of them whole.
     catch_unwind(AssertUnwindSafe(work)).ok()
 }
-

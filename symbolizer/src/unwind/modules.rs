@@ -1,6 +1,6 @@
 //! What the files of a process say of its code: how a frame can be left.
 
-use super::row::Entry;
+use super::row::{Entry, Index};
 use super::{Machine, Registers, guarded, signal};
 use crate::go::{GoFrame, GoImage};
 use crate::image::{Image, SectionBytes};
@@ -35,6 +35,7 @@ struct Module {
     image: Image,
     /// Go has no call frame information but compressed, or none.
     go: Option<GoImage>,
+    index: Index,
 }
 
 /// The modules of a process.
@@ -60,7 +61,7 @@ impl Modules {
         // On aarch64 a return address may be in a register.
         let go = if self.machine == Machine::X86_64 { GoImage::find(image) } else { None };
         let at = self.sorted.partition_point(|module| module.range.start < range.start);
-        self.sorted.insert(at, Module { range, bias, image: image.clone(), go });
+        self.sorted.insert(at, Module { range, bias, image: image.clone(), go, index: Index::of(image) });
         self.remembered.fill(None);
     }
 
@@ -107,7 +108,7 @@ impl Modules {
         if is_trampoline {
             return Way::Signal;
         }
-        self.with_cfi(look_up, |image, context, svma| by_cfi(image, machine, context, svma)).unwrap_or(Way::Guess)
+        self.with_cfi(look_up, |module, context, svma| by_cfi(module, machine, context, svma)).unwrap_or(Way::Guess)
     }
 
     /// Leaves a frame by what its row says.
@@ -118,30 +119,29 @@ impl Modules {
         read: &mut dyn FnMut(u64) -> Result<u64, ()>,
     ) -> Option<Registers> {
         let machine = self.machine;
-        self.with_cfi(look_up, |image, context, svma| {
-            Entry::find(image, machine, svma)?.leave(machine, context, registers, read)
+        self.with_cfi(look_up, |module, context, svma| {
+            Entry::find(&module.image, &module.index, machine, svma)?.leave(machine, context, registers, read)
         })
     }
 
     fn with_cfi<T>(
         &mut self,
         address: Avma,
-        work: impl FnOnce(&Image, &mut UnwindContext<usize>, Svma) -> Option<T>,
+        work: impl FnOnce(&Module, &mut UnwindContext<usize>, Svma) -> Option<T>,
     ) -> Option<T> {
         let after = self.sorted.partition_point(|module| module.range.start <= address.0);
         let module = self.sorted[..after].last().filter(|module| module.range.contains(&address.0))?;
-        guarded(|| work(&module.image, &mut self.context, Svma(address.0.wrapping_sub(module.bias)))).flatten()
+        guarded(|| work(module, &mut self.context, Svma(address.0.wrapping_sub(module.bias)))).flatten()
     }
 }
 
-/// Looks an address up in `.eh_frame_hdr`'s table, or assumes that a file without it but
-/// with `.debug_frame` or `.eh_frame` is covered. `None` where a frame pointer is all there
-/// is to go by.
-fn by_cfi(image: &Image, machine: Machine, context: &mut UnwindContext<usize>, address: Svma) -> Option<Way> {
-    if image.section(".eh_frame_hdr").is_none() {
-        return image.section(".eh_frame").or(image.section(".debug_frame")).map(|_| Way::Cfi);
+/// What `.eh_frame` says of an address; `None` where a frame pointer is all there is to go
+/// by. A file with `.debug_frame` only is taken to be covered by that.
+fn by_cfi(module: &Module, machine: Machine, context: &mut UnwindContext<usize>, address: Svma) -> Option<Way> {
+    if module.image.section(".eh_frame").is_none() {
+        return module.image.section(".debug_frame").map(|_| Way::Cfi);
     }
-    let entry = Entry::find(image, machine, address)?;
+    let entry = Entry::find(&module.image, &module.index, machine, address)?;
     let row = entry.row(context)?;
     if matches!(row.register(machine.columns()[0]), Some(RegisterRule::Undefined)) {
         return Some(Way::Outermost);

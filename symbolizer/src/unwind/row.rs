@@ -6,9 +6,9 @@ use super::{Machine, Registers};
 use crate::Svma;
 use crate::image::Image;
 use gimli::{
-    AArch64, BaseAddresses, CfaRule, EhFrame, EhFrameHdr, EndianSlice, Evaluation, EvaluationResult, EvaluationStorage,
-    Expression, FrameDescriptionEntry, Location, NativeEndian, Operation, Piece, Reader, Register, RegisterRule,
-    UnwindContext, UnwindExpression, UnwindSection, UnwindTableRow, Value, Vendor, X86_64,
+    AArch64, BaseAddresses, CfaRule, CieOrFde, EhFrame, EhFrameHdr, EndianSlice, Evaluation, EvaluationResult,
+    EvaluationStorage, Expression, FrameDescriptionEntry, Location, NativeEndian, Operation, Piece, Reader, Register,
+    RegisterRule, UnwindContext, UnwindExpression, UnwindSection, UnwindTableRow, Value, Vendor, X86_64,
 };
 
 type Slice<'b> = EndianSlice<'b, NativeEndian>;
@@ -28,7 +28,7 @@ impl<R: Reader> EvaluationStorage<R> for OnStack {
     type Result = [Piece<R>; 1];
 }
 
-/// The entry of an address, by `.eh_frame_hdr`'s table.
+/// The entry of an address.
 pub(super) struct Entry<'b> {
     frames: EhFrame<Slice<'b>>,
     bases: BaseAddresses,
@@ -36,17 +36,59 @@ pub(super) struct Entry<'b> {
     address: u64,
 }
 
+/// Entries of a file without `.eh_frame_hdr`: where the code begins, and where they are.
+/// Static programs have none as a rule.
+#[derive(Debug, Default)]
+pub(super) struct Index(Vec<(u64, usize)>);
+
+impl Index {
+    /// Empty where there is a header, or where entries are damaged from the first on.
+    pub(super) fn of(image: &Image) -> Self {
+        let mut found = Vec::new();
+        if image.section(".eh_frame_hdr").is_none()
+            && let Some((frames, bases)) = section(image)
+        {
+            let mut entries = frames.entries(&bases);
+            while let Ok(Some(entry)) = entries.next() {
+                if let CieOrFde::Fde(partial) = entry
+                    && let Ok(entry) = partial.parse(EhFrame::cie_from_offset)
+                {
+                    found.push((entry.initial_address(), entry.offset()));
+                }
+            }
+        }
+        found.sort_unstable();
+        Index(found)
+    }
+}
+
+/// `.eh_frame`, and where sections are that its pointers may be relative to.
+fn section(image: &Image) -> Option<(EhFrame<Slice<'_>>, BaseAddresses)> {
+    let section = image.section(".eh_frame")?;
+    let mut frames = EhFrame::new(&image.bytes()[section.file.clone()], NativeEndian);
+    frames.set_address_size(8);
+    Some((frames, BaseAddresses::default().set_eh_frame(section.svma.start)))
+}
+
 impl<'b> Entry<'b> {
-    pub(super) fn find(image: &'b Image, machine: Machine, address: Svma) -> Option<Self> {
-        let (header, section) = (image.section(".eh_frame_hdr")?, image.section(".eh_frame")?);
-        let bases = BaseAddresses::default().set_eh_frame_hdr(header.svma.start).set_eh_frame(section.svma.start);
-        let parsed = EhFrameHdr::new(&image.bytes()[header.file.clone()], NativeEndian).parse(&bases, 8).ok()?;
-        let mut frames = EhFrame::new(&image.bytes()[section.file.clone()], NativeEndian);
-        frames.set_address_size(8);
+    pub(super) fn find(image: &'b Image, index: &Index, machine: Machine, address: Svma) -> Option<Self> {
+        let (mut frames, mut bases) = section(image)?;
         if machine == Machine::Aarch64 {
             frames.set_vendor(Vendor::AArch64);
         }
-        let entry = parsed.table()?.fde_for_address(&frames, &bases, address.0, EhFrame::cie_from_offset).ok()?;
+        let entry = match image.section(".eh_frame_hdr") {
+            Some(header) => {
+                bases = bases.set_eh_frame_hdr(header.svma.start);
+                let parsed =
+                    EhFrameHdr::new(&image.bytes()[header.file.clone()], NativeEndian).parse(&bases, 8).ok()?;
+                parsed.table()?.fde_for_address(&frames, &bases, address.0, EhFrame::cie_from_offset).ok()?
+            }
+            None => {
+                let after = index.0.partition_point(|(begin, _)| *begin <= address.0);
+                let (_, offset) = *index.0[..after].last()?;
+                frames.fde_from_offset(&bases, offset.into(), EhFrame::cie_from_offset).ok()?
+            }
+        };
         entry.contains(address.0).then_some(Entry { frames, bases, entry, address: address.0 })
     }
 
@@ -144,9 +186,9 @@ impl Known<'_> {
             Machine::X86_64 => {
                 [(X86_64::RA, ip), (X86_64::RSP, sp), (X86_64::RBP, fp)].into_iter().find(|known| known.0 == register)
             }
-            Machine::Aarch64 => {
-                [(AArch64::X30, lr), (AArch64::SP, sp), (AArch64::X29, fp)].into_iter().find(|known| known.0 == register)
-            }
+            Machine::Aarch64 => [(AArch64::X30, lr), (AArch64::SP, sp), (AArch64::X29, fp)]
+                .into_iter()
+                .find(|known| known.0 == register),
         }
         .map(|(_, value)| value)
     }
