@@ -245,7 +245,7 @@ fn head(dir: &Path, text: &[u8], count: usize) -> Result<PathBuf> {
     Ok(path)
 }
 
-fn build_driver(root: &Path, dir: &Path) -> Result<PathBuf> {
+pub(super) fn build_driver(root: &Path, dir: &Path) -> Result<PathBuf> {
     let status = Command::new("cargo")
         .args(["build", "--release", "--locked", "--manifest-path"])
         .arg(root.join("symbolizer/bench/Cargo.toml"))
