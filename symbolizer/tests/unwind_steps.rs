@@ -203,7 +203,7 @@ fn each_instruction_of_a_program() {
                 StackEnd::Complete if is_whole => whole += 1,
                 StackEnd::NoUnwindInfo { .. } if is_whole && first.contains("/ld-") => whole += 1,
                 StackEnd::Complete if stack.frames.len() == told.len() + 1 => {
-                    wrong.push((place, "no end", stack.clone()))
+                    wrong.push((place, "no end", stack.clone()));
                 }
                 _ if !is_right => wrong.push((place, "another frame", stack.clone())),
                 _ => told_so.push((place, calls.len(), stack.clone())),

@@ -153,9 +153,8 @@ impl Unwinder {
         walk: &mut Walk,
         read: &mut dyn FnMut(u64) -> Result<u64, ()>,
     ) -> Option<Left> {
-        let before = walk.registers;
-        let by_row =
-            (way == Way::Row).then(|| self.modules.leave_by_row(frame.lookup_address(), &before, read)).flatten();
+        let (before, look_up) = (walk.registers, frame.lookup_address());
+        let by_row = (way == Way::Row).then(|| self.modules.leave_by_row(look_up, &before, read)).flatten();
         let found = if way == Way::Cfi || by_row.is_some() { FoundBy::Cfi } else { FoundBy::FramePointer };
         let caller = match by_row {
             Some(caller) => (caller.ip != 0).then_some(caller),
@@ -174,6 +173,10 @@ impl Unwinder {
             // stack ends, nor does what lies on top of the stack by chance.
             None if found == FoundBy::FramePointer && (frame.is_exact() || !walk.has_frame_pointer) => None,
             None if self.engine.machine() == Machine::Aarch64 && frame.is_exact() => None,
+            // framehop takes an unknown frame pointer that is needed here for the last one.
+            None if way == Way::Cfi && !walk.has_frame_pointer && !self.returns_to_zero(look_up, &before, read) => {
+                Some(Left::End(StackEnd::NoUnwindInfo { address: look_up }))
+            }
             None => Some(Left::End(StackEnd::Complete)),
             // A leaf may have pushed nothing.
             Some(caller) if caller.sp <= before.sp && !frame.is_exact() => Some(Left::End(StackEnd::Loop)),
@@ -182,6 +185,16 @@ impl Unwinder {
                 Some(Left::Caller(found, caller))
             }
         }
+    }
+
+    /// Whether call frame information has it that the caller is at 0: there is none.
+    fn returns_to_zero(
+        &mut self,
+        look_up: Avma,
+        registers: &Registers,
+        read: &mut dyn FnMut(u64) -> Result<u64, ()>,
+    ) -> bool {
+        self.modules.leave_by_row(look_up, registers, read).is_some_and(|caller| caller.ip == 0)
     }
 }
 

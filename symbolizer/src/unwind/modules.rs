@@ -150,13 +150,12 @@ fn by_cfi(module: &Module, machine: Machine, context: &mut UnwindContext<usize>,
     let (is_known, is_simple) = match row.cfa() {
         CfaRule::RegisterAndOffset { register, .. } => (machine.follows(*register), true),
         CfaRule::Expression(expression) => {
-            let operations = entry.operations(expression)?;
             let needs_other = |operation: &Operation<_>| match operation {
                 Operation::RegisterOffset { register, .. } => !machine.follows(*register),
                 _ => false,
             };
             let reads = |operation: &Operation<_>| matches!(operation, Operation::Deref { .. });
-            (!operations.iter().any(needs_other), !operations.iter().any(reads))
+            (!entry.has(expression, needs_other)?, !entry.has(expression, reads)?)
         }
     };
     match (entry.is_signal(), is_simple && !is_signed) {

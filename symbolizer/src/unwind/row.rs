@@ -102,10 +102,19 @@ impl<'b> Entry<'b> {
         self.entry.unwind_info_for_address(&self.frames, &self.bases, context, self.address).ok()
     }
 
-    /// Operations of an expression; `None` where it is damaged.
-    pub(super) fn operations(&self, expression: &UnwindExpression<usize>) -> Option<Vec<Operation<Slice<'b>>>> {
+    /// Whether an expression has such an operation; `None` where it is damaged.
+    pub(super) fn has(
+        &self,
+        expression: &UnwindExpression<usize>,
+        is_such: impl Fn(&Operation<Slice<'b>>) -> bool,
+    ) -> Option<bool> {
         let mut operations = expression.get(&self.frames).ok()?.operations(self.entry.cie().encoding());
-        std::iter::from_fn(|| operations.next().transpose()).take(MOST_STEPS as usize).collect::<Result<_, _>>().ok()
+        while let Some(operation) = operations.next().ok()? {
+            if is_such(&operation) {
+                return Some(true);
+            }
+        }
+        Some(false)
     }
 
     /// The caller's registers; `None` where a word is missing, or a register that is not
