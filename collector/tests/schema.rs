@@ -16,7 +16,7 @@ const SOURCES: [&str; 6] = [
     include_str!("../src/incident/growth.rs"),
     include_str!("../src/incident/model.rs"),
     include_str!("../../symbolizer/src/frame.rs"),
-    include_str!("../../symbolizer/src/unwind.rs"),
+    include_str!("../../symbolizer/src/unwind/stack.rs"),
     include_str!("../../symbolizer/src/debug_files/trail.rs"),
 ];
 
