@@ -60,8 +60,9 @@ impl Modules {
     pub(super) fn add(&mut self, range: Range<u64>, bias: u64, image: &Image) {
         // On aarch64 a return address may be in a register.
         let go = if self.machine == Machine::X86_64 { GoImage::find(image) } else { None };
+        let index = guarded(|| Index::of(image)).unwrap_or_default();
         let at = self.sorted.partition_point(|module| module.range.start < range.start);
-        self.sorted.insert(at, Module { range, bias, image: image.clone(), go, index: Index::of(image) });
+        self.sorted.insert(at, Module { range, bias, image: image.clone(), go, index });
         self.remembered.fill(None);
     }
 
