@@ -117,7 +117,8 @@ fn ten_thousand_threads() {
     const THREADS: usize = 10_000;
     /// For stacks, modules and the incident's text.
     const MOST_GUARDIAN_BYTES: u64 = 256 << 20;
-    const SNAPSHOT_AT_MOST_US: u64 = 20_000_000;
+    /// What a hold has, the stop within it.
+    const SNAPSHOT_AT_MOST_US: u64 = 5_000_000;
     let dir = tempfile::tempdir().unwrap();
     let (source, program) = (dir.path().join("many.c"), dir.path().join("many"));
     std::fs::write(&source, MANY).unwrap();
