@@ -465,7 +465,12 @@ fn ten_thousand_incidents() {
     assert!(timed(&["diff", "000001", "00270f"]).contains("nothing grew or shrank"));
     let to = stored.path().join("redacted");
     timed(&["redact", "00270f", "--to", to.to_str().unwrap()]);
+    assert!(timed(&["symbolize", "001389"]).contains(" named, "));
     let limits = ["--max-count", "10", "--max-use", "1T", "--keep-free", "1", "--max-age", "never", "--dry-run"];
     let removals = timed(&[&["vacuum"], &limits[..]].concat());
     assert!(removals.contains(&format!("{} incidents would be removed", MANY - 10)), "{removals}");
+    timed(&[&["vacuum"], &limits[..limits.len() - 1]].concat());
+    // The redacted one has a name that is not the store's, so it is not to be removed.
+    assert!(to.exists());
+    assert_eq!(timed(&["list"]).lines().count(), 10 + 1);
 }

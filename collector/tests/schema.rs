@@ -17,7 +17,7 @@ const SOURCES: [&str; 7] = [
     include_str!("../src/incident/baseline.rs"),
     include_str!("../src/incident/model.rs"),
     include_str!("../../symbolizer/src/frame.rs"),
-    include_str!("../../symbolizer/src/unwind.rs"),
+    include_str!("../../symbolizer/src/unwind/stack.rs"),
     include_str!("../../symbolizer/src/debug_files/trail.rs"),
 ];
 

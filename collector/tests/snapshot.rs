@@ -73,3 +73,76 @@ fn all_registers_are_recorded_and_come_back() {
     program.0.stdin.take().unwrap().write_all(b"\n").unwrap();
     assert!(program.0.wait().unwrap().success());
 }
+
+/// Threads that wait in functions that call each other, and say so when all do.
+const MANY: &str = r#"
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+static atomic_int waiting;
+static int ends[2];
+__attribute__((noipa)) static int deep(int depth)
+{
+	char byte;
+
+	if (depth)
+		return deep(depth - 1) + 1;
+	waiting++;
+	return read(ends[0], &byte, 1) != 0;
+}
+static void *thread(void *unused) { (void)unused; return (void *)(long)deep(20); }
+int main(int argc, char **argv)
+{
+	int count = argc > 1 ? atoi(argv[1]) : 1;
+	pthread_attr_t attributes;
+	pthread_t id;
+
+	if (pipe(ends) || pthread_attr_init(&attributes) || pthread_attr_setstacksize(&attributes, 65536))
+		return 1;
+	for (int n = 0; n < count; n++)
+		if (pthread_create(&id, &attributes, thread, NULL))
+			return 1;
+	while (waiting < count)
+		usleep(1000);
+	puts("ready");
+	fflush(stdout);
+	return deep(0);
+}
+"#;
+
+#[test]
+fn ten_thousand_threads() {
+    const THREADS: usize = 10_000;
+    /// For stacks, modules and the incident's text.
+    const MOST_GUARDIAN_BYTES: u64 = 256 << 20;
+    /// What a hold has, the stop within it.
+    const SNAPSHOT_AT_MOST_US: u64 = 5_000_000;
+    let dir = tempfile::tempdir().unwrap();
+    let (source, program) = (dir.path().join("many.c"), dir.path().join("many"));
+    std::fs::write(&source, MANY).unwrap();
+    let built = Command::new("cc").args(["-O1", "-g", "-pthread", "-o"]).args([&program, &source]).status().unwrap();
+    assert!(built.success());
+    let mut many = Command::new(&program);
+    let mut many = Doomed(many.arg(THREADS.to_string()).stdout(Stdio::piped()).spawn().unwrap());
+    let mut line = String::new();
+    BufReader::new(many.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "ready\n");
+    let lab = Lab::new();
+    let output = lab.reprieve("snapshot").args(["--deadline", "60s"]).arg(many.pid().to_string()).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+    let incident = lab.incident();
+    let hold = &incident["hold"];
+    println!(
+        "stop {} us, snapshot {} us, peak {} bytes",
+        hold["stop_window_us"], hold["snapshot_us"], hold["guardian_peak_bytes"]
+    );
+    let is_whole = |thread: &&&Value| {
+        let stack = &thread["stack"];
+        stack["end"]["kind"] == "complete" && stack["frames"].as_array().unwrap().len() > 20
+    };
+    assert_eq!(common::threads(&incident).iter().filter(is_whole).count(), THREADS);
+    assert!(hold["guardian_peak_bytes"].as_u64().unwrap() <= MOST_GUARDIAN_BYTES, "{hold}");
+    assert!(hold["snapshot_us"].as_u64().unwrap() <= SNAPSHOT_AT_MOST_US, "{hold}");
+}

@@ -61,4 +61,4 @@ pub use image::{BuildId, Image, ImageError, open_regular};
 pub use jit::{MOST_MAP_BYTES, jitdump, perf_map};
 pub use resolve::{Account, Sink, find_binary, resolve, resolve_each};
 pub use settings::{Detail, Settings};
-pub use unwind::{FoundBy, RawFrame, RawStack, Registers, StackEnd, Unwinder};
+pub use unwind::{FoundBy, Machine, RawFrame, RawStack, Registers, StackEnd, Unwinder};

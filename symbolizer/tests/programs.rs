@@ -1,7 +1,7 @@
 //! Real compilers' output, resolved and unwound.
 
 use reprieve_symbolizer::{
-    DebugDirs, FoundBy, Image, Miss, Registers, StackEnd, Svma, SymbolSource, Unwinder, resolve,
+    Avma, DebugDirs, FoundBy, Image, Miss, Registers, StackEnd, Svma, SymbolSource, Unwinder, resolve,
 };
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -263,4 +263,28 @@ fn a_note_without_end_is_no_build_id() {
         let id = image.build_id().map(|id| id.as_str().len());
         assert_eq!(id, is_id.then_some(2 * bytes));
     }
+}
+
+/// Of a thread that waits in the kernel the frame pointer is not known, as it is where 0 is
+/// one that ends a stack.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn an_unknown_frame_pointer_ends_no_stack() {
+    let built = build("cc", "c", INLINED, &["-O0", "-fno-omit-frame-pointer", "-no-pie"]);
+    let image = Image::open(&File::open(&built.path).unwrap()).unwrap();
+    let (outer, size) = image.symbols(&["outer"])[0].unwrap();
+    // After `push %rbp; mov %rsp, %rbp`.
+    let ip = outer.0 + 4 + size / 2;
+    let end = |fp: u64, ip: u64, word: u64| {
+        let mut unwinder = Unwinder::new();
+        unwinder.add_module(0x40_0000..0x50_0000, 0, &image, "program");
+        let mut read = |address: u64| (0x7000..0x8000).contains(&address).then_some(word);
+        unwinder.unwind(&Registers { ip, sp: 0x7000, fp, lr: 0 }, &mut read, 64).end
+    };
+    assert_eq!(end(0, ip, 0), StackEnd::NoUnwindInfo { address: Avma(ip) });
+    // Known, it leads to a caller at 0; and so does the stack pointer at the first instruction.
+    assert_eq!(end(0x7010, ip, 0), StackEnd::Complete);
+    assert_eq!(end(0, outer.0, 0), StackEnd::Complete);
+    // Outside of all that is known.
+    assert_eq!(end(0, 0x1234, 0x7000), StackEnd::NoUnwindInfo { address: Avma(0x1234) });
 }

@@ -19,6 +19,9 @@ use std::time::{Duration, Instant};
 const TEST_PACKAGES: &[Package] = &[
     Package { name: "binutils", why: "strip, objcopy, dwp and addr2line, to compare symbols with" },
     Package { name: "gcc", why: "programs with each kind of debug information" },
+    Package { name: "gcc-aarch64-linux-gnu", why: "a program of another machine, to unwind" },
+    Package { name: "libc6-dev-arm64-cross", why: "the C library that it is linked with" },
+    Package { name: "qemu-user", why: "the emulator that runs it, one instruction at a time" },
     Package { name: "dwz", why: "debug information that several files share" },
     Package { name: "xz-utils", why: "MiniDebugInfo, as distributions leave it in stripped programs" },
     Package { name: "debuginfod", why: "a server to fetch debug information from, on loopback" },

@@ -13,6 +13,10 @@ use std::path::Path;
 /// The vDSO is a few pages; a larger mapping by that name is not one.
 const VDSO_MAX_BYTES: u64 = 1 << 20;
 
+/// Most modules of one process: each frame is looked up among them, and of 65,530 mappings
+/// (vm.max_map_count) each could be one.
+const MOST_MODULES: usize = 4096;
+
 /// Identity of a mapped file: device as in maps, inode.
 type FileKey = (String, u64);
 
@@ -55,9 +59,16 @@ impl ModuleTable {
         gaps: &mut Vec<String>,
     ) -> Vec<LoadedModule> {
         let mut loaded: Vec<LoadedModule> = Vec::new();
+        // Mappings of each file by their bias: looking through all of them for each module
+        // would take the square of their number.
+        let mut parts: HashMap<(u64, &String, &String), HashMap<u64, Vec<&MapLine>>> = HashMap::new();
         for code in maps.iter().filter(|m| m.is_executable()) {
             if loaded.iter().any(|m| m.range.contains(&code.start)) {
                 continue;
+            }
+            if loaded.len() == MOST_MODULES {
+                gaps.push(format!("more than {MOST_MODULES} modules: frames in the others have no names"));
+                break;
             }
             let image = if code.name == "[vdso]" {
                 vdso(code, read_memory)
@@ -76,12 +87,18 @@ impl ModuleTable {
             };
             // V8 maps code of the executable once more, far away and with its own generated
             // code between: what has another bias is another module.
-            let is_part = |m: &&MapLine| {
-                (m.inode, &m.device, &m.name) == (code.inode, &code.device, &code.name)
-                    && image.bias(m.start, m.offset) == Some(bias)
-            };
-            let same_file: Vec<&MapLine> = maps.iter().filter(is_part).collect();
-            let module = describe(pid, code, &same_file, bias, &image);
+            let file = (code.inode, &code.device, &code.name);
+            let by_bias = parts.entry(file).or_insert_with(|| {
+                let mut by_bias: HashMap<u64, Vec<&MapLine>> = HashMap::new();
+                for map in maps.iter().filter(|m| (m.inode, &m.device, &m.name) == file) {
+                    if let Some(bias) = image.bias(map.start, map.offset) {
+                        by_bias.entry(bias).or_default().push(map);
+                    }
+                }
+                by_bias
+            });
+            let same_file = by_bias.get(&bias).map_or(&[][..], Vec::as_slice);
+            let module = describe(pid, code, same_file, bias, &image);
             let range = module.start..module.end;
             let index = self.index_of(module);
             loaded.push(LoadedModule { index, range, bias, image });
@@ -159,4 +176,26 @@ fn vdso(map: &MapLine, read_memory: &mut dyn FnMut(u64, &mut [u8]) -> bool) -> O
     }
     let mut bytes = vec![0; size as usize];
     read_memory(map.start, &mut bytes).then(|| Image::from_bytes(bytes).ok())?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file that is mapped again and again, each time elsewhere, so that each is a module.
+    #[test]
+    fn a_hundred_thousand_mappings() {
+        let pid = std::process::id() as i32;
+        let maps = super::super::smaps::read_maps(pid).unwrap();
+        let code = maps.iter().find(|map| map.is_executable() && map.inode != 0).unwrap();
+        let size = (code.end - code.start).next_multiple_of(4096);
+        let again = |n: u64| MapLine { start: n * 2 * size, end: n * 2 * size + size, ..code.clone() };
+        let many: Vec<MapLine> = (1..=100_000).map(again).collect();
+        let (mut table, mut gaps) = (ModuleTable::default(), Vec::new());
+        let loaded = table.load(pid, &many, &mut |_, _| false, &mut gaps);
+        assert_eq!(loaded.len(), MOST_MODULES);
+        assert!(gaps.len() == 1 && gaps[0].contains("4096 modules"), "{gaps:?}");
+        // One file is one entry, wherever it is mapped.
+        assert_eq!(table.modules.len(), 1);
+    }
 }

@@ -7,8 +7,10 @@ use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 
-/// Function, file and line, innermost first.
-type Chain = Vec<(String, String, u64)>;
+/// Function, file and line.
+type Frame = (String, String, u64);
+/// Innermost first.
+type Chain = Vec<Frame>;
 
 /// Examples that are printed of each kind of difference.
 const EXAMPLES: usize = 3;
@@ -57,9 +59,7 @@ fn difference(ours: &Chain, theirs: &Chain) -> &'static str {
     if ours.len() != theirs.len() {
         return "inline chains of different length";
     }
-    let differs = |what: fn(&(String, String, u64), &(String, String, u64)) -> bool| {
-        ours.iter().zip(theirs).any(|(a, b)| what(a, b))
-    };
+    let differs = |what: fn(&Frame, &Frame) -> bool| ours.iter().zip(theirs).any(|(a, b)| what(a, b));
     let outermost_only = ours.split_last().map(|(_, rest)| rest) == theirs.split_last().map(|(_, rest)| rest);
     let (our_last, their_last) = (&ours[ours.len() - 1], &theirs[theirs.len() - 1]);
     let same_place = (&our_last.1, our_last.2) == (&their_last.1, their_last.2);

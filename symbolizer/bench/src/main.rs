@@ -1,17 +1,19 @@
-//! One contestant, one file, one list of addresses: for `cargo xtask bench
-//! symbolize`, which starts each in a process of its own and compares them.
+//! One contestant, one file, one list of addresses, or one process: for `cargo xtask bench
+//! symbolize` and `unwind`, which starts each in a process of its own and compares them.
 //!
 //! ```text
 //! reprieve-symbolizer-bench addresses FILE COUNT        a list, one a line
 //! reprieve-symbolizer-bench measure WHO FILE LIST       JSON
 //! reprieve-symbolizer-bench dump WHO FILE LIST          chains, one line an address
 //! reprieve-symbolizer-bench compare LLVM_JSON DUMP      share of equal chains
+//! reprieve-symbolizer-bench unwind PID PASSES           JSON
 //! ```
 
 mod addresses;
 mod compare;
 mod contestants;
 mod memory;
+mod unwinding;
 
 use anyhow::{Context, Result, bail};
 use contestants::{Contestant, Tally};
@@ -27,6 +29,7 @@ fn main() -> Result<()> {
         ["measure", who, file, list] => measure(who.parse()?, Path::new(file), &read(list)?),
         ["dump", who, file, list] => dump(who.parse()?, Path::new(file), &read(list)?),
         ["compare", theirs, ours] => compare::print(Path::new(theirs), Path::new(ours)),
+        ["unwind", pid, passes] => unwinding::print(pid.parse()?, passes.parse()?),
         _ => bail!("see the top of main.rs"),
     }
 }

@@ -169,15 +169,22 @@ impl Drop for Crowd {
 }
 
 /// A memcg of ours, removed when dropped.
-struct Group(PathBuf);
+pub(super) struct Group(pub(super) PathBuf);
 
 impl Group {
-    fn new() -> Result<Self> {
+    pub(super) fn new() -> Result<Self> {
         let v1 = Path::new("/sys/fs/cgroup/memory");
         let root = if v1.is_dir() { v1 } else { Path::new("/sys/fs/cgroup") };
         let dir = root.join(format!("reprieve-bench-{}", std::process::id()));
         fs::create_dir(&dir).with_context(|| format!("failed to make {}; run it as root", dir.display()))?;
         Ok(Group(dir))
+    }
+
+    /// Limits its memory.
+    pub(super) fn limit(&self, bytes: u64) -> Result<()> {
+        let v1 = self.0.join("memory.limit_in_bytes");
+        let file = if v1.exists() { v1 } else { self.0.join("memory.max") };
+        fs::write(&file, bytes.to_string()).with_context(|| format!("failed to write {}", file.display()))
     }
 }
 

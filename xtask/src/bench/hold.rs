@@ -74,7 +74,7 @@ fn measure(reprieve: &Path, victim: &Path, threads: usize, rounds: usize) -> Res
     for _ in 0..rounds {
         holds.push(hold(reprieve, victim, threads)?);
         let stopped = Stopped::start(victim, threads)?;
-        let pid = stopped.child.id().to_string();
+        let pid = stopped.pid();
         eu_stack.push(time(Command::new("eu-stack").args(["-p", &pid]), threads)?);
         gdb.push(time(Command::new("gdb").args(["-p", &pid, "-batch", "-ex", "thread apply all bt"]), threads)?);
     }
@@ -122,12 +122,12 @@ fn hold(reprieve: &Path, victim: &Path, threads: usize) -> Result<Hold> {
 }
 
 /// A victim with all its threads, stopped; killed when dropped.
-struct Stopped {
+pub(super) struct Stopped {
     child: Child,
 }
 
 impl Stopped {
-    fn start(victim: &Path, threads: usize) -> Result<Self> {
+    pub(super) fn start(victim: &Path, threads: usize) -> Result<Self> {
         let mut command = Command::new(victim);
         command.args(["--mib", "512", "--threads", &threads.to_string()]).stdout(Stdio::null());
         let stopped = Stopped { child: command.spawn().context("failed to start the victim")? };
@@ -139,6 +139,10 @@ impl Stopped {
         let state = || fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
         wait_for("the victim's stop", || state().contains("State:\tT"))?;
         Ok(stopped)
+    }
+
+    pub(super) fn pid(&self) -> String {
+        self.child.id().to_string()
     }
 }
 
@@ -161,7 +165,7 @@ fn wait_for(what: &str, mut condition: impl FnMut() -> bool) -> Result<()> {
 }
 
 /// Wall time of a peer in milliseconds; it must have found every thread.
-fn time(command: &mut Command, threads: usize) -> Result<f64> {
+pub(super) fn time(command: &mut Command, threads: usize) -> Result<f64> {
     let begun = Instant::now();
     let output = command.stdin(Stdio::null()).output().with_context(|| format!("failed to run {command:?}"))?;
     let took = begun.elapsed();

@@ -8,6 +8,7 @@ mod heap_truth;
 mod hold;
 mod kernel;
 mod symbolize;
+mod unwind;
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -68,6 +69,13 @@ pub enum Bench {
         #[arg(long)]
         slow: bool,
     },
+    /// The stacks of 200 threads, against libunwind's accessors for ptrace, eu-stack and
+    /// gdb: nanoseconds a frame, cold and warm.
+    Unwind {
+        /// Rounds, of which the median counts.
+        #[arg(long, default_value_t = 5)]
+        rounds: usize,
+    },
     /// Estimated live bytes of known sites against what the program counted.
     HeapTruth {
         /// Runs of each program, each with a seed of its own.
@@ -91,6 +99,7 @@ pub fn run(root: &Path, bench: &Bench) -> Result<ExitCode> {
             let (rounds, vmlinux, slow) = (*rounds, vmlinux.as_deref(), *slow);
             symbolize::run(root, &symbolize::Options { rounds, vmlinux, slow })
         }
+        Bench::Unwind { rounds } => unwind::run(root, *rounds),
         Bench::HeapTruth { seeds, only } => heap_truth::run(root, *seeds, only.as_deref()),
         Bench::HeapReal { seconds } => heap_real::run(root, *seconds),
         Bench::HeapCost { rounds } => heap_cost::run(root, *rounds),
