@@ -290,7 +290,10 @@ impl Answerer<'_> {
         let pids = self.memcg.pids().unwrap_or_default();
         let mut evidence = snapshot::take(&pids, &BTreeMap::new(), || None, self.manner.options);
         let victims = match log {
-            Ok(log) => log.victims(self.memcg.dir()),
+            Ok(log) => log.victims(self.memcg.dir(), |victim| {
+                let is_here = evidence.processes.iter().any(|p| (p.pid, &p.comm) == (victim.pid, &victim.comm));
+                is_here || self.growth.is_some_and(|growth| growth.has_seen(victim.pid))
+            }),
             Err(error) => {
                 evidence.gaps.push(format!("whom it killed is not known: /dev/kmsg: {error}"));
                 Vec::new()

@@ -42,14 +42,16 @@ impl KernelLog {
     }
 
     /// Processes killed for the memcg in folder `dir` since the last call; waits
-    /// a moment for the first. PIDs are those of the initial PID namespace.
-    pub fn victims(&mut self, dir: &Path) -> Vec<KernelVictim> {
+    /// a moment for the first. PIDs are those of the initial PID namespace. Where the
+    /// kernel does not say for which memcg, which it leaves out after ten kills in five
+    /// seconds (`oom_rs`, mm/oom_kill.c), `is_ours` decides.
+    pub fn victims(&mut self, dir: &Path, is_ours: impl Fn(&KernelVictim) -> bool) -> Vec<KernelVictim> {
         let begun = Instant::now();
         loop {
             for record in self.records() {
                 self.seen.take(&record);
             }
-            let victims = self.seen.take_victims_in(&dir.file_name().unwrap_or_default().to_string_lossy());
+            let victims = self.seen.take_victims_in(&dir.file_name().unwrap_or_default().to_string_lossy(), &is_ours);
             if !victims.is_empty() || begun.elapsed() > LOG_TRAILS {
                 return victims;
             }
@@ -129,10 +131,13 @@ impl Parser {
     }
 
     /// Those in a memcg of this name; others are left for who asks for theirs.
-    fn take_victims_in(&mut self, name: &str) -> Vec<KernelVictim> {
+    fn take_victims_in(&mut self, name: &str, is_ours: &impl Fn(&KernelVictim) -> bool) -> Vec<KernelVictim> {
         let Parser { memcgs, killed, .. } = self;
-        let here = |pid| memcgs.get(&pid).is_some_and(|path| path.split('/').any(|part| part == name));
-        let victims = killed.extract_if(.., |victim| here(victim.pid)).collect();
+        let here = |victim: &mut KernelVictim| match memcgs.get(&victim.pid) {
+            Some(path) => path.split('/').any(|part| part == name),
+            None => is_ours(victim),
+        };
+        let victims = killed.extract_if(.., here).collect();
         // Nobody may ever ask for them.
         let old = killed.len().saturating_sub(KEPT_VICTIMS);
         killed.drain(..old);
@@ -183,9 +188,12 @@ mod tests {
             anon_bytes: Some(2000 * 1024),
             shmem_bytes: Some(8 * 1024),
         };
-        assert_eq!(log.take_victims_in("reprieve-1-3"), []);
-        assert_eq!(log.take_victims_in("reprieve-1-2"), [expected]);
-        assert_eq!(log.take_victims_in("reprieve-1-2"), []);
+        let nobody = |_: &KernelVictim| false;
+        assert_eq!(log.take_victims_in("reprieve-1-3", &nobody), []);
+        assert_eq!(log.take_victims_in("reprieve-1-2", &nobody), [expected]);
+        assert_eq!(log.take_victims_in("reprieve-1-2", &nobody), []);
+        // Of the last the memcg was not told.
+        assert_eq!(log.take_victims_in("reprieve-1-3", &|victim| victim.pid == 78)[0].comm, "other");
     }
 
     #[test]

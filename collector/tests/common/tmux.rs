@@ -65,7 +65,8 @@ impl Tmux {
         loop {
             let output = self.tmux(&["list-panes", "-F", "#{pane_dead}:#{pane_dead_status}"]);
             let told = String::from_utf8(output.stdout).unwrap();
-            if let Some(status) = told.trim().strip_prefix("1:") {
+            // That it is dead may be known before its status is.
+            if let Some(status) = told.trim().strip_prefix("1:").filter(|status| !status.is_empty()) {
                 return status.to_owned();
             }
             assert!(begun.elapsed() < Duration::from_secs(60), "it runs on:\n{}", self.screen());

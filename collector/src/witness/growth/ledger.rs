@@ -264,6 +264,12 @@ impl Ledger {
         self.ended.iter().rev()
     }
 
+    /// Whether it is or was one of them, as far as that is remembered.
+    #[must_use]
+    pub fn has_seen(&self, pid: i32) -> bool {
+        self.of(pid).is_some() || self.ended().any(|book| book.pid == pid)
+    }
+
     /// Pages of all who live, by PID and book, in order.
     pub fn pages(&self) -> Vec<(i32, BookId, Vec<Page>)> {
         let mut all = self.samples.all();

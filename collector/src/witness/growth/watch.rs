@@ -157,6 +157,13 @@ impl GrowthWitness {
         });
     }
 
+    /// Whether page faults of a process were told, also of one that has ended.
+    #[must_use]
+    pub fn has_seen(&self, pid: i32) -> bool {
+        let State::Running(watch) = &self.state else { return false };
+        watch.office.ask(Instant::now() + PATIENCE).is_some_and(|desk| desk.ledger.has_seen(pid))
+    }
+
     fn with_desk(&self, evidence: &mut Evidence, ask: impl FnOnce(&Watch, &mut Desk, &mut Evidence)) {
         let watch = match &self.state {
             State::Running(watch) => watch,
