@@ -137,14 +137,14 @@ impl Pages {
             let seen = self.look(&pagemap, map.start, map.end)?;
             found.elsewhere += seen.elsewhere;
             if seen.own + seen.common > 0 {
-                let is_stack = map.inode == 0 && stacks.iter().any(|sp| (map.start..map.end).contains(sp));
+                let is_stack = !map.is_file() && stacks.iter().any(|sp| (map.start..map.end).contains(sp));
                 let name = name_of(&map, is_stack);
                 if seen.common > 0 {
                     *found.common.entry(name.clone()).or_default() += seen.common;
                 }
                 own.add(FoundMapping { name, range: Some((map.start, map.end)), mappings: 1, bytes: seen.own });
             }
-            if map.inode != 0 {
+            if map.is_file() {
                 let kind = mounts.of_mapping(&map.device, &map.name);
                 let key = FileKey { device: map.device, inode: map.inode };
                 let file = found.files.entry(key).or_default();

@@ -29,7 +29,8 @@ pub struct MapLine {
     pub offset: u64,
     /// Device as `major:minor` in hexadecimal.
     pub device: String,
-    /// Inode; 0 for anonymous.
+    /// Inode; 0 for anonymous memory, and for the first SysV segment of an IPC namespace,
+    /// whose inode is its ID (ipc/shm.c, newseg).
     pub inode: u64,
     /// Path or `[name]`; newlines are `\012` as the kernel escapes them.
     pub name: String,
@@ -60,6 +61,12 @@ impl MapLine {
             Some(path) => (path, true),
             None => (&self.name, false),
         }
+    }
+
+    /// Whether it is of a file, also of one that only the kernel has, like a segment.
+    #[must_use]
+    pub fn is_file(&self) -> bool {
+        self.inode != 0 || self.device != "00:00"
     }
 
     /// Whether code can run from it.
@@ -195,6 +202,14 @@ mod tests {
         let text = "1-2 r--p 0 0:0 0\nPss: 4398046511103 kB\nSwapPss: 4398046511103 kB\nLocked: 0 kB\n".repeat(5000);
         let (sums, mappings) = parse(text.as_bytes()).unwrap();
         assert_eq!((sums.pss_bytes, sums.pss_file_bytes, mappings.len()), (u64::MAX, u64::MAX, KEPT));
+    }
+
+    #[test]
+    fn the_first_segment_of_a_system_is_a_file() {
+        let is_file = |line| MapLine::parse(line).unwrap().is_file();
+        assert!(is_file("7f00-7f80 rw-s 00000000 00:01 0                          /SYSV00000000 (deleted)"));
+        assert!(is_file("7f00-7f80 r-xp 00000000 fe:00 12                         /bin/true"));
+        assert!(!is_file("7f00-7f80 rw-p 00000000 00:00 0                          [heap]"));
     }
 
     #[test]

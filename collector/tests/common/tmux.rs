@@ -1,5 +1,7 @@
 //! A program on a terminal, as a person sees and uses it.
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -63,21 +65,30 @@ impl Tmux {
     pub fn end(&self) -> String {
         let begun = Instant::now();
         loop {
-            let output = self.tmux(&["list-panes", "-F", "#{pane_dead}:#{pane_dead_status}"]);
-            let told = String::from_utf8(output.stdout).unwrap();
-            // That it is dead may be known before its status is.
-            if let Some(status) = told.trim().strip_prefix("1:").filter(|status| !status.is_empty()) {
-                return status.to_owned();
+            match self.ask("#{pane_dead}:#{pane_dead_status}").as_str() {
+                // It knows that the terminal was closed, and has missed the signal that its
+                // child has ended (1 of 20 times): another has it look.
+                "1:" => kill(Pid::from_raw(self.ask("#{pid}").parse().unwrap()), Signal::SIGCHLD).unwrap(),
+                told => {
+                    if let Some(status) = told.strip_prefix("1:") {
+                        return status.to_owned();
+                    }
+                }
             }
             assert!(begun.elapsed() < Duration::from_secs(60), "it runs on:\n{}", self.screen());
             std::thread::sleep(Duration::from_millis(50));
         }
     }
 
+    /// What it knows of its only window.
+    fn ask(&self, format: &str) -> String {
+        let output = self.tmux(&["list-panes", "-F", format]);
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
     /// PID of the command.
     pub fn pid(&self) -> i32 {
-        let output = self.tmux(&["list-panes", "-F", "#{pane_pid}"]);
-        String::from_utf8(output.stdout).unwrap().trim().parse().unwrap()
+        self.ask("#{pane_pid}").parse().unwrap()
     }
 }
 
