@@ -231,8 +231,8 @@ fn open_same(pid: i32, ticks: u64) -> io::Result<OwnedFd> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use super::super::worth::Said;
+    use super::*;
     use crate::cgroup::{Glob, Hierarchy, Version};
     use crate::incident::model::ProcessMemory;
 
@@ -341,7 +341,8 @@ mod tests {
             process(6, 2, 5),
         ];
         let targets = rank(&all, &Homes::below(&held, &worths));
-        let told: Vec<_> = targets.iter().map(|t| (t.candidate.pid, t.candidate.priority, &*t.candidate.comm)).collect();
+        let told: Vec<_> =
+            targets.iter().map(|t| (t.candidate.pid, t.candidate.priority, &*t.candidate.comm)).collect();
         assert_eq!(told, [(5, -2, ""), (6, -2, ""), (0, -1, "/low"), (0, -9, "/kept")]);
         assert_eq!(targets[2].job.as_ref().map(Memcg::path), Some("/low"));
         assert!(targets[0].job.is_none());
