@@ -298,8 +298,8 @@ mod tests {
         Said { matches: Some(Glob::parse(path).unwrap()), priority: Some(priority), reservation_bytes }
     }
 
-    fn job_dir(dir: std::path::PathBuf, pids: &str, mib: u64) {
-        memcg(&dir, &[("cgroup.procs", pids), ("memory.current", &(mib << 20).to_string())]);
+    fn job_dir(dir: &std::path::Path, pids: &str, mib: u64) {
+        memcg(dir, &[("cgroup.procs", pids), ("memory.current", &(mib << 20).to_string())]);
     }
 
     #[test]
@@ -325,10 +325,10 @@ mod tests {
     #[test]
     fn jobs_are_ranked_whole_and_exempt_ones_by_their_processes() {
         let root = tempfile::tempdir().unwrap();
-        job_dir(root.path().join("low"), "1\n2\n", 30);
-        job_dir(root.path().join("kept"), "3\n", 40);
-        job_dir(root.path().join("exempt"), "4\n5\n", 90);
-        job_dir(root.path().join("empty"), "", 90);
+        job_dir(&root.path().join("low"), "1\n2\n", 30);
+        job_dir(&root.path().join("kept"), "3\n", 40);
+        job_dir(&root.path().join("exempt"), "4\n5\n", 90);
+        job_dir(&root.path().join("empty"), "", 90);
         let held = memcg(root.path(), &[("cgroup.procs", "6\n")]);
         let worths =
             Worths(vec![said("/low", -1, None), said("/kept", -9, Some(50 << 20)), said("/exempt", -2, Some(1 << 20))]);
