@@ -36,8 +36,7 @@ impl Field {
     pub fn memcg(&self, name: &str, limit_bytes: u64) -> Result<PathBuf> {
         let dir = self.root.join(name);
         fs::create_dir(&dir).with_context(|| format!("{} cannot be made", dir.display()))?;
-        let file = if self.is_v1 { "memory.limit_in_bytes" } else { "memory.max" };
-        fs::write(dir.join(file), limit_bytes.to_string()).with_context(|| format!("no limit for {name}"))?;
+        fs::write(self.limit_file(&dir), limit_bytes.to_string()).with_context(|| format!("no limit for {name}"))?;
         Ok(dir)
     }
 
@@ -46,32 +45,39 @@ impl Field {
         dir.join(if self.is_v1 { "memory.usage_in_bytes" } else { "memory.current" })
     }
 
+    /// The file that has its limit.
+    pub fn limit_file(&self, dir: &Path) -> PathBuf {
+        dir.join(if self.is_v1 { "memory.limit_in_bytes" } else { "memory.max" })
+    }
+
     /// The pattern that matches all of them.
     pub fn glob(&self) -> String {
         format!("/{}/*", self.root.file_name().unwrap_or_default().display())
-    }
-
-    /// Removes one that nobody is in any more.
-    pub fn remove(&self, dir: &Path) -> Result<()> {
-        wait_for("the end of a memcg", || fs::remove_dir(dir).is_ok() || !dir.exists())
     }
 }
 
 impl Drop for Field {
     fn drop(&mut self) {
-        let entries = fs::read_dir(&self.root).into_iter().flatten().flatten();
-        for dir in entries.map(|entry| entry.path()).filter(|path| path.is_dir()) {
+        let mut dirs = vec![self.root.clone()];
+        let mut next = 0;
+        while let Some(dir) = dirs.get(next) {
+            let below = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+            let below: Vec<PathBuf> = below.filter(|path| path.is_dir()).collect();
+            dirs.extend(below);
+            next += 1;
+        }
+        for dir in dirs.iter().rev() {
             // Whoever is left of a benchmark that failed.
             for pid in fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default().lines() {
-                let Ok(pid) = pid.parse() else { continue };
+                // 0 is one whom we cannot name.
+                let Some(pid) = pid.parse::<i32>().ok().filter(|pid| *pid > 0) else { continue };
                 // SAFETY: kill(2) has no pointers; whoever is in this memcg is ours.
                 unsafe { libc::kill(pid, libc::SIGKILL) };
             }
-            if let Err(error) = self.remove(&dir) {
+            if let Err(error) = wait_for("the end of a memcg", || fs::remove_dir(dir).is_ok() || !dir.exists()) {
                 eprintln!("{}: {error:#}", dir.display());
             }
         }
-        let _ = fs::remove_dir(&self.root);
     }
 }
 
@@ -121,23 +127,14 @@ impl Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        end(&mut self.child);
-    }
-}
-
-/// Ends a child as its supervisor would, and reaps it.
-pub fn end(child: &mut Child) {
-    // SAFETY: kill(2) has no pointers; the child is ours and not yet reaped.
-    unsafe { libc::kill(child.id() as i32, libc::SIGTERM) };
-    let begun = Instant::now();
-    while begun.elapsed() < PATIENCE {
-        if !matches!(child.try_wait(), Ok(None)) {
-            return;
+        // As its supervisor would.
+        // SAFETY: kill(2) has no pointers; the child is ours and not yet reaped.
+        unsafe { libc::kill(self.child.id() as i32, libc::SIGTERM) };
+        if wait_for("the end of the guard", || !matches!(self.child.try_wait(), Ok(None))).is_err() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
         }
-        std::thread::sleep(Duration::from_millis(5));
     }
-    let _ = child.kill();
-    let _ = child.wait();
 }
 
 /// Waits for a condition.

@@ -10,6 +10,7 @@ mod heap_truth;
 mod hold;
 mod idle;
 mod kernel;
+mod outcomes;
 mod peers;
 mod symbolize;
 
@@ -77,6 +78,16 @@ pub enum Bench {
         #[arg(long)]
         program: Option<PathBuf>,
     },
+    /// Real programs out of memory under the kernel's killer, earlyoom, systemd-oomd where it
+    /// can run, and reprieve: jobs finished, work lost, wrong victims, time to relief.
+    Outcomes {
+        /// Only scenarios that have this in their name.
+        #[arg(long)]
+        only: Option<String>,
+        /// A reprieve to run instead of a release build of this checkout.
+        #[arg(long)]
+        program: Option<PathBuf>,
+    },
     /// What the series of kernel patches costs who does not use it, in counted
     /// instructions, against the same kernel without it.
     Kernel,
@@ -111,6 +122,7 @@ pub fn run(root: &Path, bench: &Bench) -> Result<ExitCode> {
         Bench::Accounting { rounds } => accounting::run(root, *rounds),
         Bench::Bell { rounds, program } => bell::run(root, &built(root, program.as_deref())?, *rounds),
         Bench::Idle { seconds, program } => idle::run(root, &built(root, program.as_deref())?, *seconds),
+        Bench::Outcomes { only, program } => outcomes::run(root, &built(root, program.as_deref())?, only.as_deref()),
         Bench::Hold { rounds } => hold::run(root, *rounds),
         Bench::Growth { rounds } => growth::run(root, *rounds),
         Bench::Kernel => kernel::run(root),

@@ -1,7 +1,6 @@
 //! Other programs that kill for memory, run beside ours: unpacked, not installed, since to
 //! install them would start them.
 
-use super::field::end;
 use crate::demo::target;
 use crate::deps::{self, Package};
 use anyhow::{Context, Result};
@@ -48,6 +47,15 @@ impl Peers {
         Peer::start(command)?.map_err(|words| anyhow::anyhow!("earlyoom does not run: {words}"))
     }
 
+    /// earlyoom as Debian has it, in a PID namespace: it sees, and may kill, nobody but whom
+    /// is started there.
+    pub fn earlyoom_apart(&self) -> Result<Peer> {
+        let mut command = Command::new("unshare");
+        command.args(["--pid", "--fork", "--mount-proc", "--kill-child"]);
+        command.arg(self.dir.join("earlyoom/usr/bin/earlyoom")).args(["-r", "3600"]);
+        Peer::start(command)?.map_err(|words| anyhow::anyhow!("earlyoom does not run: {words}"))
+    }
+
     /// systemd-oomd, or its own words on why it does not run here.
     pub fn oomd(&self) -> Result<Result<Peer, String>> {
         Peer::start(Command::new(self.dir.join("systemd-oomd/lib/systemd/systemd-oomd")))
@@ -82,10 +90,19 @@ impl Peer {
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
+
+    /// The PID of the first process that it has started.
+    pub fn first_child(&self) -> Result<u32> {
+        let pid = self.pid();
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
+        children.split_whitespace().next().and_then(|pid| pid.parse().ok()).context("it has no child")
+    }
 }
 
 impl Drop for Peer {
     fn drop(&mut self) {
-        end(&mut self.child);
+        // unshare(1) ends of nothing else, and takes along what it started.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
