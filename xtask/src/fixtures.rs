@@ -26,16 +26,22 @@ pub fn build(root: &Path) -> Result<PathBuf> {
 
 /// Builds the loads of the benchmarks; returns their folder.
 pub fn build_bench(root: &Path) -> Result<PathBuf> {
-    let out = root.join("target/fixtures-bench");
-    fs::create_dir_all(&out).with_context(|| format!("failed to make {}", out.display()))?;
+    let out = build_bench_in_c(root)?;
     compile_all(root, "bench", "c++", "cc", &out)?;
-    compile_all(root, "bench", "cc", "c", &out)?;
     let source = |name: &str| root.join("fixtures/bench").join(name);
     let rustc = ["rustc", "--edition=2024", "-O", "-g", "-o"];
     compile_one(&rustc, &source("heap_truth.rs"), &out.join("heap_truth_rs"))?;
     compile_one(&["go", "build", "-o"], &source("heap_truth.go"), &out.join("heap_truth_go"))?;
     let script = out.join("heap_truth.py");
     fs::copy(source("heap_truth.py"), &script).with_context(|| format!("failed to copy {}", script.display()))?;
+    Ok(out)
+}
+
+/// Builds only those in C; returns their folder.
+pub fn build_bench_in_c(root: &Path) -> Result<PathBuf> {
+    let out = root.join("target/fixtures-bench");
+    fs::create_dir_all(&out).with_context(|| format!("failed to make {}", out.display()))?;
+    compile_all(root, "bench", "cc", "c", &out)?;
     Ok(out)
 }
 

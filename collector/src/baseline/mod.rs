@@ -35,6 +35,9 @@ pub struct Pace {
     pub usage: Duration,
     /// Between records.
     pub record: Duration,
+    /// The same at most, and between points, while usage stays what it was to the byte: then
+    /// the last record is as good as a new one. None without.
+    pub rest: Option<Duration>,
     /// Points of the curve.
     pub points: usize,
     /// Processes of a record, those with most.
@@ -43,11 +46,22 @@ pub struct Pace {
 
 impl Pace {
     /// For one command: 220 KiB at most.
-    pub const OF_ONE: Pace =
-        Pace { usage: Duration::from_millis(250), record: Duration::from_secs(1), points: 240, processes: 32 };
+    pub const OF_ONE: Pace = Pace {
+        usage: Duration::from_millis(250),
+        record: Duration::from_secs(1),
+        // A heap may change below the same usage.
+        rest: None,
+        points: 240,
+        processes: 32,
+    };
     /// For each of many memcgs: 4 KiB at most.
-    pub const OF_MANY: Pace =
-        Pace { usage: Duration::from_secs(5), record: Duration::from_secs(10), points: 48, processes: 4 };
+    pub const OF_MANY: Pace = Pace {
+        usage: Duration::from_secs(5),
+        record: Duration::from_secs(10),
+        rest: Some(Duration::from_secs(80)),
+        points: 48,
+        processes: 4,
+    };
 }
 
 /// The records of one memcg.
@@ -59,6 +73,8 @@ pub struct History {
     began: Instant,
     next_usage: Instant,
     next_record: Instant,
+    /// Until the next look, if nothing changes.
+    rest: Duration,
     made: u64,
     took: Duration,
 }
@@ -75,6 +91,7 @@ impl History {
             began: now,
             next_usage: now,
             next_record: now,
+            rest: pace.usage,
             made: 0,
             took: Duration::ZERO,
         }
@@ -89,6 +106,14 @@ impl History {
     /// Looks, where it is time to.
     pub fn look(&mut self, memcg: &Memcg, heap: Option<&HeapTable>) {
         let began = Instant::now();
+        if began < self.due() {
+            return;
+        }
+        if self.rests(began, memcg) {
+            self.took += began.elapsed();
+            return;
+        }
+        self.rest = self.pace.usage;
         if began >= self.next_record {
             if let Some(record) = Record::take(memcg, self.pace.processes, heap.map(|table| (table, STACKS))) {
                 self.add_point(began, record.usage_bytes);
@@ -98,13 +123,28 @@ impl History {
             self.took += took;
             self.next_record = began + self.pace.record.max(took * COST);
             self.next_usage = began + self.pace.usage;
-        } else if began >= self.next_usage {
+        } else {
             if let Ok(usage) = memcg.usage() {
                 self.add_point(began, usage);
             }
             self.took += began.elapsed();
             self.next_usage = began + self.pace.usage;
         }
+    }
+
+    /// Whether nothing has changed since the last record, which is then one of now; the next
+    /// look is later than the last was.
+    fn rests(&mut self, now: Instant, memcg: &Memcg) -> bool {
+        let (Some(most), Some(last)) = (self.pace.rest, self.records.last_mut()) else { return false };
+        if memcg.usage().ok() != Some(last.usage_bytes) {
+            return false;
+        }
+        last.at = now;
+        let usage_bytes = last.usage_bytes;
+        self.add_point(now, usage_bytes);
+        self.rest = (self.rest * 2).min(most);
+        (self.next_usage, self.next_record) = (now + self.rest, now + self.rest);
+        true
     }
 
     fn add_point(&mut self, at: Instant, usage: u64) {
@@ -250,6 +290,36 @@ mod tests {
         assert_eq!(history.curve.first().unwrap().1, 0);
         assert_eq!(history.curve.last().unwrap().1, 1199);
         assert!(history.kept_bytes() < 256 << 10);
+    }
+
+    #[test]
+    fn a_memcg_in_which_nothing_happens_is_looked_at_more_and_more_rarely() {
+        use crate::cgroup::{Hierarchy, Version};
+        let dir = tempfile::tempdir().unwrap();
+        let hierarchy = Hierarchy { version: Version::V2, mount: dir.path().to_owned(), own: "/".to_owned() };
+        let memcg = Memcg::at(&hierarchy, "/");
+        let uses = |bytes: &str| std::fs::write(dir.path().join("memory.current"), bytes).unwrap();
+        std::fs::write(dir.path().join("cgroup.procs"), "").unwrap();
+        let mut history = History::new(Pace::OF_MANY);
+        // Looks now, and tells in how many seconds it wants to look again.
+        let look = |history: &mut History| {
+            (history.next_usage, history.next_record) = (Instant::now(), Instant::now());
+            history.look(&memcg, None);
+            (history.due() - Instant::now()).as_secs_f64().round()
+        };
+        uses("4096");
+        assert_eq!([(); 6].map(|()| look(&mut history)), [5.0, 10.0, 20.0, 40.0, 80.0, 80.0]);
+        assert_eq!((history.made, history.records.len()), (1, 1));
+        // Its last record is of now, and no older one is lost.
+        assert!(history.records[0].at.elapsed() < Duration::from_secs(1));
+        uses("8192");
+        assert_eq!([(); 2].map(|()| look(&mut history)), [5.0, 10.0]);
+        assert_eq!(history.records.iter().map(|r| r.usage_bytes).collect::<Vec<_>>(), [4096, 8192]);
+        assert_eq!(history.choose(12288).map(|record| record.usage_bytes), Some(4096));
+        // One command is always looked at.
+        let mut history = History::new(Pace::OF_ONE);
+        assert_eq!([(); 3].map(|()| look(&mut history)), [0.0; 3]);
+        assert_eq!(history.made, 3);
     }
 
     #[test]

@@ -16,7 +16,9 @@ jobs that use more than memory.low or memory.min reserves for them, the one
 with the lowest priority goes; of several, the one that is over by most. Only
 when no job is over, one within its reservation. Priorities are yours:
   setfattr -n user.reprieve.priority -v 10 /sys/fs/cgroup/system.slice
-A job without one has 0; larger is more important. reprieve's own is spared.
+or `priority` in a [[cgroup]] of the configuration, which wins, as `reservation`
+does there. A job without one has 0; larger is more important. reprieve's own is
+spared.
 
 It needs a kernel with the series in kernel/patches, and root. While it runs,
 memory.oom.reserve of the root cgroup is kept free for it, and the kernel does
@@ -55,6 +57,7 @@ pub(super) fn watch(args: MachineArgs, config: &Config) -> Result<ExitCode, Fail
         deadline: args.deadline,
         remedy: args.on_oom,
         depth: args.depth.into(),
+        worths: config.worths(),
         jobs: args.jobs.into(),
         out: args.out.or(config.store_dir()),
         limits: config.limits(),

@@ -10,13 +10,15 @@ use crate::say::Form;
 use crate::size::parse_duration;
 use crate::verdict::Action;
 use crate::verdict::policy::Policy;
+use crate::verdict::worth::{Said, Worths};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
 /// What `[[cgroup]]` can say otherwise than `[guard]`.
-pub const OF_ONE: [&str; 6] = ["deadline", "on_oom", "brake", "cushion", "reports_per_hour", "dry_run"];
+pub const OF_ONE: [&str; 8] =
+    ["deadline", "on_oom", "brake", "cushion", "reports_per_hour", "dry_run", "priority", "reservation"];
 
 /// What is said of some memcgs only.
 #[derive(Debug, Clone)]
@@ -119,12 +121,36 @@ impl Config {
         let otherwise: Vec<Action> = parsed(text("on_oom"), keys::actions);
         Guarded {
             deadline: parsed(text("deadline"), parse_duration),
-            policy: Policy { rules: self.rules.iter().map(|(rule, _)| rule.clone()).collect(), otherwise },
+            policy: self.policy_with(otherwise),
             brake: parsed(text("brake"), BrakeChoice::from_str),
             cushion: parsed(text("cushion"), keys::cushion),
             reports_per_hour: parsed(text("reports_per_hour"), keys::count),
             is_dry: text("dry_run") == "true",
         }
+    }
+
+    /// What is said of cgroups that are jobs, guarded or below one that is.
+    #[must_use]
+    pub fn worths(&self) -> Worths {
+        let parse = |priority: Option<&str>, reservation: Option<&str>| {
+            // Every text was checked by the same parsers when it was read.
+            let priority = priority.map_or(Ok(None), keys::priority);
+            let reservation = reservation.map_or(Ok(None), keys::reservation);
+            (priority.unwrap_or_default(), reservation.unwrap_or_default())
+        };
+        let said = |matches: Option<&Glob>, (priority, reservation_bytes)| Said {
+            matches: matches.cloned(),
+            priority,
+            reservation_bytes,
+        };
+        let of_all = said(None, parse(Some(self.get("guard.priority")), Some(self.get("guard.reservation"))));
+        let text = |one: &'_ Override, name: &str| one.set.get(name).cloned();
+        let of_some = self.overrides.iter().map(|one| {
+            let (priority, reservation) = (text(one, "priority"), text(one, "reservation"));
+            said(Some(&one.matches), parse(priority.as_deref(), reservation.as_deref()))
+        });
+        let all = std::iter::once(of_all).chain(of_some);
+        Worths(all.filter(|said| said.priority.is_some() || said.reservation_bytes.is_some()).collect())
     }
 
     /// `[[cgroup]]` as files have it.

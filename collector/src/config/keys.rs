@@ -229,6 +229,20 @@ pub const KEYS: &[Key] = &[
         check: flag,
     },
     Key {
+        name: "guard.priority",
+        kind: Kind::Text,
+        default: AUTO,
+        meaning: "what cgroups are worth that are jobs, the larger the more; auto is what their attribute user.reprieve.priority says",
+        check: |text| priority(text).map(drop),
+    },
+    Key {
+        name: "guard.reservation",
+        kind: Kind::Text,
+        default: AUTO,
+        meaning: "what a job may keep when memory is short: a size, or auto: memory.low or memory.min, under version 1 the soft limit",
+        check: |text| reservation(text).map(drop),
+    },
+    Key {
         name: "guard.run_dir",
         kind: Kind::Text,
         default: AUTO,
@@ -314,6 +328,23 @@ pub(super) fn cushion(text: &str) -> Result<Cushion, String> {
         AUTO => Ok(Cushion::Auto),
         "0" => Ok(Cushion::Bytes(0)),
         _ => parse_size(text).map(Cushion::Bytes),
+    }
+}
+
+/// What a job is worth, where that is said.
+pub(super) fn priority(text: &str) -> Result<Option<i32>, String> {
+    match text {
+        AUTO => Ok(None),
+        _ => text.parse().map(Some).map_err(|_| format!("{text:?} is no priority; write a whole number, or auto")),
+    }
+}
+
+/// What a job may keep, where that is said.
+pub(super) fn reservation(text: &str) -> Result<Option<u64>, String> {
+    match text {
+        AUTO => Ok(None),
+        "0" => Ok(Some(0)),
+        _ => parse_size(text).map(Some),
     }
 }
 

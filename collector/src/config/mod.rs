@@ -179,7 +179,13 @@ impl Config {
     #[must_use]
     pub fn policy(&self) -> Policy {
         let otherwise: Vec<Action> = self.parsed("run.on_oom", keys::actions);
-        Policy { rules: self.rules.iter().map(|(rule, _)| rule.clone()).collect(), otherwise }
+        self.policy_with(otherwise)
+    }
+
+    /// The rules, and this ladder where none holds.
+    fn policy_with(&self, otherwise: Vec<Action>) -> Policy {
+        let rules = self.rules.iter().map(|(rule, _)| rule.clone()).collect();
+        Policy { rules, otherwise, worths: self.worths() }
     }
 
     /// How a run is held.

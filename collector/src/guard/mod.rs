@@ -55,6 +55,8 @@ const EVENTS: usize = 64;
 const ENDING_TIME: Duration = Duration::from_secs(10);
 /// A memcg whose brake cannot be read is looked at again after this.
 const TROUBLE_TIME: Duration = Duration::from_secs(1);
+/// Longest that bells wait for records to be made, but for the last of them.
+const RECORD_TIME: Duration = Duration::from_micros(200);
 /// After an owner wrote a limit he may be about to write the next, which the kernel
 /// refuses if the first does not say what he wrote (memory+swap below memory).
 const SETTLE_TIME: Duration = Duration::from_millis(40);
@@ -261,13 +263,19 @@ impl Guard {
         due.into_iter().for_each(|number| self.look(number));
     }
 
-    /// Records what one memcg is like, the one that waits longest for it: the others' bells
-    /// are listened to before the next.
+    /// Records what memcgs are like, those that wait longest for it first, for a moment: then
+    /// bells are listened to. Each turn looks at all posts, which for one record would be
+    /// most of its cost.
     fn record(&mut self) {
         let now = Instant::now();
-        let due = self.posts.values_mut().filter(|post| post.record_due().is_some_and(|due| due <= now));
-        if let Some(post) = due.min_by_key(|post| post.record_due()) {
+        let posts = self.posts.values_mut();
+        let mut due: Vec<&mut Post> = posts.filter(|post| post.record_due().is_some_and(|due| due <= now)).collect();
+        due.sort_by_key(|post| post.record_due());
+        for post in due {
             post.record();
+            if now.elapsed() >= RECORD_TIME {
+                break;
+            }
         }
     }
 

@@ -826,16 +826,18 @@ pub enum StepOutcome {
     Failed,
 }
 
-/// A process that could be killed.
+/// A process, or a job, that could be killed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Candidate {
-    /// PID.
+    /// PID; 0 of a job.
     pub pid: i32,
-    /// Its name.
+    /// Its name; of a job, its cgroup.
     pub comm: String,
-    /// Importance; the lowest goes first. Here: minus `oom_score_adj`.
+    /// Importance; the lowest goes first. Of a process that belongs to no job minus
+    /// `oom_score_adj`.
     pub priority: i32,
-    /// Anonymous, shared-memory and swap share that killing it would free.
+    /// Anonymous, shared-memory and swap share that killing it would free; of a job, what
+    /// its cgroup is charged.
     pub size_bytes: u64,
     /// Protected part (memory.low/min); zero when there is none.
     pub reservation_bytes: u64,

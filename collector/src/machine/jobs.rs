@@ -2,15 +2,13 @@
 
 use crate::cgroup::Memcg;
 use crate::incident::model::Candidate;
+use crate::verdict::worth::order;
 use std::cmp::Reverse;
 use std::fs::File;
 use std::io;
-use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// Extended attribute of a job's cgroup: a number, the larger the more important.
-pub const PRIORITY: &str = "user.reprieve.priority";
 /// Longest `memory.current`: 2⁶⁴ has 20 digits, then comes a newline.
 const NUMBER_BYTES: usize = 24;
 /// More than there is in `cgroup.events`.
@@ -94,17 +92,12 @@ impl Job {
 
     /// Whether it uses more than it may keep.
     pub fn is_over(&self) -> bool {
-        self.over() > 0
+        self.size_bytes() > self.reservation_bytes
     }
 
-    fn over(&self) -> u64 {
-        self.size_bytes().saturating_sub(self.reservation_bytes)
-    }
-
-    /// Who goes first has the least: those over their reservation before all others,
-    /// then the lowest priority, then whoever is over by most.
+    /// Who goes first has the least.
     fn rank(&self) -> impl Ord + use<> {
-        (!self.is_over(), self.priority, Reverse(self.over()), Reverse(self.size_bytes()))
+        order(self.priority, self.size_bytes(), self.reservation_bytes)
     }
 
     /// For the incident: a job is no process, so it has no PID.
@@ -160,19 +153,6 @@ pub fn find(root: &Memcg, depth: usize, own: &str) -> Vec<Memcg> {
     let is_job = |memcg: &&Memcg| level(memcg) == depth || (0 < level(memcg) && level(memcg) < depth && is_leaf(memcg));
     let has_us = |memcg: &Memcg| std::path::Path::new(own).starts_with(memcg.path());
     all.iter().filter(is_job).filter(|memcg| !has_us(memcg)).cloned().collect()
-}
-
-/// What the owner of a cgroup says it is worth.
-#[must_use]
-pub fn priority(memcg: &Memcg) -> i32 {
-    let path = std::ffi::CString::new(memcg.dir().as_os_str().as_bytes()).unwrap_or_default();
-    let name = std::ffi::CString::new(PRIORITY).unwrap_or_default();
-    let mut value = [0u8; 16];
-    // SAFETY: both strings end with a NUL and live through the call; the kernel writes
-    // at most as many bytes as it is told there are.
-    let length = unsafe { libc::getxattr(path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
-    let text = usize::try_from(length).ok().and_then(|length| std::str::from_utf8(value.get(..length)?).ok());
-    text.and_then(|text| text.trim().parse().ok()).unwrap_or(0)
 }
 
 #[cfg(test)]

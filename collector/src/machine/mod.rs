@@ -15,8 +15,6 @@ mod roster;
 mod settings;
 mod tracer;
 
-pub use jobs::PRIORITY;
-
 use crate::cgroup::{Hierarchy, Memcg, Version};
 use crate::guardian::{self, Priority};
 use crate::hold::reserve::{self, Device};
@@ -28,6 +26,7 @@ use crate::run::{Recorder, RunError};
 use crate::signals::{Interrupt, Signals};
 use crate::snapshot::Options;
 use crate::verdict::machine_memory;
+use crate::verdict::worth::Worths;
 use chronicle::{Chronicler, Recorded, Word};
 use decide::{ACT_TIME, Begin, Decider, KILL_TIME, Outcome, Rules, World};
 use hand::{Hand, Task};
@@ -74,6 +73,8 @@ pub struct Request {
     pub remedy: Remedy,
     /// Level of cgroups that are jobs; 1 is below the root.
     pub depth: usize,
+    /// What is configured of the jobs.
+    pub worths: Worths,
     /// How many of the biggest jobs are recorded.
     pub jobs: usize,
     /// Folder for incidents.
@@ -119,7 +120,7 @@ pub fn watch(request: &Request) -> Result<(), RunError> {
     // Who waits in the allocator tries again and again, which takes time from everybody
     // else. Of ours, who decides goes first.
     let urgent = Priority::of_this_thread();
-    let roster = Roster::keep(root.clone(), request.depth, urgent).map_err(unstarted)?;
+    let roster = Roster::keep(root.clone(), request.depth, request.worths.clone(), urgent).map_err(unstarted)?;
     let hand = Hand::start(urgent).map_err(unstarted)?;
     let chronicler =
         Chronicler::start(root.clone(), request, recorder, Arc::clone(&roster), urgent).map_err(unstarted)?;

@@ -8,6 +8,7 @@ use super::jobs::{self, Job, List, Place};
 use crate::cgroup::Memcg;
 use crate::guardian::Priority;
 use crate::verdict::machine_memory;
+use crate::verdict::worth::Worths;
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::collections::HashMap;
@@ -42,8 +43,8 @@ pub struct Roster {
 impl Roster {
     /// Lists the jobs, and has a thread, as urgent as that, list them again until the
     /// roster is dropped.
-    pub fn keep(root: Memcg, depth: usize, urgent: Priority) -> io::Result<Arc<Self>> {
-        let mut keeper = Keeper { root, depth, places: HashMap::new(), warned: false };
+    pub fn keep(root: Memcg, depth: usize, worths: Worths, urgent: Priority) -> io::Result<Arc<Self>> {
+        let mut keeper = Keeper { root, depth, worths, places: HashMap::new(), warned: false };
         let roster = Arc::new(Self::of(keeper.list())?);
         let weak = Arc::downgrade(&roster);
         Builder::new().name("reprieve-roster".to_owned()).spawn(move || {
@@ -96,6 +97,7 @@ impl Roster {
 struct Keeper {
     root: Memcg,
     depth: usize,
+    worths: Worths,
     /// Jobs that are open, by folder and its inode: a name may come again.
     places: HashMap<(PathBuf, u64), Arc<Place>>,
     warned: bool,
@@ -137,7 +139,8 @@ impl Keeper {
                 },
             };
             if let Some(size) = place.usage() {
-                jobs.push(Job::new(Arc::clone(&place), jobs::priority(&memcg), memcg.reservation(), size));
+                let (priority, reservation) = (self.worths.priority(&memcg), self.worths.reservation(&memcg));
+                jobs.push(Job::new(Arc::clone(&place), priority.unwrap_or(0), reservation, size));
             }
             places.insert(key, place);
         }

@@ -178,6 +178,7 @@ impl Answerer<'_> {
             kernel_kills,
             other_victims: Vec::new(),
             was_helped: false,
+            worths: &self.manner.policy.worths,
         };
         let verdict = decide(&mut scene, choice, self.manner.is_dry);
         let path = self.memcg.path();

@@ -9,6 +9,7 @@ pub mod policy;
 mod quota;
 mod terminal;
 mod view;
+pub mod worth;
 
 pub use action::Action;
 pub use person::Asking;
@@ -78,6 +79,8 @@ pub struct Scene<'a> {
     pub other_victims: Vec<OtherVictim>,
     /// Whether a program of the operator's ran, which may have killed, too.
     pub was_helped: bool,
+    /// Which memcgs are worth what.
+    pub worths: &'a worth::Worths,
 }
 
 /// What one action came to.
@@ -155,8 +158,8 @@ pub fn decide(scene: &mut Scene<'_>, ladder: &[Action]) -> Verdict {
 pub fn rehearse(scene: &mut Scene<'_>, ladder: &[Action]) -> Verdict {
     let actions: Vec<String> = ladder.iter().map(ToString::to_string).collect();
     let victim = ladder.contains(&Action::Kill).then(|| {
-        let candidates = kill::rank(scene.processes, &kill::Homes::below(scene.memcg));
-        format!(" ({})", kill::reason(&candidates))
+        let targets = kill::rank(scene.processes, &kill::Homes::below(scene.memcg, scene.worths));
+        format!(" ({})", kill::reason(&targets))
     });
     let victim = victim.unwrap_or_default();
     let mut summary =
@@ -355,22 +358,29 @@ impl Scene<'_> {
     }
 
     fn kill(&mut self, deadline: Instant) -> Result<Effect, CgroupError> {
-        let homes = kill::Homes::below(self.memcg);
-        let candidates = kill::rank(self.processes, &homes);
+        let homes = kill::Homes::below(self.memcg, self.worths);
+        let targets = kill::rank(self.processes, &homes);
         let mut told = Vec::new();
         let mut outcome = StepOutcome::NotEnough;
-        let reason = kill::reason(&candidates);
-        for candidate in &candidates {
-            let Some(process) = self.processes.iter().find(|p| p.pid == candidate.pid) else { continue };
+        let reason = kill::reason(&targets);
+        for kill::Target { candidate, job } in &targets {
             let left = deadline.saturating_duration_since(Instant::now());
             let before = self.memcg.usage()?;
             let mut name = format!("{} [{}]", candidate.comm, candidate.pid);
-            let killed = match homes.job_of(process.pid, self.processes) {
-                Some(job) => {
-                    name.push_str(&format!(" and all of {} (memory.oom.group)", job.path()));
+            let process = self.processes.iter().find(|p| p.pid == candidate.pid);
+            let killed = match (job, process) {
+                (Some(job), _) => {
+                    name = format!("all of {}", job.path());
                     self.kill_job(job, deadline)
                 }
-                None => self.kill_process(process, left),
+                (None, Some(process)) => match homes.group_of(process.pid, self.processes) {
+                    Some(group) => {
+                        name.push_str(&format!(" and all of {} (memory.oom.group)", group.path()));
+                        self.kill_job(group, deadline)
+                    }
+                    None => self.kill_process(process, left),
+                },
+                (None, None) => continue,
             };
             match killed {
                 Ok(()) => told.push(format!("killed {name}, {} came back", units::bytes(self.freed_since(before)?))),
@@ -385,6 +395,7 @@ impl Scene<'_> {
             }
         }
         self.let_go()?;
+        let candidates = targets.into_iter().map(|target| target.candidate).collect();
         Ok(Effect { outcome, reason, effect: told.join("; "), candidates })
     }
 

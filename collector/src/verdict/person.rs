@@ -116,7 +116,7 @@ impl Scene<'_> {
     fn recommended(&self) -> String {
         let Some(next) = self.next.first() else { return "defer: the policy has nothing else to try".to_owned() };
         let evidence = match next {
-            Action::Kill => kill::reason(&kill::rank(self.processes, &kill::Homes::below(self.memcg))),
+            Action::Kill => kill::reason(&kill::rank(self.processes, &kill::Homes::below(self.memcg, self.worths))),
             Action::Grant(_) => {
                 let (total, available) = machine_memory();
                 format!("{} of the machine's {} are available", units::bytes(available), units::bytes(total))

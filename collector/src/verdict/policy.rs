@@ -1,6 +1,7 @@
 //! Which ladder: the first rule whose condition holds.
 
 use super::view::View;
+use super::worth::Worths;
 use super::{Action, kill};
 use crate::cgroup::Glob;
 use crate::incident::model::Incident;
@@ -80,6 +81,8 @@ pub struct Policy {
     pub rules: Vec<Rule>,
     /// The ladder where none holds.
     pub otherwise: Vec<Action>,
+    /// Which memcgs are worth what, for a kill.
+    pub worths: Worths,
 }
 
 /// What a policy chose.
@@ -103,10 +106,11 @@ impl Choice<'_> {
     }
 
     /// Whom a kill would have begun with, where the ladder has one: name, PID, and bytes that
-    /// it frees. What was reserved below the memcg is not recorded, so it does not count.
+    /// it frees. Jobs and reservations below the memcg are not recorded, so they do not
+    /// count.
     fn victim(&self, incident: &Incident) -> Option<(String, i32, u64)> {
-        let candidates = kill::rank(&incident.processes, &kill::Homes::default());
-        let first = candidates.into_iter().next().filter(|_| self.ladder.contains(&Action::Kill))?;
+        let targets = kill::rank(&incident.processes, &kill::Homes::default());
+        let first = targets.into_iter().next().filter(|_| self.ladder.contains(&Action::Kill))?.candidate;
         Some((first.comm, first.pid, first.size_bytes))
     }
 
@@ -158,7 +162,7 @@ impl Policy {
     /// One that always does the same.
     #[must_use]
     pub fn fixed(ladder: Vec<Action>) -> Self {
-        Policy { rules: Vec::new(), otherwise: ladder }
+        Policy { otherwise: ladder, ..Policy::default() }
     }
 
     /// Whether it may ever wait for a person.

@@ -100,6 +100,7 @@ fn decided(is_over: bool, ladder: &[Action]) -> (Verdict, Told) {
         kernel_kills: Some(0),
         other_victims: Vec::new(),
         was_helped: false,
+        worths: &worth::Worths::default(),
     };
     let verdict = decide(&mut scene, ladder);
     assert!(scene.released.is_some(), "nobody was let go");

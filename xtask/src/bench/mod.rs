@@ -1,15 +1,21 @@
 //! `cargo xtask bench`: ratios against peers, measured in one run.
 
 mod accounting;
+mod bell;
+mod field;
 mod growth;
 mod heap_cost;
 mod heap_real;
 mod heap_truth;
 mod hold;
+mod idle;
 mod kernel;
+mod outcomes;
+mod peers;
 mod symbolize;
 mod unwind;
 
+use crate::demo::build_release;
 use anyhow::Result;
 use clap::Subcommand;
 use std::path::{Path, PathBuf};
@@ -24,6 +30,16 @@ pub enum Bench {
         /// Rounds, of which the median counts.
         #[arg(long, default_value_t = 5)]
         rounds: usize,
+    },
+    /// From a full memcg to all of its threads standing still, with 1, 100 and 1,000
+    /// guarded memcgs.
+    Bell {
+        /// OOMs under one guard, of which there are three for each count.
+        #[arg(long, default_value_t = 15)]
+        rounds: usize,
+        /// A reprieve to measure instead of a release build of this checkout.
+        #[arg(long)]
+        program: Option<PathBuf>,
     },
     /// Stopping a program out of memory and recording its stacks, against
     /// eu-stack and gdb; and the guardian's memory meanwhile.
@@ -52,6 +68,26 @@ pub enum Bench {
         /// Rounds, of which the median counts.
         #[arg(long, default_value_t = 5)]
         rounds: usize,
+    },
+    /// CPU time and memory of a guard of 1,000 memcgs in which nothing happens, beside
+    /// earlyoom, and systemd-oomd where it can run.
+    Idle {
+        /// How long.
+        #[arg(long, default_value_t = 300)]
+        seconds: u64,
+        /// A reprieve to measure instead of a release build of this checkout.
+        #[arg(long)]
+        program: Option<PathBuf>,
+    },
+    /// Real programs out of memory under the kernel's killer, earlyoom, systemd-oomd where it
+    /// can run, and reprieve: jobs finished, work lost, wrong victims, time to relief.
+    Outcomes {
+        /// Only scenarios that have this in their name.
+        #[arg(long)]
+        only: Option<String>,
+        /// A reprieve to run instead of a release build of this checkout.
+        #[arg(long)]
+        program: Option<PathBuf>,
     },
     /// What the series of kernel patches costs who does not use it, in counted
     /// instructions, against the same kernel without it.
@@ -92,6 +128,9 @@ pub enum Bench {
 pub fn run(root: &Path, bench: &Bench) -> Result<ExitCode> {
     match bench {
         Bench::Accounting { rounds } => accounting::run(root, *rounds),
+        Bench::Bell { rounds, program } => bell::run(root, &built(root, program.as_deref())?, *rounds),
+        Bench::Idle { seconds, program } => idle::run(root, &built(root, program.as_deref())?, *seconds),
+        Bench::Outcomes { only, program } => outcomes::run(root, &built(root, program.as_deref())?, only.as_deref()),
         Bench::Hold { rounds } => hold::run(root, *rounds),
         Bench::Growth { rounds } => growth::run(root, *rounds),
         Bench::Kernel => kernel::run(root),
@@ -104,6 +143,11 @@ pub fn run(root: &Path, bench: &Bench) -> Result<ExitCode> {
         Bench::HeapReal { seconds } => heap_real::run(root, *seconds),
         Bench::HeapCost { rounds } => heap_cost::run(root, *rounds),
     }
+}
+
+/// The program that is measured.
+fn built(root: &Path, given: Option<&Path>) -> Result<PathBuf> {
+    given.map_or_else(|| build_release(root), |program| Ok(program.to_owned()))
 }
 
 /// The middle one of an odd number of values.
