@@ -240,7 +240,7 @@ fn round(guard: &Guard, grove: &Grove, tree: &Tree, seed: u64) -> String {
             say_priority(&dir, priority);
         }
         if let Said::Owner(units) = job.reserved {
-            fs::write(dir.join("memory.soft_limit_in_bytes"), (units * UNIT_MIB << 20).to_string()).unwrap();
+            fs::write(dir.join("memory.soft_limit_in_bytes"), ((units * UNIT_MIB) << 20).to_string()).unwrap();
         }
         let each = job.size * UNIT_MIB / job.processes;
         jobs.push((0..job.processes).map(|_| Process::start(&dir, each)).collect());
