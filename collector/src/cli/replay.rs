@@ -56,7 +56,8 @@ pub(super) fn replay(args: &ReplayArgs, config: impl Fn() -> Result<Config, Fail
     if wanted.is_empty() {
         wanted = store.ids()?;
     }
-    let (mut code, mut has_heading) = (ExitCode::SUCCESS, false);
+    let mut code = ExitCode::SUCCESS;
+    let mut rows = Vec::new();
     for name in &wanted {
         let path = Path::new(name);
         let found = match () {
@@ -79,12 +80,69 @@ pub(super) fn replay(args: &ReplayArgs, config: impl Fn() -> Result<Config, Fail
         if differs && code == ExitCode::SUCCESS {
             code = ExitCode::from(ASSERTION);
         }
-        if !args.json && !std::mem::replace(&mut has_heading, true) {
-            print(&Choice::heading());
+        if args.json {
+            print(&choice.json(&incident));
+        } else {
+            rows.push(Row::new(&incident, &choice, differs));
         }
-        print(&if args.json { choice.json(&incident) } else { choice.line(&incident, differs) });
     }
+    print(&table(&rows));
     Ok(code)
+}
+
+/// What a table says of an incident, and what does not fit into a column.
+struct Row {
+    cells: [String; 3],
+    rest: String,
+    problems: Vec<String>,
+}
+
+impl Row {
+    fn new(incident: &Incident, choice: &Choice<'_>, differs: bool) -> Self {
+        let [rule, victim, mut rest] = choice.told(incident);
+        if differs {
+            rest.push_str("  <- not as asserted");
+        }
+        Row { cells: [incident.id.clone(), rule, victim], rest, problems: choice.problems.clone() }
+    }
+}
+
+/// Columns as wide as what is in them; each problem is a line of its own.
+fn table(rows: &[Row]) -> String {
+    let heading = ["INCIDENT", "RULE", "A KILL BEGINS WITH"].map(str::to_owned);
+    let heading = Row { cells: heading, rest: "ACTIONS".to_owned(), problems: Vec::new() };
+    let all = || std::iter::once(&heading).chain(rows);
+    let width = |column: usize| all().map(|row| row.cells[column].chars().count()).max().unwrap_or(0);
+    let widths = [width(0), width(1), width(2)];
+    let mut text = String::new();
+    for row in all().filter(|_| !rows.is_empty()) {
+        let cells = row.cells.iter().zip(widths);
+        cells.for_each(|(cell, width)| text.push_str(&format!("{cell:width$}  ")));
+        text.push_str(&format!("{}\n", row.rest));
+        row.problems.iter().for_each(|problem| text.push_str(&format!("    {problem}\n")));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_as_wide_as_what_is_in_them() {
+        let row = |id: &str, rule: &str, problems: &[&str]| Row {
+            cells: [id.to_owned(), rule.to_owned(), "-".to_owned()],
+            rest: "kill".to_owned(),
+            problems: problems.iter().map(|problem| (*problem).to_owned()).collect(),
+        };
+        assert_eq!(table(&[]), "");
+        assert_eq!(
+            table(&[row("a", "größer als ein Name sonst", &[]), row("an-incident", "r", &["why"])]),
+            "INCIDENT     RULE                       A KILL BEGINS WITH  ACTIONS\n\
+             a            größer als ein Name sonst  -                   kill\n\
+             an-incident  r                          -                   kill\n    why\n"
+        );
+    }
 }
 
 /// What is in force for the memcg of an incident.

@@ -118,23 +118,13 @@ impl Choice<'_> {
         self.ladder.iter().map(ToString::to_string).collect()
     }
 
-    /// The heading of the table that [`Choice::line`] has lines for.
+    /// For people: the rule, whom a kill begins with, and all actions.
     #[must_use]
-    pub fn heading() -> String {
-        format!("{:44}  {:20}  {:24}  {}\n", "INCIDENT", "RULE", "A KILL BEGINS WITH", "ACTIONS")
-    }
-
-    /// A line of a table, and one for each problem.
-    #[must_use]
-    pub fn line(&self, incident: &Incident, is_wrong: bool) -> String {
-        let mark = if is_wrong { "  <- not as asserted" } else { "" };
-        let rule = self.rule.unwrap_or("(no rule)");
+    pub fn told(&self, incident: &Incident) -> [String; 3] {
         let victim = self.victim(incident);
         let victim = victim
             .map_or_else(|| "-".to_owned(), |(comm, pid, bytes)| format!("{comm} [{pid}], {}", units::bytes(bytes)));
-        let mut line = format!("{:44}  {rule:20}  {victim:24}  {}{mark}\n", incident.id, self.actions().join(", "));
-        self.problems.iter().for_each(|problem| line.push_str(&format!("    {problem}\n")));
-        line
+        [self.rule.unwrap_or("(no rule)").to_owned(), victim, self.actions().join(", ")]
     }
 
     /// The same for a script.

@@ -51,6 +51,9 @@ pub struct Book {
     pub is_forked: bool,
     /// Faults that were put down.
     pub faults: u64,
+    /// Those in memory that the program may have mapped itself, and how often one of its
+    /// pages had been touched before.
+    pub of_mapped: Reuse,
     /// When it was last used, in faults of all.
     pub used: u64,
     /// Pages that were in no mapping that was known, until mappings are read again.
@@ -81,6 +84,33 @@ pub struct View {
     pub is_stale: bool,
 }
 
+/// How often pages were touched a second time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Reuse {
+    /// Sampled faults.
+    pub faults: u64,
+    /// Of these, in a page that had been sampled before.
+    pub again: u64,
+}
+
+/// So many are no accident.
+const LEAST_AGAIN: u64 = 4;
+/// Earlier faults of a page, on the average, that make its sample one of whoever had it
+/// before too often: a fifth of a period's worth.
+const MOST_EARLIER: f64 = 0.2;
+
+impl Reuse {
+    /// Whether memory came and went so often at the same addresses that many a page is put
+    /// down for who had it before, with one sample in `period` faults. Of a page that was
+    /// faulted n times before, n of n + 1 samples are of the past, and about n in twice
+    /// the period come a second time.
+    #[must_use]
+    pub fn is_much(self, period: u64) -> bool {
+        let earlier = self.again as f64 / self.faults.max(1) as f64 * period.saturating_sub(1) as f64;
+        self.again >= LEAST_AGAIN && earlier >= MOST_EARLIER
+    }
+}
+
 /// A stack as it was unwound.
 pub struct Unwound {
     /// Innermost first.
@@ -89,6 +119,9 @@ pub struct Unwound {
     pub is_cut: bool,
     /// What was touched.
     pub kind: Kind,
+    /// Whether that may be memory that the program mapped itself: it is, or is in no mapping
+    /// that was known.
+    pub may_be_mapped: bool,
 }
 
 impl Book {
@@ -103,6 +136,7 @@ impl Book {
             first_fault: None,
             is_forked: false,
             faults: 0,
+            of_mapped: Reuse::default(),
             used: 0,
             unclear: Vec::new(),
             code: Vec::new(),
@@ -158,7 +192,9 @@ impl Book {
         if !is_known(&unwound) && view.add(self.pid, &self.code, library) {
             unwound = view.unwind(fault);
         }
-        match view.kind(fault) {
+        let kind = view.kind(fault);
+        unwound.may_be_mapped = kind.is_none_or(|kind| kind == Kind::Direct);
+        match kind {
             Some(kind) => unwound.kind = kind,
             None if self.unclear.len() < MOST_UNCLEAR => self.unclear.push(fault.address / page_size()),
             None => {}
@@ -306,7 +342,7 @@ impl View {
     fn unwind(&mut self, fault: &Fault<'_>) -> Unwound {
         let kind = Kind::Heap;
         let Some(registers) = fault.registers else {
-            return Unwound { frames: Vec::new(), is_cut: true, kind };
+            return Unwound { frames: Vec::new(), is_cut: true, kind, may_be_mapped: false };
         };
         let mut read = |address: u64| {
             let from = usize::try_from(address.checked_sub(registers.sp)?).ok()?;
@@ -320,7 +356,8 @@ impl View {
                 None => Frame { at: None, address: look_up.0 },
             }
         });
-        Unwound { frames: frames.collect(), is_cut: stack.end != StackEnd::Complete, kind }
+        let is_cut = stack.end != StackEnd::Complete;
+        Unwound { frames: frames.collect(), is_cut, kind, may_be_mapped: false }
     }
 
     /// What an address in anonymous memory is of.
@@ -346,6 +383,19 @@ mod tests {
     #[inline(never)]
     fn landmark() -> u64 {
         landmark as *const () as u64
+    }
+
+    #[test]
+    fn memory_that_comes_and_goes_at_the_same_place_is_noticed() {
+        // Ten pages of garbage at each address before what is there now, at a period of 64.
+        assert!(Reuse { faults: 11_000, again: 900 }.is_much(64));
+        assert!(Reuse { faults: 1000, again: 4 }.is_much(64));
+        // Two are an accident, and rare ones do little.
+        assert!(!Reuse { faults: 100, again: 2 }.is_much(64));
+        assert!(!Reuse { faults: 10_000, again: 20 }.is_much(64));
+        // Where every fault is sampled the last one is known.
+        assert!(!Reuse { faults: 1000, again: 900 }.is_much(1));
+        assert!(!Reuse::default().is_much(64));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What the rings have told: processes, and who touched which of their pages.
 
-use super::book::{Book, Library};
+use super::book::{Book, Library, Reuse};
 use super::record::{Code, Fault, Record};
 use super::samples::{BookId, Sample, Samples};
 use super::stacks::{NO_STACK, StackId, Stacks};
@@ -79,6 +79,7 @@ impl Ledger {
                     // Its pages are no more.
                     self.samples.forget_before(book.id, time);
                     (book.began, book.is_forked, book.view) = (time, false, None);
+                    book.of_mapped = Reuse::default();
                     book.biases.clear();
                     book.unclear.clear();
                     book.code.retain(|(mapped, _)| *mapped >= time);
@@ -132,8 +133,12 @@ impl Ledger {
         let unwound = book.unwind(fault, library);
         let stack = if unwound.frames.is_empty() { NO_STACK } else { stacks.add(&unwound.frames, unwound.is_cut) };
         let sample = Sample { time: fault.time, stack, kind: unwound.kind };
-        samples.put(book.id, fault.address / self.page, sample);
+        let is_again = samples.put(book.id, fault.address / self.page, sample);
         book.faults += 1;
+        if unwound.may_be_mapped {
+            book.of_mapped.faults += 1;
+            book.of_mapped.again += u64::from(is_again);
+        }
         book.used = self.faults;
         if is_new_view {
             self.close_views();
@@ -320,6 +325,16 @@ mod tests {
         assert_eq!(pages(&ledger, A), [2, 4]);
         let sample = ledger.samples.of(ledger.of(A).unwrap().id)[0].1;
         assert_eq!((sample.stack, sample.kind), (NO_STACK, Kind::Heap));
+    }
+
+    #[test]
+    fn pages_that_are_touched_again_are_counted_until_a_program_takes_its_place() {
+        let mut ledger = Ledger::new();
+        [(10, 1), (20, 1), (30, 2), (40, 1)].into_iter().for_each(|(time, page)| ledger.take(&fault(A, time, page)));
+        assert_eq!(ledger.of(A).unwrap().of_mapped, Reuse { faults: 4, again: 2 });
+        ledger.take(&Record::Exec { pid: A, time: 50 });
+        ledger.take(&fault(A, 60, 1));
+        assert_eq!(ledger.of(A).unwrap().of_mapped, Reuse { faults: 1, again: 0 });
     }
 
     #[test]

@@ -80,6 +80,18 @@ impl Grown {
         }
     }
 
+    /// Takes what the program mapped itself for memory whose first touch tells little, as a
+    /// malloc's.
+    pub fn distrust_mapped(&mut self) {
+        let mapped: Vec<(StackId, u8)> =
+            self.shares.keys().copied().filter(|&(_, kind)| kind == number(Kind::Direct)).collect();
+        for key in mapped {
+            if let Some(share) = self.shares.remove(&key) {
+                self.add(key.0, Kind::Heap, share.bytes, share.variance, share.samples);
+            }
+        }
+    }
+
     /// With the frames that its stacks need. `bias` is that of a module in the process.
     #[must_use]
     pub fn into_growth(
@@ -265,6 +277,19 @@ mod tests {
             .map(|stack| stack.frames.iter().map(|&index| growth.frames[index as usize].address).collect())
             .collect();
         assert_eq!((frames, growth.frames.len()), (vec![vec![11, 31], vec![21, 31]], 3));
+    }
+
+    #[test]
+    fn what_is_distrusted_is_no_more_reliable_and_no_less() {
+        let (stacks, [a, b]) = stacks();
+        let mut grown = Grown::default();
+        grown.divide(4000, &HashMap::from([((a, Kind::Heap), 3), ((a, Kind::Direct), 1)]), NO_LOSS);
+        grown.divide(500, &HashMap::from([((b, Kind::Shared), 7)]), NO_LOSS);
+        grown.distrust_mapped();
+        let growth = grown.into_growth(GrowthBasis::Present, None, &stacks, |_| 0);
+        assert_eq!((growth.bytes, growth.direct_bytes, growth.heap_bytes), (4500, 0, 4000));
+        assert_eq!((growth.reliable_bytes(), growth.samples), (500, 11));
+        assert_eq!(growth.stacks[0].reliable_bytes, 0);
     }
 
     #[test]

@@ -82,19 +82,20 @@ impl Samples {
         1 << self.shift
     }
 
-    /// Puts down who touched a page, unless it is one of those that are not kept.
-    /// Where there is no room, half of all pages go: of each mapping the same share.
-    pub fn put(&mut self, book: BookId, page: u64, sample: Sample) {
+    /// Puts down who touched a page, unless it is one of those that are not kept; whether
+    /// it had been touched before. Where there is no room, half of all pages go: of each
+    /// mapping the same share.
+    pub fn put(&mut self, book: BookId, page: u64, sample: Sample) -> bool {
         let key = key(book, page);
         if !is_kept(key, self.shift) {
-            return;
+            return false;
         }
         // Records of several CPUs may come in another order.
         if let Some(known) = self.by_page.get_mut(&key) {
             if known.time <= sample.time {
                 *known = sample;
             }
-            return;
+            return true;
         }
         while self.by_page.len() >= MOST {
             self.shift += 1;
@@ -104,6 +105,7 @@ impl Samples {
         if is_kept(key, self.shift) {
             self.by_page.insert(key, sample);
         }
+        false
     }
 
     /// Pages of a book in order.
@@ -174,10 +176,10 @@ mod tests {
     #[test]
     fn the_last_touch_counts() {
         let mut samples = Samples::new();
-        samples.put(1, 7, sample(10, 1));
-        samples.put(1, 7, sample(20, 2));
-        samples.put(1, 7, sample(15, 3));
-        samples.put(2, 7, sample(1, 4));
+        assert!(!samples.put(1, 7, sample(10, 1)));
+        assert!(samples.put(1, 7, sample(20, 2)));
+        assert!(samples.put(1, 7, sample(15, 3)));
+        assert!(!samples.put(2, 7, sample(1, 4)));
         samples.put(1, 6, sample(1, 5));
         let of = |book| samples.of(book).into_iter().map(|(page, s)| (page, s.stack)).collect::<Vec<_>>();
         assert_eq!((of(1), of(2)), (vec![(6, 5), (7, 2)], vec![(7, 4)]));
@@ -186,7 +188,7 @@ mod tests {
     #[test]
     fn a_program_that_took_anothers_place_has_its_own_pages() {
         let mut samples = Samples::new();
-        (0..10).for_each(|page| samples.put(1, page, sample(page, 1)));
+        (0..10).for_each(|page| assert!(!samples.put(1, page, sample(page, 1))));
         samples.put(2, 1, sample(1, 1));
         samples.forget_before(1, 7);
         assert_eq!(samples.of(1).iter().map(|(page, _)| *page).collect::<Vec<_>>(), [7, 8, 9]);

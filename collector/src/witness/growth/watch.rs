@@ -126,10 +126,18 @@ impl GrowthWitness {
                 samples: if is_read { desk.lost() } else { u64::MAX },
                 period_bytes: watch.what.period * desk.ledger.samples.one_in() * page_size(),
             };
-            let mut late = 0;
+            let (mut late, period) = (0, watch.what.period);
             let all = desk.ledger.samples.all();
             for process in &mut evidence.processes {
-                late += u64::from(desk.present(process, &all, loss, until));
+                let is_doubtful = desk.ledger.of(process.pid).is_some_and(|book| book.of_mapped.is_much(period));
+                late += u64::from(desk.present(process, &all, loss, is_doubtful, until));
+                if process.growth.is_some() && is_doubtful {
+                    evidence.gaps.push(format!(
+                        "{} [{}] maps memory again and again at the same addresses: a page may count for who had it \
+                         before, so what it mapped itself is not told as reliable; --growth=1 tells them apart",
+                        process.comm, process.pid
+                    ));
+                }
             }
             if late > 0 {
                 evidence.gaps.push("time was up before all mappings were looked at for who made them grow".to_owned());
@@ -362,6 +370,7 @@ impl Desk {
         process: &mut Process,
         all: &HashMap<BookId, Vec<(u64, Sample)>>,
         loss: Loss,
+        is_doubtful: bool,
         until: Instant,
     ) -> bool {
         let Some((book, library, stacks)) = self.ledger.living(process.pid) else { return false };
@@ -370,8 +379,11 @@ impl Desk {
         let looked =
             book.refresh(library).and_then(|view| look::present(process.pid, view, is_forked, pages, loss, until));
         match looked {
-            Ok(grown) => {
+            Ok(mut grown) => {
                 let is_late = grown.is_late;
+                if is_doubtful {
+                    grown.distrust_mapped();
+                }
                 let bias = |module| book.biases.get(&module).copied().unwrap_or_default();
                 process.growth = Some(grown.into_growth(GrowthBasis::Present, None, stacks, bias));
                 is_late
@@ -395,7 +407,10 @@ impl Desk {
         }
         let ended = books.into_iter().map(|(book, victim, scale_to)| {
             let samples = self.ledger.samples.of(book.id);
-            let grown: Grown = look::remembered(&samples, period * self.ledger.samples.one_in());
+            let mut grown: Grown = look::remembered(&samples, period * self.ledger.samples.one_in());
+            if book.of_mapped.is_much(period) {
+                grown.distrust_mapped();
+            }
             let basis = if scale_to.is_some() { GrowthBasis::Ended } else { GrowthBasis::EndedUnscaled };
             let bias = |module| book.biases.get(&module).copied().unwrap_or_default();
             let growth = grown.into_growth(basis, scale_to, &self.ledger.stacks, bias);
