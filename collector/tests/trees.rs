@@ -7,7 +7,7 @@ mod common;
 mod guard;
 
 use common::{Doomed, Lab, fixture, rounds, wait_for};
-use guard::{Grove, Guard, is_guarded};
+use guard::{Grove, Guard, is_guarded, is_v1};
 use std::cmp::Reverse;
 use std::ffi::CString;
 use std::fmt;
@@ -216,6 +216,25 @@ fn say_priority(dir: &Path, priority: i32) {
     assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
 }
 
+/// Makes a memcg below another one, and all between them.
+fn make(top: &Path, dir: &Path) {
+    let mut at = top.to_owned();
+    for part in dir.strip_prefix(top).unwrap() {
+        if !is_v1() {
+            fs::write(at.join("cgroup.subtree_control"), "+memory").unwrap();
+        }
+        at.push(part);
+        if !at.is_dir() {
+            fs::create_dir(&at).unwrap();
+        }
+    }
+}
+
+/// Its limit, and what it is not to be reclaimed below.
+fn of_version() -> (&'static str, &'static str) {
+    if is_v1() { ("memory.limit_in_bytes", "memory.soft_limit_in_bytes") } else { ("memory.max", "memory.low") }
+}
+
 /// Removes a tree whose processes have ended.
 fn fell(root: &Path) {
     let mut dirs = vec![root.to_owned()];
@@ -232,22 +251,23 @@ fn fell(root: &Path) {
 /// Has a tree run out of memory, and tells what came of it.
 fn round(guard: &Guard, grove: &Grove, tree: &Tree, seed: u64) -> String {
     let root = grove.root.0.join(format!("tree{seed}"));
+    let (limit_file, reservation_file) = of_version();
     let mut jobs: Vec<Vec<Process>> = Vec::new();
     for job in &tree.jobs {
         let dir = root.join(&job.path);
-        fs::create_dir_all(&dir).unwrap();
+        make(&grove.root.0, &dir);
         if let Said::Owner(priority) = job.priority {
             say_priority(&dir, priority);
         }
         if let Said::Owner(units) = job.reserved {
-            fs::write(dir.join("memory.soft_limit_in_bytes"), ((units * UNIT_MIB) << 20).to_string()).unwrap();
+            fs::write(dir.join(reservation_file), ((units * UNIT_MIB) << 20).to_string()).unwrap();
         }
         let each = job.size * UNIT_MIB / job.processes;
         jobs.push((0..job.processes).map(|_| Process::start(&dir, each)).collect());
     }
     jobs.iter_mut().flatten().for_each(|process| process.wait_for("ready"));
     let limit = common::usage(&root) + (LEFT_KIB << 10);
-    fs::write(root.join("memory.limit_in_bytes"), limit.to_string()).unwrap();
+    fs::write(root.join(limit_file), limit.to_string()).unwrap();
     wait_for("the guard", || is_guarded(&root));
     let grows = &mut jobs[tree.grows][0];
     grows.lines.as_mut().unwrap().write_all(b"\n").unwrap();

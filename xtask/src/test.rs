@@ -77,6 +77,7 @@ const GUESTS: &[Stage] = &[
     ("guest", guest),
     ("accounting", accounting),
     ("reserve", reserve),
+    ("trees", trees),
     ("selftests", selftests),
     ("machine", machine),
 ];
@@ -284,6 +285,11 @@ fn accounting(root: &Path, out: Out<'_>) -> Result<()> {
 /// The same tests on the kernel with the series.
 fn reserve(root: &Path, out: Out<'_>) -> Result<()> {
     in_guest(root, vm::Flavor::Reserve, RESERVE_TESTS, 1024, out)
+}
+
+/// Whom a guard kills of several jobs in one memcg, under version 2.
+fn trees(root: &Path, out: Out<'_>) -> Result<()> {
+    in_guest(root, vm::Flavor::Reserve, &["trees --nocapture"], 1024, out)
 }
 
 /// The same kernel in a machine that three programs fill, and the stock one beside it.

@@ -4,7 +4,7 @@
 use crate::common::{Doomed, Group, Lab, fixture, wait_for};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use reprieve::cgroup::{Hierarchy, Memcg, note};
+use reprieve::cgroup::{Hierarchy, Memcg, Version, note};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -69,8 +69,15 @@ pub fn files(dir: &Path) -> BTreeMap<String, String> {
     files
 }
 
+/// By the kernel's killer being off, or, on a kernel with the series, by a handler.
 pub fn is_guarded(dir: &Path) -> bool {
-    fs::read_to_string(dir.join("memory.oom_control")).is_ok_and(|text| text.contains("oom_kill_disable 1"))
+    let has = |file: &str, part: &str| fs::read_to_string(dir.join(file)).is_ok_and(|text| text.contains(part));
+    has("memory.oom_control", "oom_kill_disable 1") || has("memory.oom.state", "handler 1")
+}
+
+/// Whether memcgs are of version 1.
+pub fn is_v1() -> bool {
+    Hierarchy::memory().unwrap().version == Version::V1
 }
 
 /// Starts a program in a memcg.
