@@ -15,6 +15,8 @@ use crate::incident::baseline::{Baseline, BaselineCost, KindGrowth, ProcessGrowt
 use crate::incident::model::Process;
 use crate::witness::HeapTable;
 use record::KINDS;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 /// Records that are kept: of a second ago, two, four … up to a quarter of an hour.
@@ -75,6 +77,8 @@ pub struct History {
     next_record: Instant,
     /// Until the next look, if nothing changes.
     rest: Duration,
+    /// What says so: most looks read no more.
+    usage: Option<File>,
     made: u64,
     took: Duration,
 }
@@ -92,6 +96,7 @@ impl History {
             next_usage: now,
             next_record: now,
             rest: pace.usage,
+            usage: None,
             made: 0,
             took: Duration::ZERO,
         }
@@ -135,16 +140,30 @@ impl History {
     /// Whether nothing has changed since the last record, which is then one of now; the next
     /// look is later than the last was.
     fn rests(&mut self, now: Instant, memcg: &Memcg) -> bool {
-        let (Some(most), Some(last)) = (self.pace.rest, self.records.last_mut()) else { return false };
-        if memcg.usage().ok() != Some(last.usage_bytes) {
-            return false;
-        }
+        let Some(most) = self.pace.rest.filter(|_| !self.records.is_empty()) else { return false };
+        let usage = self.read_usage(memcg);
+        let Some(last) = self.records.last_mut().filter(|last| usage == Some(last.usage_bytes)) else { return false };
         last.at = now;
         let usage_bytes = last.usage_bytes;
         self.add_point(now, usage_bytes);
         self.rest = (self.rest * 2).min(most);
         (self.next_usage, self.next_record) = (now + self.rest, now + self.rest);
         true
+    }
+
+    /// Bytes charged, by a file that stays open.
+    fn read_usage(&mut self, memcg: &Memcg) -> Option<u64> {
+        if self.usage.is_none() {
+            self.usage = memcg.open_usage().ok();
+        }
+        // As long as a number can be.
+        let mut text = [0; 24];
+        let length = self.usage.as_ref()?.read_at(&mut text, 0).unwrap_or(0);
+        let bytes = std::str::from_utf8(&text[..length]).ok().and_then(|text| text.trim().parse().ok());
+        if bytes.is_none() {
+            self.usage = None;
+        }
+        bytes
     }
 
     fn add_point(&mut self, at: Instant, usage: u64) {

@@ -3,7 +3,8 @@
 use super::{CgroupError, Hierarchy, Version};
 use crate::guardian::is_one_of_us;
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 
 /// From here on version 1 means unlimited (`PAGE_COUNTER_MAX` pages,
@@ -109,13 +110,21 @@ impl Memcg {
         Ok(parse_keyed(&self.read(file)?))
     }
 
-    /// Bytes charged.
-    pub fn usage(&self) -> Result<u64, CgroupError> {
-        let file = match self.version {
+    fn usage_name(&self) -> &'static str {
+        match self.version {
             Version::V1 => "memory.usage_in_bytes",
             Version::V2 => "memory.current",
-        };
-        Ok(self.read_number(file)?.unwrap_or(0))
+        }
+    }
+
+    /// Bytes charged.
+    pub fn usage(&self) -> Result<u64, CgroupError> {
+        Ok(self.read_number(self.usage_name())?.unwrap_or(0))
+    }
+
+    /// The file that has the bytes charged, for who reads it often.
+    pub fn open_usage(&self) -> io::Result<File> {
+        File::open(self.dir().join(self.usage_name()))
     }
 
     /// The hard limit in bytes; `None` is unlimited.

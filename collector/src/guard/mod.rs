@@ -78,7 +78,7 @@ pub fn watch(given: Given) -> Result<(), RunError> {
     guardian::allow_many_files();
     let watchdog = Watchdog::start_for_many(hierarchy.clone())
         .map_err(|e| RunError::System("the watchdog could not be started", e))?;
-    for missing in guardian::settle() {
+    for missing in guardian::settle(guardian::Locks::Data) {
         say!(Warning; "warning: {missing}");
     }
     guardian::sigbus::install().map_err(|e| RunError::System("the SIGBUS handler could not be installed", e.into()))?;

@@ -5,15 +5,45 @@ pub mod sigbus;
 pub mod tables;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use std::fs;
 use std::sync::atomic::{AtomicI32, Ordering::Relaxed};
+use std::{fs, io};
 
 /// Heap touched in advance: a hold's evidence fits in it.
 pub const HEAP_BYTES: usize = 4 << 20;
 
+/// What stays in memory whatever happens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Locks {
+    /// Code and data: of who may be in the memcg that is full, or answers for the machine.
+    All,
+    /// Data: of who is in no memcg that it guards, and may read its code from the disk
+    /// again.
+    Data,
+}
+
+impl Locks {
+    /// Locks that of this process. Where it has not the right to, nothing is.
+    pub fn take(self) -> io::Result<()> {
+        // Not MCL_FUTURE: mapped binaries of the victims would be locked whole. Code that
+        // is not locked need not be read for it, either (MCL_ONFAULT, mlockall(2)).
+        let flags = match self {
+            Locks::All => libc::MCL_CURRENT,
+            Locks::Data => libc::MCL_CURRENT | libc::MCL_ONFAULT,
+        };
+        // SAFETY: mlockall takes flags only.
+        let result = unsafe { libc::mlockall(flags) };
+        let result = if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) };
+        match self {
+            Locks::All => tables::unlock(),
+            Locks::Data => tables::unlock_all_constants(),
+        }
+        result
+    }
+}
+
 /// Locks the process in memory with a heap in reserve. Returns what could not
 /// be done; the guardian then works on, less protected.
-pub fn settle() -> Vec<String> {
+pub fn settle(locks: Locks) -> Vec<String> {
     let mut missing = Vec::new();
     // SAFETY: mallopt only sets parameters of malloc (mallopt(3)). One arena,
     // never trimmed, never by mmap: what was touched once stays ours.
@@ -24,15 +54,9 @@ pub fn settle() -> Vec<String> {
     }
     // Written, so that the pages exist, and freed to malloc, not to the kernel.
     drop(std::hint::black_box(vec![1u8; HEAP_BYTES]));
-    // SAFETY: mlockall takes flags only. Not MCL_FUTURE: mapped binaries of the
-    // victims would be locked whole.
-    if unsafe { libc::mlockall(libc::MCL_CURRENT) } != 0 {
-        missing.push(format!(
-            "memory is not locked ({}); give CAP_IPC_LOCK or `ulimit -l unlimited`",
-            std::io::Error::last_os_error()
-        ));
+    if let Err(error) = locks.take() {
+        missing.push(format!("memory is not locked ({error}); give CAP_IPC_LOCK or `ulimit -l unlimited`"));
     }
-    tables::unlock();
     run_first();
     if let Err(error) = fs::write("/proc/self/oom_score_adj", "-1000") {
         missing.push(format!(

@@ -34,6 +34,28 @@ pub fn unlock() {
     }
 }
 
+/// Lets the kernel take all code and constants, of libraries as well, where memory is locked.
+pub fn unlock_all_constants() {
+    // SAFETY: the callback gets no data, and keeps nothing.
+    unsafe { libc::dl_iterate_phdr(Some(unlock_constants), std::ptr::null_mut()) };
+}
+
+/// Unlocks the segments of an object that nobody writes.
+unsafe extern "C" fn unlock_constants(info: *mut libc::dl_phdr_info, _size: usize, _: *mut c_void) -> c_int {
+    // SAFETY: live, as `dl_iterate_phdr` passes it.
+    let info = unsafe { &*info };
+    // SAFETY: the linker's own words on where the program headers are, and how many.
+    let headers = unsafe { std::slice::from_raw_parts(info.dlpi_phdr, usize::from(info.dlpi_phnum)) };
+    let page = page_size() as usize;
+    for header in headers.iter().filter(|h| h.p_type == libc::PT_LOAD && h.p_flags & libc::PF_W == 0) {
+        let start = info.dlpi_addr as usize + header.p_vaddr as usize;
+        let (from, to) = (start / page * page, (start + header.p_memsz as usize).next_multiple_of(page));
+        // SAFETY: munlock changes no memory; see `unlock`.
+        unsafe { libc::munlock(from as *const c_void, to - from) };
+    }
+    0
+}
+
 /// The pages that have nothing else on them.
 fn whole_pages(table: &Range<usize>) -> Range<usize> {
     let page = page_size() as usize;

@@ -111,7 +111,7 @@ pub fn watch(request: &Request) -> Result<(), RunError> {
     // It tells one hold from the next by itself: no word of ours need reach it in one.
     let watchdog = Watchdog::start(hand_back, request.deadline + WATCHDOG_GRACE)
         .map_err(|e| RunError::System("the watchdog could not be started", e))?;
-    let missing = guardian::settle().into_iter().chain(guardian::lock_what_comes());
+    let missing = guardian::settle(guardian::Locks::All).into_iter().chain(guardian::lock_what_comes());
     missing.for_each(|missing| eprintln!("reprieve: warning: {missing}"));
     guardian::sigbus::install().map_err(|e| RunError::System("the SIGBUS handler could not be installed", e.into()))?;
     guardian::allow_many_files();

@@ -115,7 +115,7 @@ pub fn run(request: &Request) -> Result<u8, RunError> {
         .map_err(|e| RunError::System("the watchdog could not be started", e))?;
     // Before the locking, which takes them with all the rest.
     let growth = request.growth_period.map(GrowthWitness::prepare);
-    for missing in guardian::settle() {
+    for missing in guardian::settle(guardian::Locks::All) {
         eprintln!("reprieve: warning: {missing}");
     }
     // After the locking, which would take the whole of its room.

@@ -15,7 +15,7 @@ pub use word::{Charge, Debt};
 
 use super::HandBack;
 use crate::cgroup::Hierarchy;
-use crate::guardian;
+use crate::guardian::{self, Locks};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, send, socketpair};
@@ -90,15 +90,15 @@ impl Watchdog {
     /// thread. An OOM must be answered within `answer`.
     pub fn start(hand_back: HandBack, answer: Duration) -> io::Result<Self> {
         let wards = Wards { all: [(ONLY, Ward::new(hand_back, answer))].into(), hierarchy: None };
-        Self::start_with(wards)
+        Self::start_with(wards, Locks::All)
     }
 
     /// The same for as many memcgs of a hierarchy as there will be.
     pub fn start_for_many(hierarchy: Hierarchy) -> io::Result<Self> {
-        Self::start_with(Wards { hierarchy: Some(hierarchy), ..Wards::default() })
+        Self::start_with(Wards { hierarchy: Some(hierarchy), ..Wards::default() }, Locks::Data)
     }
 
-    fn start_with(wards: Wards) -> io::Result<Self> {
+    fn start_with(wards: Wards, locks: Locks) -> io::Result<Self> {
         let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
         let own = open_pidfd(std::process::id() as i32)?;
         // SAFETY: the process has one thread (the caller's duty, and we make
@@ -110,7 +110,7 @@ impl Watchdog {
             }
             ForkResult::Child => {
                 drop(ours);
-                watch::watch(&theirs, &own, wards);
+                watch::watch(&theirs, &own, wards, locks);
                 // SAFETY: ends this process at once; nothing of the guardian's
                 // (buffers, destructors, reserve files) may run twice.
                 unsafe { libc::_exit(0) }

@@ -5,7 +5,7 @@ use super::ward::Ward;
 use super::word::{Charge, MOST_BYTES, Word};
 use super::{signal_pidfd, wait_pidfd};
 use crate::cgroup::{Hierarchy, Memcg};
-use crate::guardian::tables;
+use crate::guardian::Locks;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::collections::BTreeMap;
@@ -79,15 +79,13 @@ impl Wards {
 }
 
 /// Until it is dismissed, or the guardian dies or hangs.
-pub fn watch(line: &OwnedFd, guardian: &OwnedFd, mut wards: Wards) {
+pub fn watch(line: &OwnedFd, guardian: &OwnedFd, mut wards: Wards, locks: Locks) {
     let _ = nix::unistd::setsid();
     leave_terminal();
     // Fewer pages, but all of them in memory when memory is gone. Without the
-    // right to lock we are no worse than any other process.
-    // SAFETY: mlockall takes flags only.
-    unsafe { libc::mlockall(libc::MCL_CURRENT) };
-    // The pages are the guardian's, too: unlocked by one alone they would stay.
-    tables::unlock();
+    // right to lock we are no worse than any other process. Those of code are the
+    // guardian's, too: unlocked by one alone they would stay.
+    let _ = locks.take();
     // Without the right to, the guardian has warned already.
     let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
     let mut bytes = vec![0; MOST_BYTES];
