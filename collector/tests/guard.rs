@@ -178,6 +178,23 @@ fn when_the_watchdog_dies_as_well_the_next_guard_gives_back() {
 }
 
 #[test]
+fn a_watchdog_that_has_no_time_to_listen_is_told_when_it_has() {
+    let (lab, grove) = (Lab::new(), Grove::new());
+    // More than the line between the two has room for.
+    let dirs: Vec<PathBuf> = (0..600).map(|number| grove.memcg(&format!("many{number}"), 48)).collect();
+    let mut guard = Guard::start(&lab, "", &[&format!("{}/*", grove.path())]);
+    assert!(dirs.iter().all(|dir| is_guarded(dir)), "{}", guard.said());
+    let watchdog = guard.watchdog();
+    kill(watchdog, Signal::SIGSTOP).unwrap();
+    guard.signal(Signal::SIGTERM);
+    // It does not wait for who does not listen.
+    wait_for("all to be given back", || !dirs.iter().any(|dir| is_guarded(dir)));
+    kill(watchdog, Signal::SIGCONT).unwrap();
+    wait_for("the end", || guard.child.try_wait().unwrap().is_some());
+    assert!(guard.child.wait().unwrap().success(), "{}", guard.said());
+}
+
+#[test]
 fn without_a_watchdog_it_does_not_go_on() {
     let (lab, grove) = (Lab::new(), Grove::new());
     let dir = grove.memcg("one", 48);

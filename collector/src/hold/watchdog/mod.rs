@@ -24,10 +24,14 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use ward::Ward;
 use watch::Wards;
 use word::Word;
+
+/// How long the watchdog may have no time to listen.
+const EAR_TIME: Duration = Duration::from_secs(1);
 
 /// The number of the only memcg of a guardian that has one.
 const ONLY: u32 = 0;
@@ -35,23 +39,48 @@ const ONLY: u32 = 0;
 /// The guardian's side.
 #[derive(Debug)]
 pub struct Watchdog {
-    line: Arc<OwnedFd>,
+    ear: Arc<Ear>,
     pid: Pid,
+}
+
+/// Where it listens.
+#[derive(Debug)]
+struct Ear {
+    fd: OwnedFd,
+    /// Whether it has not listened for long: then nobody waits for it again.
+    is_deaf: AtomicBool,
 }
 
 /// What is said about one memcg.
 #[derive(Debug, Clone)]
 pub struct Line {
-    line: Arc<OwnedFd>,
+    ear: Arc<Ear>,
     ward: u32,
 }
 
 impl Line {
+    /// Says it; where so much was said that there is no room, once there is. One that was
+    /// stopped must not stop us.
     fn say(&self, word: &Word) -> io::Result<()> {
+        let until = Instant::now() + EAR_TIME;
+        loop {
+            let result = self.send(word, MsgFlags::MSG_DONTWAIT);
+            let is_full = result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
+            let is_late = Instant::now() >= until;
+            if !is_full || is_late || self.ear.is_deaf.load(Relaxed) {
+                self.ear.is_deaf.store(is_full, Relaxed);
+                return result;
+            }
+            let left = until.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+            // EINTR and time-outs mean the same: try.
+            let _ = poll(&mut [PollFd::new(self.ear.fd.as_fd(), PollFlags::POLLOUT)], timeout);
+        }
+    }
+
+    fn send(&self, word: &Word, flags: MsgFlags) -> io::Result<()> {
         let bytes = word.encode(self.ward)?;
-        // One that was stopped must not stop us.
-        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-        send(self.line.as_raw_fd(), &bytes, flags).map(drop).map_err(io::Error::from)
+        send(self.ear.fd.as_raw_fd(), &bytes, flags | MsgFlags::MSG_NOSIGNAL).map(drop).map_err(io::Error::from)
     }
 
     /// A hold begins, or may last longer: until `deadline`.
@@ -106,7 +135,7 @@ impl Watchdog {
         match unsafe { nix::unistd::fork() }? {
             ForkResult::Parent { child } => {
                 guardian::has_watchdog(child.as_raw());
-                Ok(Watchdog { line: Arc::new(ours), pid: child })
+                Ok(Watchdog { ear: Arc::new(Ear { fd: ours, is_deaf: AtomicBool::new(false) }), pid: child })
             }
             ForkResult::Child => {
                 drop(ours);
@@ -121,7 +150,7 @@ impl Watchdog {
     /// To speak of the memcg with this number.
     #[must_use]
     pub fn line(&self, ward: u32) -> Line {
-        Line { line: Arc::clone(&self.line), ward }
+        Line { ear: Arc::clone(&self.ear), ward }
     }
 
     /// To speak of the only memcg.
@@ -133,7 +162,7 @@ impl Watchdog {
     /// Readable when it has died.
     #[must_use]
     pub fn fd(&self) -> BorrowedFd<'_> {
-        self.line.as_fd()
+        self.ear.fd.as_fd()
     }
 
     /// Its PID.
@@ -153,8 +182,10 @@ impl Watchdog {
     }
 
     fn end(self, word: &Word) {
-        // It may have died: then there is nobody to hear it.
-        let _ = self.only().say(word);
+        // It may have died: then there is nobody to hear it. One that lives has to, since
+        // it is waited for.
+        while self.only().send(word, MsgFlags::empty()).is_err_and(|error| error.kind() == io::ErrorKind::Interrupted) {
+        }
         let _ = nix::sys::wait::waitpid(self.pid, None);
     }
 }
