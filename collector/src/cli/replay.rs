@@ -124,6 +124,16 @@ fn table(rows: &[Row]) -> String {
     text
 }
 
+/// What is in force for the memcg of an incident.
+fn policy_for(config: &Config, incident: &Incident) -> Policy {
+    let path = incident.memcg.as_ref().map_or("", |memcg| memcg.path.as_str());
+    let is_any = |globs: &[Glob]| globs.iter().any(|glob| glob.matches(path));
+    match is_any(&config.guard_cgroups()) && !is_any(&config.guard_except()) {
+        true => config.guarded(path).policy,
+        false => config.policy(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -142,15 +152,5 @@ mod tests {
              a            größer als ein Name sonst  -                   kill\n\
              an-incident  r                          -                   kill\n    why\n"
         );
-    }
-}
-
-/// What is in force for the memcg of an incident.
-fn policy_for(config: &Config, incident: &Incident) -> Policy {
-    let path = incident.memcg.as_ref().map_or("", |memcg| memcg.path.as_str());
-    let is_any = |globs: &[Glob]| globs.iter().any(|glob| glob.matches(path));
-    match is_any(&config.guard_cgroups()) && !is_any(&config.guard_except()) {
-        true => config.guarded(path).policy,
-        false => config.policy(),
     }
 }
