@@ -116,6 +116,26 @@ fn where_memory_was_used_before_witnesses_disagree_and_say_so() {
 }
 
 #[test]
+fn where_mappings_come_and_go_at_the_same_place_nothing_mapped_is_reliable() {
+    let told = |period: &str| {
+        let lab = Lab::new();
+        let options = ["--memory", "48M", "--on-oom", "grant=256M", "--no-heap", period];
+        assert_unharmed(&lab.run(&options, &[&fixture("remapped"), "--mib", "64"]));
+        let (incident, folded) = (lab.incident(), folded(&lab));
+        let gaps = incident["gaps"].as_array().unwrap().iter().filter_map(Value::as_str);
+        let doubts = gaps.filter(|gap| gap.starts_with("remapped [") && gap.contains("--growth=1 tells them apart"));
+        let direct = number(&growth(&incident)["direct_bytes"]);
+        (doubts.count(), direct, bytes_of(&folded, &[RELIABLE]), bytes_of(&folded, &["keep_mapped", RELIABLE]))
+    };
+    let (doubts, direct, reliable, _) = told("--growth=64");
+    assert_eq!((doubts, direct), (1, 0.0));
+    assert!(reliable < MIB, "{reliable}");
+    // Of every fault the last is known, unless too many found no room in the ring.
+    let (doubts, direct, _, kept) = told("--growth=1");
+    assert!(doubts == 1 && direct == 0.0 || kept > 40.0 * MIB && kept > 0.95 * direct, "{kept} of {direct}");
+}
+
+#[test]
 fn where_nothing_was_used_before_witnesses_agree() {
     let lab = Lab::new();
     let options = ["--memory", "64M", "--on-oom", "grant=256M", "--growth"];

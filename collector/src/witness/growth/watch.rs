@@ -126,17 +126,13 @@ impl GrowthWitness {
                 samples: if is_read { desk.lost() } else { u64::MAX },
                 period_bytes: watch.what.period * desk.ledger.samples.one_in() * page_size(),
             };
-            let (mut late, period) = (0, watch.what.period);
+            let (mut late, period) = (0, desk.faults_of_one(watch.what.period));
             let all = desk.ledger.samples.all();
             for process in &mut evidence.processes {
                 let is_doubtful = desk.ledger.of(process.pid).is_some_and(|book| book.of_mapped.is_much(period));
                 late += u64::from(desk.present(process, &all, loss, is_doubtful, until));
                 if process.growth.is_some() && is_doubtful {
-                    evidence.gaps.push(format!(
-                        "{} [{}] maps memory again and again at the same addresses: a page may count for who had it \
-                         before, so what it mapped itself is not told as reliable; --growth=1 tells them apart",
-                        process.comm, process.pid
-                    ));
+                    evidence.gaps.push(doubt(&process.comm, process.pid));
                 }
             }
             if late > 0 {
@@ -153,6 +149,12 @@ impl GrowthWitness {
         self.with_desk(evidence, |watch, desk, evidence| {
             desk.drain_all(until, &mut evidence.gaps);
             evidence.ended = desk.killed(victims, watch.what.period);
+            let period = desk.faults_of_one(watch.what.period);
+            for ended in &evidence.ended {
+                if desk.ledger.of(ended.pid).is_some_and(|book| book.of_mapped.is_much(period)) {
+                    evidence.gaps.push(doubt(&ended.comm, ended.pid));
+                }
+            }
             if evidence.ended.is_empty() {
                 evidence.gaps.push("of whom the kernel killed no page fault was sampled".to_owned());
             }
@@ -261,6 +263,14 @@ impl Office {
     }
 }
 
+/// Why what a process mapped itself is not told as reliable.
+fn doubt(comm: &str, pid: i32) -> String {
+    format!(
+        "{comm} [{pid}] maps memory again and again at the same addresses: a page may count for who had it before, so \
+         what it mapped itself is not told as reliable; --growth=1 tells them apart"
+    )
+}
+
 /// Rings for all CPUs, of faults in system calls, too, where we may.
 fn open_rings(whose: Whose<'_>, period: u64) -> io::Result<(Vec<Ring>, What)> {
     let cpus = online_cpus()?;
@@ -364,6 +374,12 @@ impl Desk {
         self.ledger.lost.saturating_add(broken)
     }
 
+    /// Faults of one sample that was read: where some were lost, more than of one that was taken.
+    fn faults_of_one(&self, period: u64) -> u64 {
+        let (read, lost) = (u128::from(self.ledger.faults.max(1)), u128::from(self.lost()));
+        u64::try_from(u128::from(period) * (read + lost) / read).unwrap_or(u64::MAX)
+    }
+
     /// Says of a living process who made it grow; whether time was up.
     fn present(
         &mut self,
@@ -405,10 +421,11 @@ impl Desk {
             let dying = self.ledger.all_living().filter(|book| sweep::is_ending(book.pid));
             books = dying.chain(self.ledger.ended()).take(MOST_ENDED).map(|book| (book, None, None)).collect();
         }
+        let doubted = self.faults_of_one(period);
         let ended = books.into_iter().map(|(book, victim, scale_to)| {
             let samples = self.ledger.samples.of(book.id);
             let mut grown: Grown = look::remembered(&samples, period * self.ledger.samples.one_in());
-            if book.of_mapped.is_much(period) {
+            if book.of_mapped.is_much(doubted) {
                 grown.distrust_mapped();
             }
             let basis = if scale_to.is_some() { GrowthBasis::Ended } else { GrowthBasis::EndedUnscaled };
