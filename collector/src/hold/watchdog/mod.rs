@@ -224,3 +224,65 @@ pub fn wait_pidfd(pidfd: &OwnedFd, at_most: Duration) -> bool {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::word::MOST_BYTES;
+    use super::*;
+
+    /// A line and who would listen at its other end.
+    fn line() -> (Line, OwnedFd) {
+        let (ours, theirs) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
+        (Line { ear: Arc::new(Ear { fd: ours, is_deaf: AtomicBool::new(false) }), ward: 7 }, theirs)
+    }
+
+    /// Says words until there is no room; how many there was room for.
+    fn fill(line: &Line) -> usize {
+        (0..).take_while(|_| line.send(&Word::Forget, MsgFlags::MSG_DONTWAIT).is_ok()).count()
+    }
+
+    #[test]
+    fn every_word_is_heard_by_who_listens_late() {
+        let (line, theirs) = line();
+        let mut words = fill(&line);
+        std::thread::scope(|scope| {
+            // A failure closes it, and nobody listens any more.
+            let line = line;
+            let heard = scope.spawn(|| {
+                let mut bytes = vec![0; MOST_BYTES];
+                let mut heard = 0;
+                loop {
+                    let length = nix::unistd::read(&theirs, &mut bytes).unwrap();
+                    match Word::decode(&bytes[..length]) {
+                        Some((7, Word::Dismiss)) => break heard,
+                        word => assert!(matches!(word, Some((7, Word::Forget)))),
+                    }
+                    heard += 1;
+                }
+            });
+            for _ in 0..3 * words {
+                line.say(&Word::Forget).unwrap();
+                words += 1;
+            }
+            line.say(&Word::Dismiss).unwrap();
+            assert_eq!(heard.join().unwrap(), words);
+        });
+    }
+
+    #[test]
+    fn nobody_waits_twice_for_who_does_not_listen() {
+        let (line, theirs) = line();
+        fill(&line);
+        let is_full = |result: io::Result<()>| result.unwrap_err().kind() == io::ErrorKind::WouldBlock;
+        assert!(!line.ear.is_deaf.load(Relaxed));
+        assert!(is_full(line.say(&Word::Released)) && line.ear.is_deaf.load(Relaxed));
+        assert!(is_full(line.say(&Word::Released)));
+        // As soon as one was heard, it has an ear again.
+        let mut bytes = [0; MOST_BYTES];
+        while line.say(&Word::Released).is_err() {
+            nix::unistd::read(&theirs, &mut bytes).unwrap();
+        }
+        assert!(!line.ear.is_deaf.load(Relaxed));
+    }
+}
