@@ -111,6 +111,18 @@ fn replay_tells_what_would_have_been_done() {
     ] {
         assert_eq!(replay(arguments).status.code(), Some(code), "{arguments:?}");
     }
+    // What says nothing is no policy: what is built in would be told as if it were one.
+    for (nothing, part) in
+        [("empty", "conf.d/*.toml is in this folder; name"), ("none.toml", "no such file or folder; name")]
+    {
+        let path = dir.path().join(nothing);
+        if nothing == "empty" {
+            fs::create_dir(&path).unwrap();
+        }
+        let told = reprieve(Path::new("/nonexistent"), &["replay", path.to_str().unwrap(), &python]);
+        let words = String::from_utf8(told.stderr).unwrap();
+        assert!(told.status.code() == Some(1) && told.stdout.is_empty() && words.contains(part), "{words}");
+    }
 }
 
 #[test]

@@ -41,8 +41,8 @@ pub(super) struct ReplayArgs {
 }
 
 pub(super) fn replay(args: &ReplayArgs, config: impl Fn() -> Result<Config, Failure>) -> Result<ExitCode, Failure> {
-    let policy = if args.policy.is_dir() { Config::load(&args.policy) } else { Config::load_file(&args.policy) };
-    let policy = policy.map_err(|problems| Failure { code: FAILED, error: problems.into() })?;
+    let policy =
+        Config::load_only(&args.policy).map_err(|problems| Failure { code: FAILED, error: problems.into() })?;
     if let Some(wrong) = args.assert.as_deref().filter(|wanted| !policy::is_action(wanted)) {
         let error = anyhow::anyhow!("--assert {wrong}: there is no such action; `reprieve run --help` lists all");
         return Err(Failure { code: USAGE, error });

@@ -75,9 +75,20 @@ impl Config {
         }
     }
 
-    /// Reads only this file.
-    pub fn load_file(file: &Path) -> Result<Self, Problems> {
-        Self::of(&[file.to_owned()])
+    /// Reads only this: a file, or a folder with files, for nothing is configured elsewhere.
+    pub fn load_only(path: &Path) -> Result<Self, Problems> {
+        let files = if path.is_dir() { read::files(path) } else { Ok(vec![path.to_owned()]) };
+        let without = |message: &str| {
+            Err(Problems(vec![Problem { file: path.to_owned(), line: None, message: message.to_owned() }]))
+        };
+        match files {
+            _ if !path.exists() => without("there is no such file or folder; name a configuration, like /etc/reprieve"),
+            Ok(files) if files.is_empty() => without(
+                "neither reprieve.toml nor conf.d/*.toml is in this folder; name a configuration, like /etc/reprieve",
+            ),
+            Ok(files) => Self::of(&files),
+            Err(problem) => Err(Problems(vec![problem])),
+        }
     }
 
     fn of(files: &[PathBuf]) -> Result<Self, Problems> {

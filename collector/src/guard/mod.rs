@@ -116,6 +116,9 @@ pub fn watch(given: Given) -> Result<(), RunError> {
     };
     found.iter().for_each(|path| guard.consider(path));
     say!(Info; "guarding {}", units::count(guard.posts.len() as u64, "cgroup"));
+    if guard.posts.is_empty() {
+        say!(Warning; "warning: no cgroup with a limit matches what is to be guarded now; those that come are guarded");
+    }
     guard.listen_to_exporter();
     guard.tell_all();
     guard.manager.ready();
