@@ -23,8 +23,13 @@ pub fn print(theirs: &Path, ours: &Path) -> Result<()> {
     let lines = |path: &Path| Ok::<_, anyhow::Error>(BufReader::new(File::open(path)?).lines());
     let mut kinds: BTreeMap<&'static str, (usize, Vec<String>)> = BTreeMap::new();
     let mut total = 0;
-    for (their, our) in lines(theirs)?.zip(lines(ours)?) {
-        let (their, our) = (their?, our?);
+    let (mut theirs, mut ours) = (lines(theirs)?, lines(ours)?);
+    loop {
+        let (their, our) = match (theirs.next(), ours.next()) {
+            (None, None) => break,
+            (Some(their), Some(our)) => (their?, our?),
+            _ => anyhow::bail!("one of the two ends after {total} addresses"),
+        };
         let (address, our_chain) = parse_ours(&our)?;
         let their_chain = parse_theirs(&their)?;
         total += 1;

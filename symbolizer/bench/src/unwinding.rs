@@ -48,15 +48,17 @@ pub fn print(pid: i32, passes: usize) -> Result<()> {
 type Read<'r> = dyn FnMut(usize, u64) -> Option<u64> + 'r;
 
 fn pass(unwinder: &mut Unwinder, threads: &[Registers], read: &mut Read<'_>) -> Result<serde_json::Value> {
-    let (mut frames, mut complete) = (0, 0);
+    let (mut frames, mut incomplete) = (0, Vec::new());
     let begun = Instant::now();
     for (index, registers) in threads.iter().enumerate() {
         let stack = unwinder.unwind(registers, &mut |address| read(index, address), MOST_FRAMES);
         frames += stack.frames.len();
-        complete += usize::from(stack.end == StackEnd::Complete);
+        if stack.end != StackEnd::Complete {
+            incomplete.push(format!("{:#x} after {} frames: {}", registers.ip, stack.frames.len(), stack.end));
+        }
     }
     let ns = begun.elapsed().as_nanos() as u64;
-    ensure!(complete == threads.len(), "{complete} of {} stacks are complete", threads.len());
+    ensure!(incomplete.is_empty(), "of {} stacks, not complete: {}", threads.len(), incomplete.join("; "));
     Ok(serde_json::json!({ "frames": frames, "ns": ns }))
 }
 

@@ -24,6 +24,8 @@ const AIM_OF_EU_STACK: f64 = 0.5;
 const AIM_LOCKED_BYTES: u64 = 16 << 20;
 /// Memory the victim asks for and gets in the end.
 const VICTIM_MIB: &str = "96";
+/// A victim whose threads have all started leaks; so much is more than their stacks are.
+const LEAKED_KIB: u64 = 64 << 10;
 /// Time for a victim to start its threads.
 const START_TIME: Duration = Duration::from_secs(30);
 
@@ -132,12 +134,17 @@ impl Stopped {
         command.args(["--mib", "512", "--threads", &threads.to_string()]).stdout(Stdio::null());
         let stopped = Stopped { child: command.spawn().context("failed to start the victim")? };
         let pid = stopped.child.id();
-        let tasks = || fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
-        wait_for("the victim's threads", || tasks() > threads)?;
+        let status = || fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        // It leaks when each of its threads has come as deep as it will.
+        let leaked = || {
+            let line = status();
+            let kib = line.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+            kib.and_then(|kib| kib.trim().trim_end_matches(" kB").parse::<u64>().ok()).unwrap_or(0)
+        };
+        wait_for("the victim's threads", || leaked() >= LEAKED_KIB)?;
         // SAFETY: kill(2) has no pointers; the child is ours and not yet reaped.
         ensure!(unsafe { libc::kill(pid as i32, libc::SIGSTOP) } == 0, "the victim could not be stopped");
-        let state = || fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-        wait_for("the victim's stop", || state().contains("State:\tT"))?;
+        wait_for("the victim's stop", || status().contains("State:\tT"))?;
         Ok(stopped)
     }
 

@@ -1,4 +1,4 @@
-//! `bench symbolize`: the same addresses of the same binaries, named by us, by two
+//! `bench symbolize`: the same addresses of the same binaries, sorted, named by us, by two
 //! libraries and by three commands.
 
 use super::accounting::Group;
@@ -94,10 +94,8 @@ pub fn run(root: &Path, options: &Options<'_>) -> Result<ExitCode> {
 
 /// One binary; whether it met the aims.
 fn one(driver: &Path, dir: &Path, file: &Path, options: &Options<'_>) -> Result<bool> {
-    let all = dir.join("addresses");
     let count = COUNTS[COUNTS.len() - 1].to_string();
     let text = output(Command::new(driver).arg("addresses").arg(file).arg(&count))?;
-    fs::write(&all, &text)?;
     println!("{count} addresses, FNV-1a of the list {:016x}\n", fnv(&text));
     println!(
         "{:20} {:>9} {:>9} {:>9} {:>9} {:>10} {:>8} {:>8} {:>8}",
@@ -251,7 +249,7 @@ fn tight(driver: &Path, dir: &Path, file: &Path, rounds: usize) -> Result<bool> 
 
 /// Shares of equal chains, with examples of the others; whether enough are equal.
 fn compare(driver: &Path, dir: &Path, file: &Path) -> Result<bool> {
-    let list = dir.join("addresses");
+    let list = dir.join(format!("addresses-{}", COUNTS[COUNTS.len() - 1]));
     let (theirs, ours) = (dir.join("llvm.json"), dir.join("ours"));
     // Mangled names: how they are demangled is no difference.
     let status = llvm_symbolizer(file)
@@ -287,12 +285,19 @@ fn output(command: &mut Command) -> Result<Vec<u8>> {
     Ok(output.stdout)
 }
 
-/// A file with the first `count` lines.
+/// A file with the first `count` addresses in ascending order, which is the best case of
+/// each contestant.
 fn head(dir: &Path, text: &[u8], count: usize) -> Result<PathBuf> {
     let path = dir.join(format!("addresses-{count}"));
-    let lines: Vec<&[u8]> = text.split_inclusive(|&b| b == b'\n').take(count).collect();
-    fs::write(&path, lines.concat())?;
+    fs::write(&path, sorted(text, count).concat())?;
     Ok(path)
+}
+
+fn sorted(text: &[u8], count: usize) -> Vec<&[u8]> {
+    let mut lines: Vec<&[u8]> = text.split_inclusive(|&b| b == b'\n').take(count).collect();
+    // Hexadecimal without leading zeros: what is longer is bigger.
+    lines.sort_by_key(|line| (line.len(), *line));
+    lines
 }
 
 pub(super) fn build_driver(root: &Path, dir: &Path) -> Result<PathBuf> {
@@ -356,6 +361,12 @@ fn fnv(bytes: &[u8]) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn addresses_ascend() {
+        let lines = super::sorted(b"0xffff\n0x9\n0x10000\n0x1\n", 3);
+        assert_eq!(lines.concat(), b"0x9\n0xffff\n0x10000\n");
+    }
+
     #[test]
     fn shares_are_added_up() {
         let text = "   99000  99.000 %  equal\n     600   0.600 %  equal, but for the suffix\n    0x10 100.0 %\n       1   0.001 %  another line\n";
