@@ -136,6 +136,7 @@ pub fn resolve_each(
             },
         },
         threads: settings.threads,
+        lean: settings.lean,
         detail: &|count| {
             let detail = settings.detail();
             match detail {

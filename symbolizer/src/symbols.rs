@@ -17,7 +17,8 @@ pub(crate) struct Symbols<'s, 'a> {
     image: &'s Image,
     files: Vec<(&'s object::File<'a>, Table, SymbolSource)>,
     sorted: &'s [u64],
-    covering: Option<Vec<Covering>>,
+    /// Of each of `files`, once those before it did not know an address.
+    covering: Vec<Covering>,
     stubs: Option<Vec<(usize, String)>>,
     go: Option<Option<GoImage>>,
 }
@@ -36,7 +37,7 @@ impl<'s, 'a> Symbols<'s, 'a> {
         files.extend(debug_file.map(|debug| (debug, Table::Full, SymbolSource::SymbolTable)));
         files.extend(mini.map(|mini| (mini, Table::Full, SymbolSource::MiniDebugInfo)));
         files.push((file, Table::Dynamic, SymbolSource::DynamicSymbolTable));
-        Symbols { image, files, sorted, covering: None, stubs: None, go: None }
+        Symbols { image, files, sorted, covering: Vec::new(), stubs: None, go: None }
     }
 
     /// `place` is where DWARF knows the line only: assembly, or a unit that does not
@@ -54,12 +55,14 @@ impl<'s, 'a> Symbols<'s, 'a> {
         if self.answer_by_go(position, sink) {
             return;
         }
-        let (files, sorted) = (&self.files, self.sorted);
-        let covering = self
-            .covering
-            .get_or_insert_with(|| files.iter().map(|(file, table, _)| Covering::find(file, *table, sorted)).collect());
-        let mut found = covering.iter().zip(files);
-        let named = found.find_map(|(c, (file, _, source))| Some((c.name(file, position)?, *source)));
+        let (files, sorted, covering) = (&self.files, self.sorted, &mut self.covering);
+        let mut places = files.iter().enumerate();
+        let named = places.find_map(|(place, (file, table, source))| {
+            if covering.len() <= place {
+                covering.push(Covering::find(file, *table, sorted));
+            }
+            Some((covering[place].name(file, position)?, *source))
+        });
         let Some((name, source)) = named else { return sink(Err(Miss::NoSymbol)) };
         let name = demangle(name);
         let unknown = FrameRef { function: None, file: None, line: None, column: None };

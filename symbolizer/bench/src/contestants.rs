@@ -86,12 +86,31 @@ impl Tally {
     }
 }
 
+/// The same addresses as each contestant wants them, so that nobody has to copy them.
+#[derive(Debug)]
+pub struct Questions {
+    plain: Vec<u64>,
+    typed: Vec<Svma>,
+}
+
+impl Questions {
+    pub fn new(plain: Vec<u64>) -> Self {
+        let typed = plain.iter().copied().map(Svma).collect();
+        Questions { plain, typed }
+    }
+
+    pub fn addresses(&self) -> &[u64] {
+        &self.plain
+    }
+}
+
 impl Contestant {
-    pub fn run(self, file: &Path, addresses: &[u64], sink: &mut Sink<'_>) -> Result<()> {
+    pub fn run(self, file: &Path, questions: &Questions, sink: &mut Sink<'_>) -> Result<()> {
+        let (addresses, typed) = (&questions.plain[..], &questions.typed[..]);
         match self {
-            Contestant::Reprieve => reprieve(file, addresses, |_| (), sink),
-            Contestant::ReprieveLean => reprieve(file, addresses, |s| s.lean = true, sink),
-            Contestant::ReprieveTwoThreads => reprieve(file, addresses, |s| s.threads = 2, sink),
+            Contestant::Reprieve => reprieve(file, typed, |_| (), sink),
+            Contestant::ReprieveLean => reprieve(file, typed, |s| s.lean = true, sink),
+            Contestant::ReprieveTwoThreads => reprieve(file, typed, |s| s.threads = 2, sink),
             Contestant::Addr2line => addr2line(file, addresses, sink),
             Contestant::Blazesym => blazesym(file, addresses, 1, sink),
             Contestant::BlazesymBatch => blazesym(file, addresses, addresses.len(), sink),
@@ -99,13 +118,12 @@ impl Contestant {
     }
 }
 
-fn reprieve(path: &Path, addresses: &[u64], change: fn(&mut Settings<'_>), sink: &mut Sink<'_>) -> Result<()> {
+fn reprieve(path: &Path, addresses: &[Svma], change: fn(&mut Settings<'_>), sink: &mut Sink<'_>) -> Result<()> {
     let image = Image::open(&File::open(path)?)?;
-    let addresses: Vec<Svma> = addresses.iter().copied().map(Svma).collect();
     let dirs = DebugDirs { dirs: Vec::new() };
     let mut settings = Settings::new(&dirs);
     change(&mut settings);
-    resolve_each(&image, Some(path), &settings, &addresses, &mut |index, answer| {
+    resolve_each(&image, Some(path), &settings, addresses, &mut |index, answer| {
         let frames = answer.map(|a| a.frames).unwrap_or_default().iter();
         let frames: Vec<Frame<'_>> = frames
             .map(|f| Frame {

@@ -16,7 +16,7 @@ mod memory;
 mod unwinding;
 
 use anyhow::{Context, Result, bail};
-use contestants::{Contestant, Tally};
+use contestants::{Contestant, Questions, Tally};
 use std::fs;
 use std::io::{BufWriter, Write};
 use std::path::Path;
@@ -34,18 +34,19 @@ fn main() -> Result<()> {
     }
 }
 
-fn read(list: &str) -> Result<Vec<u64>> {
+fn read(list: &str) -> Result<Questions> {
     let text = fs::read_to_string(list).with_context(|| format!("failed to read {list}"))?;
-    text.lines().map(|line| Ok(u64::from_str_radix(line.trim_start_matches("0x"), 16)?)).collect()
+    let parse = |line: &str| Ok(u64::from_str_radix(line.trim_start_matches("0x"), 16)?);
+    Ok(Questions::new(text.lines().map(parse).collect::<Result<_>>()?))
 }
 
 /// Counts what comes out and throws it away, so that memory is the contestant's.
-fn measure(who: Contestant, file: &Path, addresses: &[u64]) -> Result<()> {
+fn measure(who: Contestant, file: &Path, questions: &Questions) -> Result<()> {
     let mut tally = Tally::default();
     let before = memory::anonymous_bytes()?;
     let begun = Instant::now();
     let mut most = before;
-    who.run(file, addresses, &mut |_, chain| {
+    who.run(file, questions, &mut |_, chain| {
         tally.count(chain);
         // Asking costs as much as dozens of addresses.
         if tally.addresses.is_multiple_of(1024) {
@@ -68,9 +69,10 @@ fn measure(who: Contestant, file: &Path, addresses: &[u64]) -> Result<()> {
     Ok(())
 }
 
-fn dump(who: Contestant, file: &Path, addresses: &[u64]) -> Result<()> {
+fn dump(who: Contestant, file: &Path, questions: &Questions) -> Result<()> {
+    let addresses = questions.addresses();
     let mut lines = vec![String::new(); addresses.len()];
-    who.run(file, addresses, &mut |index, chain| {
+    who.run(file, questions, &mut |index, chain| {
         let frames = chain.iter().map(|f| format!("{}\u{1f}{}:{}", f.function, f.path(), f.line));
         lines[index] = format!("{:#x}\t{}", addresses[index], frames.collect::<Vec<_>>().join("\t"));
     })?;

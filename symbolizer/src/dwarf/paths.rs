@@ -64,8 +64,10 @@ fn push(path: &mut String, part: &str) {
         path.push('/');
     }
     path.push_str(part);
-    let end = (0..=MOST_PATH_BYTES).rev().find(|&end| path.is_char_boundary(end)).unwrap_or(0);
-    path.truncate(end);
+    if path.len() > MOST_PATH_BYTES {
+        let end = (0..=MOST_PATH_BYTES).rev().find(|&end| path.is_char_boundary(end)).unwrap_or(0);
+        path.truncate(end);
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! All addresses of a file, unit by unit.
 
-use super::index::Index;
+use super::index::{Group, Index};
 use super::lines::places;
 use super::names::{NameKey, Names};
 use super::paths::Paths;
@@ -15,9 +15,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Addresses of one unit that are looked up in one go; what a go needs grows with
-/// them.
-const BATCH: usize = 4096;
+/// Addresses of one unit that are looked up in one go, for each of which the unit is walked
+/// once more; what a go needs grows with them.
+const BATCH: usize = 16384;
+/// The same where memory is dearer than time.
+const LEAN_BATCH: usize = 2048;
+/// Threads share a unit that has more addresses than this and than they have turns.
+const LEAST_PIECE: usize = 4096;
+const TURNS: usize = 4;
 
 /// Names of the functions that a go finds, in bytes; those beyond are left to symbol tables.
 const MOST_NAMES_BYTES: usize = 16 << 20;
@@ -32,6 +37,8 @@ pub(crate) struct Sweep<'d, 'a> {
     pub(crate) split: Split<'d, 'a>,
     /// Who share the units.
     pub(crate) threads: usize,
+    /// As little memory as can be, for more time.
+    pub(crate) lean: bool,
     /// Asked with the number of addresses before they are looked up.
     pub(crate) detail: &'d (dyn Fn(usize) -> Detail + Sync),
     /// Told of bytes that will be read from begin to end.
@@ -51,6 +58,7 @@ impl<'a> Sweep<'_, 'a> {
         }
         let (positions, groups) = index.groups();
         drop(index);
+        let groups = pieces(self.threads, positions.len(), groups);
         let sink = Mutex::new(sink);
         let next = AtomicUsize::new(0);
         let work = || {
@@ -104,7 +112,7 @@ impl<'a> Sweep<'_, 'a> {
             (self.before)(program.header().raw_program_buf().slice());
         }
         self.split.with_entries(self.dwarf, &unit, positions.len(), &mut |dwarf, full| {
-            for batch in positions.chunks(BATCH) {
+            for batch in positions.chunks(if self.lean { LEAN_BATCH } else { BATCH }) {
                 self.batch(dwarf, full, &unit, detail, addresses, batch, answer);
             }
         });
@@ -151,6 +159,19 @@ impl<'a> Sweep<'_, 'a> {
     }
 }
 
+/// Groups of which none keeps one of the threads so long that the others wait for it.
+fn pieces(threads: usize, addresses: usize, groups: Vec<Group>) -> Vec<Group> {
+    if threads < 2 {
+        return groups;
+    }
+    let most = (addresses / (threads * TURNS)).max(LEAST_PIECE);
+    let pieces = groups.into_iter().flat_map(|Group { unit, positions }| {
+        let end = positions.end;
+        positions.step_by(most).map(move |begin| Group { unit, positions: begin..end.min(begin + most) })
+    });
+    pieces.collect()
+}
+
 /// Who passes answers on.
 type Answer<'f> = dyn Fn(usize, &[FrameRef<'_>]) + 'f;
 
@@ -177,4 +198,32 @@ fn names(dwarf: &Dwarf<'_>, unit: &Unit<'_>, found: &Scopes) -> Vec<(NameKey, Op
 fn frame<'s>(function: Option<&'s str>, place: Place, paths: &'s Paths<'_, '_>) -> FrameRef<'s> {
     let known = |number: u32| (number > 0).then_some(number);
     FrameRef { function, file: paths.get(place.file), line: known(place.line), column: known(place.column) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(threads: usize, sizes: &[usize]) -> Vec<(u64, usize, usize)> {
+        let mut begin = 0;
+        let groups = sizes.iter().zip(1..).map(|(size, unit)| {
+            begin += size;
+            Group { unit, positions: begin - size..begin }
+        });
+        let groups = groups.collect();
+        let pieces = pieces(threads, sizes.iter().sum(), groups);
+        pieces.into_iter().map(|piece| (piece.unit, piece.positions.start, piece.positions.end)).collect()
+    }
+
+    #[test]
+    fn threads_share_a_unit_that_has_most_of_the_addresses() {
+        let (big, small) = (5 * LEAST_PIECE / 2, LEAST_PIECE);
+        assert_eq!(told(1, &[big, small]), [(1, 0, big), (2, big, big + small)]);
+        assert_eq!(
+            told(2, &[big, small]),
+            [(1, 0, LEAST_PIECE), (1, LEAST_PIECE, 2 * LEAST_PIECE), (1, 2 * LEAST_PIECE, big), (2, big, big + small)]
+        );
+        // Of many addresses a piece is bigger, since a unit is walked for each.
+        assert_eq!(told(2, &[100 * LEAST_PIECE]).len(), 2 * TURNS);
+    }
 }

@@ -2,7 +2,7 @@
 
 use super::names::NameKey;
 use super::{Dwarf, Place, Slice, Unit};
-use gimli::{Abbreviation, AttributeValue, DwTag, EntriesRaw, UnitOffset};
+use gimli::{Abbreviations, AttributeSpecification, AttributeValue, DwTag, EntriesRaw, Reader, UnitHeader, UnitOffset};
 
 /// A function at an address, or one inlined there.
 #[derive(Debug)]
@@ -84,36 +84,59 @@ impl<'w, 'a> Walk<'w, 'a> {
     }
 
     fn run(&mut self) -> gimli::Result<()> {
-        let mut entries = self.unit.entries_raw(None)?;
-        // A reader that begins at a sibling counts its depth from there.
-        let mut base = 0;
+        let unit = self.unit;
+        let kinds = Kinds::of(unit);
+        let mut input = unit.header.range_from(unit.header.root_offset()..)?;
+        let end = unit.header.length_including_self();
+        let mut depth = 0_isize;
         let mut around: Vec<Around> = Vec::new();
-        while !entries.is_empty() {
-            let at = entries.next_offset();
-            let depth = base + entries.next_depth();
+        while !input.is_empty() {
+            let at = UnitOffset(end - input.len());
             while around.last().is_some_and(|a| depth <= a.depth) {
                 around.pop();
             }
             if (around.is_empty() && self.unnamed == 0) || self.found.scopes.len() >= MOST_SCOPES {
                 break;
             }
-            let Some(abbreviation) = entries.read_abbreviation()? else { continue };
-            let tag = abbreviation.tag();
-            let is_function = tag == gimli::DW_TAG_subprogram;
-            if is_function || (tag == gimli::DW_TAG_inlined_subroutine && self.with_inlined && !around.is_empty()) {
-                let entry = self.read(&mut entries, abbreviation, at)?;
+            let code = input.read_uleb128()?;
+            if code == 0 {
+                depth -= 1;
+                continue;
+            }
+            let kind = kinds.get(code)?;
+            let inside = depth;
+            depth += isize::from(kind.has_children);
+            let is_function = kind.tag == gimli::DW_TAG_subprogram;
+            let mut sibling = None;
+            if is_function || (kind.tag == gimli::DW_TAG_inlined_subroutine && self.with_inlined && !around.is_empty())
+            {
+                let (entry, next) = self.read(at)?;
+                input = unit.header.range_from(next..)?;
                 let parent = if is_function { NO_SCOPE } else { around.last().map_or(NO_SCOPE, |a| a.scope) };
                 let is_too_deep = !is_function && around.len() >= MOST_INLINED;
                 if !is_too_deep && let Some(scope) = self.enter(&entry, parent)? {
-                    around.push(Around { depth, scope });
+                    around.push(Around { depth: inside, scope });
                 } else {
-                    self.skip_to(entry.sibling, depth, abbreviation, &mut entries, &mut base)?;
+                    sibling = entry.sibling;
                 }
-            } else if has_functions(tag, !around.is_empty() && self.with_inlined) || !abbreviation.has_children() {
-                entries.skip_attributes(abbreviation.attributes())?;
+            } else if self.skips
+                && kind.is_passed_over
+                && !has_functions(kind.tag, !around.is_empty() && self.with_inlined)
+            {
+                let next;
+                (sibling, next) = self.read_sibling(at)?;
+                input = unit.header.range_from(next..)?;
+            } else if let Some(bytes) = kind.bytes {
+                input.skip(bytes)?;
             } else {
-                let sibling = self.read_sibling(&mut entries, abbreviation)?;
-                self.skip_to(sibling, depth, abbreviation, &mut entries, &mut base)?;
+                input = unit.header.range_from(self.skip(at)?..)?;
+            }
+            // Passes over what is in the entry, if it says where it ends; only forwards, so
+            // that no file makes us run in circles.
+            if let Some(sibling) = sibling.filter(|s| self.skips && kind.has_children && s.0 > end - input.len()) {
+                input = unit.header.range_from(sibling..)?;
+                depth = inside;
+                self.has_skipped = true;
             }
         }
         Ok(())
@@ -156,18 +179,14 @@ impl<'w, 'a> Walk<'w, 'a> {
         Ok(has_any.then_some(new))
     }
 
-    /// The attributes of a function, or of an inlined one.
-    fn read(
-        &self,
-        entries: &mut EntriesRaw<'_, Slice<'a>>,
-        abbreviation: &Abbreviation,
-        at: UnitOffset,
-    ) -> gimli::Result<Function<'a>> {
+    /// The attributes of a function, or of an inlined one, and where the next entry begins.
+    fn read(&self, at: UnitOffset) -> gimli::Result<(Function<'a>, UnitOffset)> {
         let (dwarf, unit) = (self.dwarf, self.unit);
         let here = at.to_debug_info_offset(&unit.header).map_or(0, |o| o.0 as u64);
         let mut function = Function::at(here);
         let (mut size, mut origin, mut has_name) = (None, None, false);
-        for spec in abbreviation.attributes() {
+        let (mut entries, specs) = self.entry(at)?;
+        for spec in specs {
             let attribute = entries.read_attribute(*spec)?;
             let value = attribute.value();
             match attribute.name() {
@@ -195,47 +214,81 @@ impl<'w, 'a> Walk<'w, 'a> {
         if let (false, Some(origin)) = (has_name, origin) {
             function.name = origin;
         }
-        Ok(function)
+        Ok((function, entries.next_offset()))
     }
 
-    fn read_sibling(
-        &self,
-        entries: &mut EntriesRaw<'_, Slice<'a>>,
-        abbreviation: &Abbreviation,
-    ) -> gimli::Result<Option<UnitOffset>> {
-        let specs = abbreviation.attributes();
-        let wanted = if self.skips { specs.iter().position(|s| s.name() == gimli::DW_AT_sibling) } else { None };
-        let Some(place) = wanted else {
-            entries.skip_attributes(specs)?;
-            return Ok(None);
-        };
-        entries.skip_attributes(&specs[..place])?;
-        let value = entries.read_attribute(specs[place])?.value();
-        entries.skip_attributes(&specs[place + 1..])?;
-        Ok(sibling(&value))
-    }
-
-    /// Passes over what is in the entry that was just read, if it says where it ends.
-    fn skip_to<'e>(
-        &mut self,
-        sibling: Option<UnitOffset>,
-        depth: isize,
-        abbreviation: &Abbreviation,
-        entries: &mut EntriesRaw<'e, Slice<'a>>,
-        base: &mut isize,
-    ) -> gimli::Result<()>
-    where
-        'w: 'e,
-    {
-        // Only forwards, so that no file makes us run in circles.
-        if let Some(sibling) =
-            sibling.filter(|s| self.skips && abbreviation.has_children() && *s > entries.next_offset())
-        {
-            *entries = self.unit.entries_raw(Some(sibling))?;
-            *base = depth;
-            self.has_skipped = true;
+    /// Where what is in an entry ends, if it says so, and where the next entry begins.
+    fn read_sibling(&self, at: UnitOffset) -> gimli::Result<(Option<UnitOffset>, UnitOffset)> {
+        let (mut entries, specs) = self.entry(at)?;
+        let mut found = None;
+        for spec in specs {
+            if spec.name() == gimli::DW_AT_sibling {
+                found = sibling(&entries.read_attribute(*spec)?.value());
+            } else {
+                entries.skip_attributes(std::slice::from_ref(spec))?;
+            }
         }
-        Ok(())
+        Ok((found, entries.next_offset()))
+    }
+
+    /// Where the entry behind this one begins.
+    fn skip(&self, at: UnitOffset) -> gimli::Result<UnitOffset> {
+        let (mut entries, specs) = self.entry(at)?;
+        entries.skip_attributes(specs)?;
+        Ok(entries.next_offset())
+    }
+
+    /// A reader behind the code of an entry, and what its attributes are.
+    fn entry(&self, at: UnitOffset) -> gimli::Result<(EntriesRaw<'w, Slice<'a>>, &'w [AttributeSpecification])> {
+        let mut entries = self.unit.entries_raw(Some(at))?;
+        let abbreviation = entries.read_abbreviation()?;
+        Ok((entries, abbreviation.map_or(&[], |abbreviation| abbreviation.attributes())))
+    }
+}
+
+/// What is known of all entries with one code, so that most need not be looked at.
+#[derive(Debug, Clone, Copy)]
+struct Kind {
+    tag: DwTag,
+    has_children: bool,
+    /// Whether it tells where it ends with all that is in it.
+    is_passed_over: bool,
+    /// Of all its attributes; `None` where that differs from entry to entry.
+    bytes: Option<usize>,
+}
+
+/// Kinds of entries of one unit, by their codes.
+struct Kinds<'u> {
+    abbreviations: &'u Abbreviations,
+    /// Of the codes from 1 on. Compilers leave none out.
+    known: Vec<Kind>,
+    header: UnitHeader<Slice<'u>>,
+}
+
+/// Codes that are kept at hand.
+const MOST_KINDS: u64 = 1 << 14;
+
+impl<'u> Kinds<'u> {
+    fn of(unit: &'u Unit<'_>) -> Self {
+        let mut kinds = Kinds { abbreviations: &unit.abbreviations, known: Vec::new(), header: unit.header };
+        kinds.known = (1..MOST_KINDS).map_while(|code| kinds.make(code)).collect();
+        kinds
+    }
+
+    fn make(&self, code: u64) -> Option<Kind> {
+        let abbreviation = self.abbreviations.get(code)?;
+        let specs = abbreviation.attributes();
+        Some(Kind {
+            tag: abbreviation.tag(),
+            has_children: abbreviation.has_children(),
+            is_passed_over: abbreviation.has_children() && specs.iter().any(|s| s.name() == gimli::DW_AT_sibling),
+            bytes: specs.iter().map(|spec| spec.size(&self.header)).sum(),
+        })
+    }
+
+    fn get(&self, code: u64) -> gimli::Result<Kind> {
+        let known = usize::try_from(code - 1).ok().and_then(|place| self.known.get(place).copied());
+        known.or_else(|| self.make(code)).ok_or(gimli::Error::InvalidAbbreviationCode(code))
     }
 }
 
@@ -298,21 +351,23 @@ mod tests {
 
     /// A unit of DWARF 4 with a function at 0x1000 up to 0x2000, and `inlined` functions,
     /// each inlined into the one before.
-    fn nested(inlined: usize) -> (Vec<u8>, Vec<u8>) {
+    /// `gap` codes of abbreviations are left out.
+    fn nested(inlined: usize, gap: u8) -> (Vec<u8>, Vec<u8>) {
         const RANGE: [u8; 4] = [0x11, 0x01, 0x12, 0x06];
         let entry = |code: u8, tag: u8, attributes: &[u8]| [&[code, tag, 1][..], attributes, &[0, 0]].concat();
-        let abbreviations = [entry(1, 0x11, &[]), entry(2, 0x2e, &RANGE), entry(3, 0x1d, &RANGE), vec![0]].concat();
+        let code = 3 + gap;
+        let abbreviations = [entry(1, 0x11, &[]), entry(2, 0x2e, &RANGE), entry(code, 0x1d, &RANGE), vec![0]].concat();
         let range = [&0x1000_u64.to_le_bytes()[..], &0x1000_u32.to_le_bytes()].concat();
         // Version, offset of the abbreviations, size of addresses; then the unit itself.
         let mut unit = vec![4, 0, 0, 0, 0, 0, 8, 1, 2];
         unit.extend(&range);
-        (0..inlined).for_each(|_| unit.extend([&[3][..], &range].concat()));
+        (0..inlined).for_each(|_| unit.extend([&[code][..], &range].concat()));
         unit.extend(vec![0; inlined + 2]);
         (abbreviations, [&(unit.len() as u32).to_le_bytes()[..], &unit].concat())
     }
 
-    fn chain(inlined: usize) -> usize {
-        let (abbreviations, info) = nested(inlined);
+    fn chain(inlined: usize, gap: u8) -> usize {
+        let (abbreviations, info) = nested(inlined, gap);
         let dwarf = Dwarf::load(|id| {
             let bytes: &[u8] = match id {
                 SectionId::DebugAbbrev => &abbreviations,
@@ -336,7 +391,12 @@ mod tests {
 
     #[test]
     fn no_chain_of_inlined_functions_is_without_end() {
-        assert_eq!((chain(0), chain(40)), (1, 41));
-        assert_eq!(chain(20_000), MOST_INLINED);
+        assert_eq!((chain(0, 0), chain(40, 0)), (1, 41));
+        assert_eq!(chain(20_000, 0), MOST_INLINED);
+    }
+
+    #[test]
+    fn codes_may_be_left_out() {
+        assert_eq!(chain(7, 90), 8);
     }
 }
