@@ -1,12 +1,19 @@
 //! Who made a program grow, by its page faults, in real memcgs.
 
 mod common;
+#[path = "common/guard.rs"]
+mod guard;
 
-use common::{Lab, assert_unharmed, fixture, text, truth};
+use common::{Doomed, Lab, assert_unharmed, fixture, text, truth, wait_for};
+use guard::{Grove, Guard, end_of};
+use nix::sys::signal::Signal;
+use reprieve::cgroup::{Hierarchy, Memcg};
 use serde_json::Value;
 use std::fs;
+use std::io::Write;
 use std::os::unix::process::CommandExt;
-use std::process::Output;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
 
 const MIB: f64 = (1 << 20) as f64;
 /// Headings in drawings.
@@ -306,4 +313,87 @@ fn with_less_right_only_user_mode_is_sampled() {
         }
         _ => assert_eq!(incident["growth"], Value::Null),
     }
+}
+
+/// A memcg of so many MiB and, under version 1, the cgroup of the same path in which
+/// page faults are sampled.
+struct Watched {
+    memcg: PathBuf,
+    perf: Option<PathBuf>,
+}
+
+impl Watched {
+    fn new(grove: &Grove, name: &str, mib: u64) -> Self {
+        let memcg = grove.memcg(name, mib);
+        let perf = Hierarchy::find("perf_event").unwrap().expect("a hierarchy with perf_event");
+        let path = format!("{}/{name}", grove.path());
+        let perf = guard::is_v1().then(|| Memcg::at(&perf, &path).dir().to_owned());
+        perf.iter().for_each(|dir| fs::create_dir_all(dir).unwrap());
+        Watched { memcg, perf }
+    }
+
+    /// Starts a program in both, which begins when its input has a line.
+    fn start(&self, command: &[&str]) -> Doomed {
+        let mut shell = Command::new("sh");
+        let enter = "for dir; do case $dir in --) shift; break;; *) echo $$ >$dir/cgroup.procs; shift;; esac; done";
+        shell.args(["-c", &format!("{enter}; exec \"$@\""), "sh"]).arg(&self.memcg).args(&self.perf).arg("--");
+        Doomed(shell.args(command).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap())
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        if let Some(dir) = &self.perf {
+            wait_for("the end of all in it", || fs::remove_dir(dir).is_ok());
+            let _ = fs::remove_dir(dir.parent().unwrap_or(Path::new("/")));
+        }
+    }
+}
+
+/// Runs before the guard does, and grows when it is told to.
+const PATIENT: &str = "input(); kept = [bytearray(1 << 20) for _ in range(96)]";
+
+#[test]
+fn a_guard_tells_who_made_each_of_its_cgroups_grow() {
+    let (lab, grove) = (Lab::new(), Grove::new());
+    let [leaky, old, quiet] = ["leaky", "old", "quiet"].map(|name| Watched::new(&grove, name, 48));
+    let mut patient = old.start(&["python3", "-c", PATIENT]);
+    wait_for("python", || fs::read_to_string(format!("/proc/{}/comm", patient.0.id())).unwrap() == "python3\n");
+    let path = grove.path();
+    let toml = format!(
+        "[guard]\non_oom = ['kill']\ngrowth = true\ngrowth_period = 16\n\
+         [[cgroup]]\nmatch = '{path}/quiet'\ngrowth = false\n"
+    );
+    let guard = Guard::start(&lab, &toml, &[&format!("{path}/*")]);
+    let mut leak = leaky.start(&[&fixture("steady_leak"), "--mib", "96"]);
+    let mut silent = quiet.start(&[&fixture("steady_leak"), "--mib", "96"]);
+    patient.0.stdin.take().unwrap().write_all(b"\n").unwrap();
+    for victim in [&mut leak, &mut silent, &mut patient] {
+        assert!(!end_of(victim).success(), "{}", guard.said());
+    }
+    wait_for("all incidents", || guard.said().matches("report ").count() == 3);
+    guard.signal(Signal::SIGTERM);
+    let said = guard.end();
+    let incidents = lab.incidents();
+    let of = |name: &str| {
+        let found = incidents.iter().find(|i| i["memcg"]["path"] == format!("{path}/{name}"));
+        found.unwrap_or_else(|| panic!("{name}: {said}\n{incidents:#?}"))
+    };
+    for (name, least) in [("leaky", 0.95), ("old", 0.8)] {
+        let incident = of(name);
+        assert_nothing_lost(incident);
+        assert_eq!((&incident["growth"]["scope"], &incident["growth"]["period"]), (&"cgroup".into(), &16.into()));
+        let grown = number(&growth(incident)["bytes"]);
+        let charged = number(&incident["memcg"]["usage_bytes"]);
+        assert!(grown > least * charged && grown < 1.02 * charged, "{name}: {grown} of {charged}: {said}");
+        let file = lab.out().join(incident["id"].as_str().unwrap()).join("growth.folded");
+        let folded = fs::read_to_string(&file).unwrap();
+        // Of one not those of the other.
+        let site = |word: &str| bytes_of(&folded, &[word]) / grown;
+        let (leaked, in_python) = (site("leak_"), site("python3"));
+        let is_its_own = if name == "leaky" { leaked > 0.95 && in_python == 0.0 } else { leaked == 0.0 };
+        assert!(is_its_own && (name == "leaky" || in_python > 0.95), "{name}: {leaked} {in_python}\n{folded}");
+    }
+    let quiet = of("quiet");
+    assert_eq!((&quiet["growth"], &quiet["processes"][0]["growth"]), (&Value::Null, &Value::Null), "{quiet:#}");
 }

@@ -82,6 +82,21 @@ pub fn find_cpu_group(memcg: &Memcg) -> Option<CpuGroup> {
     has_all.then(|| CpuGroup { dir: group.dir().to_owned(), is_made: false })
 }
 
+/// The folder of a memcg's processes in the hierarchy whose page faults can be sampled:
+/// on version 2 its own, on version 1 of the same path, and with everybody in it who is in
+/// the memcg and nobody else.
+#[must_use]
+pub fn find_perf_dir(memcg: &Memcg) -> Option<PathBuf> {
+    if memcg.version() == Version::V2 {
+        return Some(memcg.dir().to_owned());
+    }
+    let group = Memcg::at(&Hierarchy::find("perf_event").ok()??, memcg.path());
+    let (mut there, mut here) = (group.pids().ok()?, memcg.pids().ok()?);
+    there.sort_unstable();
+    here.sort_unstable();
+    (memcg.path() != "/" && there == here).then(|| group.dir().to_owned())
+}
+
 impl CpuGroup {
     /// Its folder.
     #[must_use]

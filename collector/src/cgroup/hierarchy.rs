@@ -51,7 +51,10 @@ impl Hierarchy {
         Ok(Self::parse(controller, &read("/proc/self/mountinfo")?, &read("/proc/self/cgroup")?, |mount| {
             // Something else may be mounted over it.
             let is_visible = mount.join("cgroup.procs").exists();
-            is_visible.then(|| fs::read_to_string(mount.join("cgroup.controllers")).unwrap_or_default())
+            let listed = || fs::read_to_string(mount.join("cgroup.controllers")).unwrap_or_default();
+            // Always there and never listed, unless a version 1 mount has it
+            // (perf_event_cgrp_subsys, kernel/events/core.c).
+            is_visible.then(|| format!("{} perf_event", listed()))
         }))
     }
 

@@ -11,7 +11,7 @@ mod leftovers;
 mod memcg;
 pub mod note;
 
-pub use create::{CpuGroup, create_cpu_group, create_memcg, find_cpu_group};
+pub use create::{CpuGroup, create_cpu_group, create_memcg, find_cpu_group, find_perf_dir};
 pub use glob::Glob;
 pub use hierarchy::{Hierarchy, Version, unescape};
 pub use labels::labels;

@@ -7,7 +7,7 @@ use crate::desk::{self, Announce};
 use crate::hold::{BrakeChoice, Cushion};
 use crate::metrics::Places;
 use crate::say::Form;
-use crate::size::parse_duration;
+use crate::size::{parse_duration, parse_faults};
 use crate::verdict::Action;
 use crate::verdict::policy::Policy;
 use crate::verdict::worth::{Said, Worths};
@@ -17,8 +17,18 @@ use std::str::FromStr;
 use std::time::Duration;
 
 /// What `[[cgroup]]` can say otherwise than `[guard]`.
-pub const OF_ONE: [&str; 8] =
-    ["deadline", "on_oom", "brake", "cushion", "reports_per_hour", "dry_run", "priority", "reservation"];
+pub const OF_ONE: [&str; 10] = [
+    "deadline",
+    "on_oom",
+    "brake",
+    "cushion",
+    "reports_per_hour",
+    "dry_run",
+    "growth",
+    "growth_period",
+    "priority",
+    "reservation",
+];
 
 /// What is said of some memcgs only.
 #[derive(Debug, Clone)]
@@ -46,6 +56,8 @@ pub struct Guarded {
     pub reports_per_hour: usize,
     /// Whether what would be done is only told.
     pub is_dry: bool,
+    /// Page faults of one sample; `None` where they are not sampled.
+    pub growth_period: Option<u64>,
 }
 
 impl Config {
@@ -126,6 +138,7 @@ impl Config {
             cushion: parsed(text("cushion"), keys::cushion),
             reports_per_hour: parsed(text("reports_per_hour"), keys::count),
             is_dry: text("dry_run") == "true",
+            growth_period: (text("growth") == "true").then(|| parsed(text("growth_period"), parse_faults)),
         }
     }
 

@@ -198,6 +198,20 @@ pub const KEYS: &[Key] = &[
         check: |text| cushion(text).map(drop),
     },
     Key {
+        name: "guard.growth",
+        kind: Kind::Flag,
+        default: "false",
+        meaning: "sample page faults of a cgroup, to tell who makes it grow, also of a process that dies; of 16 at most",
+        check: flag,
+    },
+    Key {
+        name: "guard.growth_period",
+        kind: Kind::Text,
+        default: "64",
+        meaning: "page faults of one sample",
+        check: |text| parse_faults(text).map(drop),
+    },
+    Key {
         name: "guard.analysts",
         kind: Kind::Text,
         default: "4",

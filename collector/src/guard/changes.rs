@@ -1,6 +1,6 @@
 //! Which memcgs are guarded: as they come and go, and as the configuration says.
 
-use super::post::{Over, Post};
+use super::post::{Over, Post, WATCHED};
 use super::settings::Settings;
 use super::tree::Tree;
 use super::{ENDING_TIME, Guard, TREE, TROUBLE_TIME, recorder, system};
@@ -62,6 +62,7 @@ impl Guard {
                     say!(Info, cgroup = path, limit_bytes = limit, brake = name;
                         "guarding {path}: limit {}, brake {name}", units::bytes(limit));
                 }
+                post.watch_growth(self.may_watch());
                 post.history = (self.posts.len() < RECORDED).then(|| History::new(Pace::OF_MANY));
                 self.posts.insert(number, post);
                 self.numbers.insert(path.to_owned(), number);
@@ -75,6 +76,11 @@ impl Guard {
                 say!(Error, cgroup = path; "{path} is not guarded: {:#}", anyhow::Error::new(error));
             }
         }
+    }
+
+    /// Whether page faults of one more may be sampled.
+    fn may_watch(&self) -> bool {
+        self.posts.values().filter(|post| post.is_watched()).count() < WATCHED
     }
 
     /// Goes on with a memcg that was given up but is still with us.
@@ -198,9 +204,13 @@ impl Guard {
         for (number, path) in numbers {
             let guarded = self.given.apply(self.settings.config.guarded(&path));
             let options = self.settings.options;
+            let may_watch = self.may_watch();
             let Some(post) = self.posts.get_mut(&number) else { continue };
+            let period = post.guarded.growth_period;
             if !self.settings.wants(&path) || !post.change(guarded, options) {
                 self.release(number);
+            } else if post.guarded.growth_period != period {
+                post.watch_growth(may_watch || post.is_watched());
             }
         }
         if let Err(error) = self.look_everywhere() {

@@ -15,6 +15,7 @@ use crate::run::{Answered, Answerer, Manner, Recorder};
 use crate::say;
 use crate::signals::{Ending, Interrupt};
 use crate::snapshot::kernel_log::KernelLog;
+use crate::witness::GrowthWitness;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::Signal;
 use std::io;
@@ -65,6 +66,8 @@ pub struct Job {
     pub left_to_kernel: Option<String>,
     /// What it was like until now.
     pub history: Option<History>,
+    /// Who watches its page faults.
+    pub growth: Option<Arc<GrowthWitness>>,
     /// Where operators are served.
     pub desk: Option<Arc<Desk>>,
 }
@@ -231,7 +234,7 @@ impl Job {
             manner: &self.manner,
             subject: &subject,
             heap: None,
-            growth: None,
+            growth: self.growth.as_deref(),
             history: self.history.as_ref(),
             reads_heaps: true,
             teller: &format!("{}: ", self.memcg.path()),

@@ -355,6 +355,7 @@ impl Guard {
             recorder: Arc::clone(&self.recorder),
             unrecorded: may.err(),
             history: post.history.take(),
+            growth: post.growth.clone(),
             desk: self.desk.clone(),
             feed: self.exporter.feed(),
             left_to_kernel: if task == Task::RecordKill { post.back() } else { None },

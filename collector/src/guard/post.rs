@@ -9,9 +9,12 @@ use crate::hold::{self, Brake, BrakeError};
 use crate::run::Manner;
 use crate::say;
 use crate::snapshot::Options;
+use crate::witness::GrowthWitness;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// Memcgs whose page faults are sampled: each has tables of 8 MiB, and rings.
+pub const WATCHED: usize = 16;
 /// The kernel that was left to decide, and then did not have to, is relieved after this.
 const KERNEL_TIME: Duration = Duration::from_secs(10);
 
@@ -37,6 +40,8 @@ pub struct Post {
     pub look_at: Instant,
     /// What it was like until now; `None` while a thread has it, and where too many have one.
     pub history: Option<History>,
+    /// Who watches its page faults.
+    pub growth: Option<Arc<GrowthWitness>>,
     /// Since when the kernel decides, after which incident.
     left: Option<(Instant, Option<String>)>,
     /// Why it is not guarded any more.
@@ -68,6 +73,7 @@ impl Post {
             waits: None,
             look_at: Instant::now(),
             history: None,
+            growth: None,
             left: None,
             over: None,
         };
@@ -153,6 +159,32 @@ impl Post {
         self.guarded = guarded;
         self.tell_watchdog();
         true
+    }
+
+    /// Has its page faults sampled as it is guarded now, if there may be one more of whom
+    /// they are.
+    pub fn watch_growth(&mut self, may: bool) {
+        let Some(period) = self.guarded.growth_period else {
+            self.growth = None;
+            return;
+        };
+        let path = self.memcg.path();
+        let witness = match may {
+            true => GrowthWitness::of_memcg(&self.memcg, period),
+            false => GrowthWitness::refused(format!(
+                "who made it grow is not known: page faults of {WATCHED} other cgroups are sampled; guard.growth for \
+                 fewer of them"
+            )),
+        };
+        if let Some(why) = witness.refusal() {
+            say!(Warning, cgroup = path; "{path}: {why}");
+        }
+        self.growth = Some(Arc::new(witness));
+    }
+
+    /// Whether its page faults are sampled.
+    pub fn is_watched(&self) -> bool {
+        self.growth.as_ref().is_some_and(|growth| growth.refusal().is_none())
     }
 
     /// The kernel was left to decide after this incident.

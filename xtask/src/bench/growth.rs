@@ -16,6 +16,7 @@ const PACKAGES: &[Package] = &[
     Package { name: "libjemalloc2", why: "one of the allocators" },
     Package { name: "libtcmalloc-minimal4", why: "one of the allocators" },
     Package { name: "libmimalloc2.0", why: "one of the allocators" },
+    Package { name: "linux-perf", why: "perf, to compare with" },
 ];
 const LIBRARIES: &str = "/usr/lib/x86_64-linux-gnu";
 /// Name, library, and what it puts in front of each block.
@@ -41,6 +42,15 @@ const WRONG: [&str; 2] = ["churn", "burst"];
 /// the period is.
 const NEVER: u64 = 1_000_000;
 const PERIODS: [u64; 5] = [1, 16, 64, 512, NEVER];
+/// Who else looks at the faults of a program: one that counts them, and one that takes as
+/// much of every 64th as we do. Neither unwinds anything.
+const PEERS: [(&str, &[&str]); 2] = [
+    ("perf stat", &["perf", "stat", "-e", "page-faults", "--"]),
+    (
+        "perf record, 64",
+        &["perf", "record", "-e", "page-faults", "-c", "64", "--call-graph", "dwarf,8192", "-o", "/dev/null", "--"],
+    ),
+];
 /// What is touched, in MiB.
 const TOUCHED: &str = "1024";
 /// The default period, and what it may cost.
@@ -82,18 +92,23 @@ impl Bench {
     fn cost(&self, rounds: usize) -> Result<bool> {
         println!("One thread touches {TOUCHED} MiB of small pages; ratio to the run without in the same round.");
         println!("Medians of {rounds} rounds.\n");
-        println!("{:>7} {:>9} {:>8} {:>9} {:>6} {:>10}", "period", "seconds", "ratio", "samples", "lost", "rings MiB");
+        println!("{:>15} {:>9} {:>8} {:>9} {:>6} {:>10}", "period", "seconds", "ratio", "samples", "lost", "rings MiB");
         let mut by_period: Vec<Vec<(f64, f64, Value)>> = vec![Vec::new(); PERIODS.len()];
+        let mut by_peer: Vec<Vec<(f64, f64)>> = vec![Vec::new(); PEERS.len()];
         let mut plain = Vec::new();
         for _ in 0..rounds {
-            let without = self.touch(None)?.0;
+            let without = self.touch(None, &[])?.0;
             plain.push(without);
             for (period, runs) in PERIODS.iter().zip(&mut by_period) {
-                let (seconds, incident) = self.touch(Some(*period))?;
+                let (seconds, incident) = self.touch(Some(*period), &[])?;
                 runs.push((seconds, seconds / without, incident["growth"].clone()));
             }
+            for ((_, peer), runs) in PEERS.iter().zip(&mut by_peer) {
+                let seconds = self.touch(None, peer)?.0;
+                runs.push((seconds, seconds / without));
+            }
         }
-        println!("{:>7} {:9.3} {:8.3}", "none", median(plain).unwrap_or_default(), 1.0);
+        println!("{:>15} {:9.3} {:8.3}", "none", median(plain).unwrap_or_default(), 1.0);
         let mut met = true;
         for (period, runs) in PERIODS.iter().zip(by_period) {
             let seconds = median(runs.iter().map(|run| run.0).collect()).unwrap_or_default();
@@ -102,17 +117,22 @@ impl Bench {
             let samples = most("samples").context("an incident has no growth; see its gaps")?;
             let (lost, rings) = (most("lost_samples").unwrap_or(0), most("ring_bytes").unwrap_or(0));
             let period_text = if *period == NEVER { "never".to_owned() } else { period.to_string() };
-            println!("{period_text:>7} {seconds:9.3} {ratio:8.3} {samples:>9} {lost:>6} {:10.1}", rings as f64 / MIB);
+            println!("{period_text:>15} {seconds:9.3} {ratio:8.3} {samples:>9} {lost:>6} {:10.1}", rings as f64 / MIB);
             if *period == JUDGED {
                 met = ratio <= AIM_RATIO && lost == 0;
             }
         }
+        for ((name, _), runs) in PEERS.iter().zip(by_peer) {
+            let of = |what: fn(&(f64, f64)) -> f64| median(runs.iter().map(what).collect()).unwrap_or_default();
+            println!("{name:>15} {:9.3} {:8.3}", of(|run| run.0), of(|run| run.1));
+        }
         Ok(met)
     }
 
-    /// Seconds that touching took, and the incident behind it.
-    fn touch(&self, period: Option<u64>) -> Result<(f64, Value)> {
-        let outcome = self.one(period, "1300M", None, &["touch", TOUCHED])?;
+    /// Seconds that touching took, perhaps started by another program, and the incident
+    /// behind it.
+    fn touch(&self, period: Option<u64>, starter: &[&str]) -> Result<(f64, Value)> {
+        let outcome = self.one(period, "1300M", starter, &["touch", TOUCHED])?;
         let (_, nanoseconds) = outcome.told.first().context("the load told no time")?;
         Ok((nanoseconds / 1e9, outcome.incident))
     }
@@ -126,7 +146,9 @@ impl Bench {
         println!(" {:>13} {:>9} {:>6}", "garbage's MiB", "reliable", "lost");
         for (name, library, header) in ALLOCATORS {
             for (mode, garbage) in GARBAGE {
-                let outcome = self.one(Some(period), "1500M", library, &[mode, header])?;
+                let preload = library.map(|library| format!("LD_PRELOAD={LIBRARIES}/{library}"));
+                let starter: Vec<&str> = preload.iter().flat_map(|preload| ["env", preload]).collect();
+                let outcome = self.one(Some(period), "1500M", &starter, &[mode, header])?;
                 print!("{name:9} {garbage:22}");
                 for site in SITES {
                     let owned = outcome.told.iter().find(|(told, _)| told == site).map(|(_, bytes)| *bytes);
@@ -149,15 +171,12 @@ impl Bench {
         Ok(())
     }
 
-    fn one(&self, period: Option<u64>, limit: &str, library: Option<&str>, arguments: &[&str]) -> Result<Outcome> {
+    fn one(&self, period: Option<u64>, limit: &str, starter: &[&str], arguments: &[&str]) -> Result<Outcome> {
         let out = tempfile::tempdir()?;
         let mut command = Command::new(&self.reprieve);
         command.args(["run", "--no-heap", "--memory", limit, "--on-oom", "kill", "--out"]).arg(out.path());
         command.args(period.map(|period| format!("--growth={period}")));
-        command.arg("--");
-        if let Some(library) = library {
-            command.arg("env").arg(format!("LD_PRELOAD={LIBRARIES}/{library}"));
-        }
+        command.arg("--").args(starter);
         let output = command.arg(&self.load).args(arguments).stdin(Stdio::null()).output()?;
         let errors = String::from_utf8_lossy(&output.stderr);
         let told = String::from_utf8_lossy(&output.stdout)

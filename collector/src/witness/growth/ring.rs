@@ -11,9 +11,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub const STACK_BYTES: u32 = 8 << 10;
 /// The smallest ring that is of any use: fifteen samples.
 const LEAST_BYTES: usize = 128 << 10;
-/// How much wakes who reads it: seven samples. A process must be alive still when its
+/// How much wakes who reads it, or a quarter of a smaller ring: 29 samples. To wake costs
+/// whoever faults more than some samples do; but a process must be alive still when its
 /// mappings are read, and one that is about to be killed grows fast.
-const WAKE_BYTES: u32 = 64 << 10;
+const WAKE_BYTES: usize = 256 << 10;
 
 /// Whose faults are sampled.
 #[derive(Debug, Clone, Copy)]
@@ -52,50 +53,10 @@ impl Ring {
     /// Opens it for one CPU, with a ring of `bytes`, a power of two, or less where the
     /// kernel does not lock so much for us. Of a cgroup it begins at once.
     pub fn open(whose: Whose<'_>, what: What, cpu: i32, bytes: usize) -> io::Result<Self> {
-        let mut attr = perf::perf_event_attr {
-            size: size_of::<perf::perf_event_attr>() as u32,
-            type_: perf::PERF_TYPE_SOFTWARE,
-            config: u64::from(perf::PERF_COUNT_SW_PAGE_FAULTS),
-            sample_type: SAMPLE_TYPE,
-            sample_regs_user: REGISTERS,
-            sample_stack_user: STACK_BYTES,
-            ..Default::default()
-        };
-        attr.__bindgen_anon_1.sample_period = what.period;
-        attr.__bindgen_anon_2.wakeup_watermark = WAKE_BYTES;
-        attr.set_watermark(1);
-        attr.set_exclude_kernel(u64::from(!what.of_kernel));
-        attr.set_exclude_hv(1);
-        // What becomes of processes, and when: behind each record.
-        attr.set_sample_id_all(1);
-        attr.set_task(1);
-        attr.set_comm(1);
-        attr.set_comm_exec(1);
-        attr.set_mmap(1);
-        attr.set_mmap2(1);
-        let mut flags = u64::from(perf::PERF_FLAG_FD_CLOEXEC);
-        let pid = match whose {
-            Whose::Cgroup(dir) => {
-                flags |= u64::from(perf::PERF_FLAG_PID_CGROUP);
-                dir.as_raw_fd()
-            }
-            Whose::Process(pid) => {
-                attr.set_inherit(1);
-                attr.set_disabled(1);
-                attr.set_enable_on_exec(1);
-                pid
-            }
-        };
-        // SAFETY: `attr` is a live, initialised struct whose size field is right.
-        let fd = unsafe { sys::perf_event_open(&raw mut attr, pid, cpu, -1, flags) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: just made, and nobody else's.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        let page = page_size() as usize;
         let mut data_bytes = bytes.max(LEAST_BYTES);
         loop {
+            let fd = open_event(whose, what, cpu, (data_bytes / 4).min(WAKE_BYTES))?;
+            let page = page_size() as usize;
             // SAFETY: a new shared mapping of our own file at an address of the kernel's choice.
             let base = unsafe {
                 let access = libc::PROT_READ | libc::PROT_WRITE;
@@ -240,6 +201,51 @@ impl Drop for Ring {
         // SAFETY: exactly what was mapped; no reference to it outlives us.
         unsafe { libc::munmap(self.base.cast(), self.page + self.data_bytes) };
     }
+}
+
+/// The event of one CPU, which makes its ring readable when `wake_bytes` are in it.
+fn open_event(whose: Whose<'_>, what: What, cpu: i32, wake_bytes: usize) -> io::Result<OwnedFd> {
+    let mut attr = perf::perf_event_attr {
+        size: size_of::<perf::perf_event_attr>() as u32,
+        type_: perf::PERF_TYPE_SOFTWARE,
+        config: u64::from(perf::PERF_COUNT_SW_PAGE_FAULTS),
+        sample_type: SAMPLE_TYPE,
+        sample_regs_user: REGISTERS,
+        sample_stack_user: STACK_BYTES,
+        ..Default::default()
+    };
+    attr.__bindgen_anon_1.sample_period = what.period;
+    attr.__bindgen_anon_2.wakeup_watermark = wake_bytes as u32;
+    attr.set_watermark(1);
+    attr.set_exclude_kernel(u64::from(!what.of_kernel));
+    attr.set_exclude_hv(1);
+    // What becomes of processes, and when: behind each record.
+    attr.set_sample_id_all(1);
+    attr.set_task(1);
+    attr.set_comm(1);
+    attr.set_comm_exec(1);
+    attr.set_mmap(1);
+    attr.set_mmap2(1);
+    let mut flags = u64::from(perf::PERF_FLAG_FD_CLOEXEC);
+    let pid = match whose {
+        Whose::Cgroup(dir) => {
+            flags |= u64::from(perf::PERF_FLAG_PID_CGROUP);
+            dir.as_raw_fd()
+        }
+        Whose::Process(pid) => {
+            attr.set_inherit(1);
+            attr.set_disabled(1);
+            attr.set_enable_on_exec(1);
+            pid
+        }
+    };
+    // SAFETY: `attr` is a live, initialised struct whose size field is right.
+    let fd = unsafe { sys::perf_event_open(&raw mut attr, pid, cpu, -1, flags) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: just made, and nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// CPUs that are online, from /sys/devices/system/cpu/online, like `0-3,8`.

@@ -5,7 +5,7 @@ use super::look::{self, Grown, Loss};
 use super::ring::{Ring, What, Whose, online_cpus};
 use super::samples::{BookId, Sample};
 use super::sweep;
-use crate::cgroup::{Memcg, Version};
+use crate::cgroup::{Memcg, Version, find_perf_dir};
 use crate::incident::growth::{Ended, Growth, GrowthBasis, GrowthSampling, GrowthScope};
 use crate::incident::model::{KernelVictim, Module, Process};
 use crate::snapshot::{Evidence, ModuleTable, page_size};
@@ -15,6 +15,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::{Builder, JoinHandle};
@@ -51,7 +52,8 @@ pub struct GrowthWitness {
 enum State {
     /// Its tables are there, to be locked with all that the guardian has.
     Prepared {
-        ledger: Box<Ledger>,
+        // Nobody waits for it: threads may share a witness.
+        ledger: Box<Mutex<Ledger>>,
         period: u64,
     },
     Running(Watch),
@@ -90,7 +92,33 @@ impl GrowthWitness {
     /// With one sample in `period` faults. Makes the tables, not yet the rings.
     #[must_use]
     pub fn prepare(period: u64) -> Self {
-        GrowthWitness { state: State::Prepared { ledger: Box::new(Ledger::new()), period } }
+        GrowthWitness { state: State::Prepared { ledger: Box::new(Mutex::new(Ledger::new())), period } }
+    }
+
+    /// Watches a memcg that others made, with all that is in it and comes into it.
+    #[must_use]
+    pub fn of_memcg(memcg: &Memcg, period: u64) -> Self {
+        let started = match find_perf_dir(memcg) {
+            Some(dir) => Watch::of_cgroup(Ledger::new(), period, &dir).map_err(|error| could_not(&error)),
+            None => {
+                Err("who made it grow is not known: page faults are sampled by cgroup, which under version 1 of the \
+                         memory controller needs one of the same path and with the same processes for perf_event"
+                    .to_owned())
+            }
+        };
+        GrowthWitness { state: started.map_or_else(State::Refused, State::Running) }
+    }
+
+    /// One that watches nothing, with the reason.
+    #[must_use]
+    pub fn refused(why: String) -> Self {
+        GrowthWitness { state: State::Refused(why) }
+    }
+
+    /// Why nothing is watched, if so.
+    #[must_use]
+    pub fn refusal(&self) -> Option<&str> {
+        if let State::Refused(why) = &self.state { Some(why) } else { None }
     }
 
     /// Begins: in the memcg, where the kernel samples cgroups and it is one of version 2,
@@ -102,13 +130,11 @@ impl GrowthWitness {
             self.state = state;
             return;
         };
-        self.state = match Watch::start(*ledger, period, pid, memcg) {
+        let ledger = ledger.into_inner().unwrap_or_else(PoisonError::into_inner);
+        self.state = match Watch::start(ledger, period, pid, memcg) {
             Ok(watch) => State::Running(watch),
             Err(error) => {
-                let why = format!(
-                    "who made it grow is not known: page faults could not be sampled ({error}); run as root or with \
-                     CAP_PERFMON, or set kernel.perf_event_paranoid to 1"
-                );
+                let why = could_not(&error);
                 eprintln!("reprieve: warning: {why}");
                 State::Refused(why)
             }
@@ -192,16 +218,32 @@ impl GrowthWitness {
     }
 }
 
+/// Why there is nothing.
+fn could_not(error: &io::Error) -> String {
+    format!(
+        "who made it grow is not known: page faults could not be sampled ({error}); run as root or with CAP_PERFMON, or \
+         set kernel.perf_event_paranoid to 1"
+    )
+}
+
 impl Watch {
     fn start(ledger: Ledger, period: u64, pid: i32, memcg: Option<&Memcg>) -> io::Result<Self> {
         let of_cgroup = memcg.filter(|memcg| memcg.version() == Version::V2).and_then(|memcg| {
             let dir = File::open(memcg.dir()).ok()?;
             open_rings(Whose::Cgroup(dir.as_fd()), period).ok()
         });
-        let (scope, (rings, what)) = match of_cgroup {
-            Some(opened) => (GrowthScope::Cgroup, opened),
-            None => (GrowthScope::Process, open_rings(Whose::Process(pid), period)?),
-        };
+        match of_cgroup {
+            Some(opened) => Self::work_on(ledger, GrowthScope::Cgroup, opened),
+            None => Self::work_on(ledger, GrowthScope::Process, open_rings(Whose::Process(pid), period)?),
+        }
+    }
+
+    fn of_cgroup(ledger: Ledger, period: u64, dir: &Path) -> io::Result<Self> {
+        let dir = File::open(dir)?;
+        Self::work_on(ledger, GrowthScope::Cgroup, open_rings(Whose::Cgroup(dir.as_fd()), period)?)
+    }
+
+    fn work_on(ledger: Ledger, scope: GrowthScope, (rings, what): (Vec<Ring>, What)) -> io::Result<Self> {
         let bells = rings.iter().map(|ring| ring.bell().try_clone_to_owned()).collect::<io::Result<Vec<_>>>()?;
         let ring_bytes = rings.iter().map(Ring::data_bytes).sum();
         let desk = Mutex::new(Desk { rings, ledger, scratch: Vec::with_capacity(1 << 16) });
