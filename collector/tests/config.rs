@@ -72,6 +72,37 @@ fn the_rule_that_holds_decides_and_one_that_fails_is_told() {
 }
 
 #[test]
+fn a_rule_sees_the_same_live_and_replayed() {
+    let (lab, dir) = (Lab::new(), tempfile::tempdir().unwrap());
+    let has_pressure = Path::new("/proc/pressure/memory").exists();
+    let rule = format!(
+        "[[rule]]\nname = 'worth it'\non_oom = ['grant=64M']\nwhen = \"priority == 7 && reservation == size_of('8M') \
+         && ('pressure' in known) == {has_pressure}\"\n"
+    );
+    let worth = "[[cgroup]]\nmatch = '/**'\npriority = 7\nreservation = '8M'\n";
+    fs::write(dir.path().join("reprieve.toml"), format!("run.on_oom = ['kill']\n{worth}{rule}")).unwrap();
+    let (store, victim) = (lab.out().to_str().unwrap(), common::fixture("steady_leak"));
+    let ran = reprieve(dir.path(), &["run", "--memory", "48M", "--out", store, "--", &victim, "--mib", "64"]);
+    assert!(ran.status.success(), "{}", text(&ran));
+    let incident = lab.incident();
+    let memcg = &incident["memcg"];
+    assert_eq!((&memcg["priority"], &memcg["reservation_bytes"]), (&7.into(), &(8 << 20).into()), "{memcg:#}");
+    assert_eq!(memcg["pressure"].is_object(), has_pressure, "{memcg:#}");
+    // A policy that says nothing of the cgroup goes by what was recorded.
+    let id = incident["id"].as_str().unwrap();
+    for (policy, code) in [
+        (rule.clone(), 0),
+        (rule.replace("priority == 7", "priority == 8"), 6),
+        (format!("{}{}", worth.replace('7', "8"), rule), 6),
+    ] {
+        let file = dir.path().join("policy.toml");
+        fs::write(&file, policy).unwrap();
+        let told = reprieve(dir.path(), &["replay", "--out", store, "--assert", "grant", file.to_str().unwrap(), id]);
+        assert_eq!(told.status.code(), Some(code), "{}", text(&told));
+    }
+}
+
+#[test]
 fn replay_tells_what_would_have_been_done() {
     let dir = tempfile::tempdir().unwrap();
     let policy = dir.path().join("policy.toml");

@@ -244,6 +244,7 @@ fn complete(incident: &mut Value) {
     incident["kernel_victims"] = json!([{"pid": 1, "comm": "victim", "rss_bytes": 1}]);
     incident["other_killers"] = json!([{"pid": 2, "name": "earlyoom", "kills_here": null}]);
     incident["other_victims"] = json!([{"pid": 3, "comm": "victim"}]);
+    incident["memcg"]["pressure"] = json!({"scope": "machine", "some_percent": 1.5, "full_percent": 0.0});
     incident["memcg"]["labels"] = json!({"container_runtime": "docker", "container_id": "0123", "pod_uid": "4567"});
     let process = &mut incident["processes"][0];
     (process["container_runtime"], process["pod_uid"]) = (json!("docker"), json!("4567"));

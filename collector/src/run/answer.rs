@@ -116,7 +116,7 @@ impl Answerer<'_> {
             return self.brake.resume(threads).map(|()| Answered::Nobody);
         }
         let pids = self.memcg.pids()?;
-        let mut state = state_of(self.memcg);
+        let mut state = state_of(self.memcg, &self.manner.policy.worths);
         // Not the few KiB that the stop may have lent.
         state.limit_bytes = Some(self.brake.limit());
         let compared = self.history.and_then(|history| history.choose(state.usage_bytes));
@@ -318,7 +318,7 @@ impl Answerer<'_> {
                 None => "the kernel's OOM killer was first: there are no stacks of whom it killed".to_owned(),
             },
         );
-        let mut state = state_of(self.memcg);
+        let mut state = state_of(self.memcg, &self.manner.policy.worths);
         // Not the wall above it.
         state.limit_bytes = Some(self.brake.limit());
         let mut incident = self.recorder.draft_about(self.subject, Trigger::KilledByKernel, Some(state), evidence);

@@ -167,7 +167,7 @@ impl Policy {
     pub fn choose(&self, incident: &Incident) -> Choice<'_> {
         let mut problems = Vec::new();
         if !self.rules.is_empty() {
-            let view = View::of(incident, self.rules.iter().any(|rule| rule.when.wants_stacks()));
+            let view = View::of(incident, &self.worths, self.rules.iter().any(|rule| rule.when.wants_stacks()));
             let is_for = |rule: &&Rule| rule.matches.as_ref().is_none_or(|glob| glob.matches(&view.memcg.path));
             for rule in self.rules.iter().filter(is_for) {
                 match rule.when.holds(&view) {
@@ -205,6 +205,8 @@ mod tests {
             ("processes.exists(p, p.name == 'redis-server')", false),
             ("memcg.path.startsWith('/batch') || 'anon' in memcg.stat", true),
             ("memcg.path.matches('^/a$')", true),
+            ("priority < 0 && reservation == 0", false),
+            ("!('pressure' in known) || pressure.some > 10 && pressure.scope == 'memcg'", false),
         ] {
             assert_eq!(Condition::parse(text).unwrap().holds(&view()), Ok(holds), "{text}");
         }

@@ -1,8 +1,8 @@
 //! An incident as a rule sees it.
 
-use crate::incident::heaps;
-use crate::incident::model::Incident;
-use crate::incident::profile;
+use super::worth::Worths;
+use crate::incident::model::{Incident, PressureScope};
+use crate::incident::{heaps, profile, since};
 use cel::Context;
 use serde::Serialize;
 use std::sync::Arc;
@@ -22,8 +22,18 @@ pub struct View {
     pub processes: Vec<Process>,
     /// Age of the oldest of them.
     pub age: f64,
-    /// Bytes that the memcg has grown by in each second of that age.
+    /// Bytes that the memcg grew by in a second: since the record that the incident is
+    /// compared with, else in the whole age.
     pub growth: f64,
+    /// What the memcg is worth; 0 where nobody has said.
+    pub priority: f64,
+    /// What it may keep when memory is short.
+    pub reservation: f64,
+    /// Waiting for memory.
+    pub pressure: Pressure,
+    /// Which of `growth`, `priority`, `reservation` and `pressure` somebody has told or
+    /// measured: the others are made up as said there.
+    pub known: Vec<&'static str>,
     /// Its heap, as far as a witness saw it.
     pub heap: Heap,
     /// Who owns the heap.
@@ -72,6 +82,17 @@ pub struct Process {
     pub age: f64,
 }
 
+/// Waiting for memory in the ten seconds before.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Pressure {
+    /// Whose tasks: `memcg` or `machine`; empty where it is not known.
+    pub scope: &'static str,
+    /// Percent of the time in which one or more waited; 0 where it is not known.
+    pub some: f64,
+    /// Percent of the time in which all waited that had something to do.
+    pub full: f64,
+}
+
 /// A heap.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Heap {
@@ -94,9 +115,10 @@ pub struct Stack {
 
 impl View {
     /// What there is to see of an incident. Names of functions only if its symbols
-    /// are known; stacks only if `with_stacks`, since they are many.
+    /// are known; stacks only if `with_stacks`, since they are many. What `worths` have of
+    /// its memcg is newer than what was recorded.
     #[must_use]
-    pub fn of(incident: &Incident, with_stacks: bool) -> Self {
+    pub fn of(incident: &Incident, worths: &Worths, with_stacks: bool) -> Self {
         let mut processes: Vec<Process> = incident
             .processes
             .iter()
@@ -118,6 +140,17 @@ impl View {
             stat: memcg.stat.iter().map(|(key, value)| (key.clone(), *value as f64)).collect(),
         });
         let memcg = memcg.unwrap_or_default();
+        let recorded = incident.memcg.as_ref();
+        let priority = worths.configured_priority(&memcg.path).or_else(|| recorded?.priority);
+        let reservation = worths.configured_reservation(&memcg.path).or_else(|| recorded?.reservation_bytes);
+        let pressure = recorded.and_then(|memcg| memcg.pressure);
+        let measured = growth(incident);
+        let known = [
+            ("growth", measured.is_some()),
+            ("priority", priority.is_some()),
+            ("reservation", reservation.is_some()),
+            ("pressure", pressure.is_some()),
+        ];
         let all = heaps::sum(&heaps::rows(incident));
         let heap = all.map(|all| Heap { live: all.inuse.bytes as f64, allocated: all.alloc.bytes as f64 });
         let machine = Machine {
@@ -126,7 +159,11 @@ impl View {
             available: incident.host.available_bytes as f64,
         };
         View {
-            growth: if age > 0.0 { memcg.usage / age } else { 0.0 },
+            growth: measured.unwrap_or(if age > 0.0 { memcg.usage / age } else { 0.0 }),
+            priority: priority.unwrap_or(0).into(),
+            reservation: reservation.unwrap_or(0) as f64,
+            pressure: pressure.map(Pressure::of).unwrap_or_default(),
+            known: known.into_iter().filter(|(_, is_known)| *is_known).map(|(name, _)| name).collect(),
             memcg,
             machine,
             processes,
@@ -144,6 +181,7 @@ impl View {
             memcg: Memcg { path: "/a".to_owned(), usage: 1.0, limit: 1.0, stat: stat.into() },
             processes: vec![Process { name: "a".to_owned(), ..Process::default() }],
             stacks: vec![Stack { functions: vec!["a".to_owned(), "main".to_owned()], size: 1.0, share: 1.0 }],
+            known: vec!["growth", "priority", "reservation", "pressure"],
             ..View::default()
         }
     }
@@ -157,6 +195,10 @@ impl View {
         context.add_variable_from_value("processes", value(cel::to_value(&self.processes))?);
         context.add_variable_from_value("age", self.age);
         context.add_variable_from_value("growth", self.growth);
+        context.add_variable_from_value("priority", self.priority);
+        context.add_variable_from_value("reservation", self.reservation);
+        context.add_variable_from_value("pressure", value(cel::to_value(&self.pressure))?);
+        context.add_variable_from_value("known", value(cel::to_value(&self.known))?);
         context.add_variable_from_value("heap", value(cel::to_value(&self.heap))?);
         context.add_variable_from_value("stacks", value(cel::to_value(&self.stacks))?);
         let stacks = Arc::new(self.stacks.clone());
@@ -174,6 +216,24 @@ impl View {
     }
 }
 
+impl Pressure {
+    fn of(pressure: crate::incident::model::Pressure) -> Self {
+        let scope = match pressure.scope {
+            PressureScope::Memcg => "memcg",
+            PressureScope::Machine => "machine",
+        };
+        Pressure { scope, some: pressure.some_percent, full: pressure.full_percent }
+    }
+}
+
+/// Bytes that the memcg grew by in a second since the record that the incident is compared
+/// with, where there is one.
+fn growth(incident: &Incident) -> Option<f64> {
+    let baseline =
+        incident.baseline.as_ref().filter(|baseline| since::is_compared(baseline) && baseline.before_us > 0)?;
+    Some(since::charged(baseline).growth() as f64 / (baseline.before_us as f64 / 1e6))
+}
+
 /// The biggest stacks of the heap with their names.
 fn stacks(incident: &Incident) -> Vec<Stack> {
     let heap = profile::heap(incident);
@@ -187,4 +247,50 @@ fn stacks(incident: &Incident) -> Vec<Stack> {
         Stack { functions, size, share: size / total }
     };
     samples.iter().map(stack).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::worth::Said;
+    use super::*;
+    use crate::cgroup::Glob;
+    use crate::incident::baseline::Baseline;
+    use crate::incident::model;
+
+    fn incident() -> Incident {
+        serde_json::from_str(include_str!("../../../fixtures/incidents/sort.json")).unwrap()
+    }
+
+    #[test]
+    fn what_nobody_recorded_is_none_and_not_known() {
+        let view = View::of(&incident(), &Worths::default(), false);
+        let usage_per_age = view.memcg.usage / view.age;
+        assert_eq!((view.priority, view.reservation, view.growth), (0.0, 0.0, usage_per_age));
+        assert_eq!((view.pressure, view.known), (Pressure::default(), vec![]));
+    }
+
+    #[test]
+    fn what_was_recorded_is_seen_and_the_configuration_wins() {
+        let mut incident = incident();
+        let memcg = incident.memcg.as_mut().unwrap();
+        (memcg.priority, memcg.reservation_bytes) = (Some(-3), Some(7));
+        memcg.pressure = Some(model::Pressure { scope: PressureScope::Memcg, some_percent: 12.5, full_percent: 7.25 });
+        let (before_us, before_bytes, after_bytes) = (4_000_000, 10 << 20, 50 << 20);
+        incident.baseline = Some(Baseline { before_us, before_bytes, after_bytes, ..Baseline::default() });
+        let view = View::of(&incident, &Worths::default(), false);
+        assert_eq!((view.priority, view.reservation), (-3.0, 7.0));
+        assert_eq!(view.growth, f64::from(10 << 20));
+        assert_eq!(view.pressure, Pressure { scope: "memcg", some: 12.5, full: 7.25 });
+        assert_eq!(view.known, ["growth", "priority", "reservation", "pressure"]);
+        let said = |glob: &str, priority| Said {
+            matches: Some(Glob::parse(glob).unwrap()),
+            priority,
+            reservation_bytes: Some(9),
+        };
+        let view = View::of(&incident, &Worths(vec![said("/**", None), said("/elsewhere", Some(2))]), false);
+        assert_eq!((view.priority, view.reservation), (-3.0, 9.0));
+        // A curve alone is no record to compare with.
+        incident.baseline = Some(Baseline { before_us, ..Baseline::default() });
+        assert!(!View::of(&incident, &Worths::default(), false).known.contains(&"growth"));
+    }
 }

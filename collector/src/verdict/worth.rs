@@ -32,27 +32,39 @@ pub struct Said {
 pub struct Worths(pub Vec<Said>);
 
 impl Worths {
-    fn configured<T>(&self, memcg: &Memcg, word: impl Fn(&Said) -> Option<T>) -> Option<T> {
-        let about = |said: &&Said| said.matches.as_ref().is_none_or(|glob| glob.matches(memcg.path()));
+    fn configured<T>(&self, path: &str, word: impl Fn(&Said) -> Option<T>) -> Option<T> {
+        let about = |said: &&Said| said.matches.as_ref().is_none_or(|glob| glob.matches(path));
         self.0.iter().rev().filter(about).find_map(word)
+    }
+
+    /// The priority that the configuration gives the memcg at `path`.
+    #[must_use]
+    pub fn configured_priority(&self, path: &str) -> Option<i32> {
+        self.configured(path, |said| said.priority)
+    }
+
+    /// The reservation that the configuration gives the memcg at `path`.
+    #[must_use]
+    pub fn configured_reservation(&self, path: &str) -> Option<u64> {
+        self.configured(path, |said| said.reservation_bytes)
     }
 
     /// What the configuration says, or else its owner, in [`PRIORITY`].
     #[must_use]
     pub fn priority(&self, memcg: &Memcg) -> Option<i32> {
-        self.configured(memcg, |said| said.priority).or_else(|| attribute(memcg))
+        self.configured_priority(memcg.path()).or_else(|| attribute(memcg))
     }
 
     /// What the configuration says, or else the memcg's own files.
     #[must_use]
     pub fn reservation(&self, memcg: &Memcg) -> u64 {
-        self.configured(memcg, |said| said.reservation_bytes).unwrap_or_else(|| memcg.reservation())
+        self.configured_reservation(memcg.path()).unwrap_or_else(|| memcg.reservation())
     }
 
     /// Whether somebody has said that it is a job.
     #[must_use]
     pub fn is_job(&self, memcg: &Memcg) -> bool {
-        self.priority(memcg).is_some() || self.configured(memcg, |said| said.reservation_bytes).is_some()
+        self.priority(memcg).is_some() || self.configured_reservation(memcg.path()).is_some()
     }
 }
 

@@ -141,9 +141,32 @@ impl Redactor<'_> {
     }
 
     fn memcg(&self, memcg: MemcgState) -> MemcgState {
-        let MemcgState { path, version, usage_bytes, limit_bytes, peak_bytes, stat, events, labels } = memcg;
-        let (stat, events, labels) = (self.counters(stat), self.counters(events), self.labels(labels));
-        MemcgState { path: self.path(&path), version, usage_bytes, limit_bytes, peak_bytes, stat, events, labels }
+        let MemcgState {
+            path,
+            version,
+            usage_bytes,
+            limit_bytes,
+            peak_bytes,
+            stat,
+            events,
+            labels,
+            priority,
+            reservation_bytes,
+            pressure,
+        } = memcg;
+        MemcgState {
+            path: self.path(&path),
+            version,
+            usage_bytes,
+            limit_bytes,
+            peak_bytes,
+            stat: self.counters(stat),
+            events: self.counters(events),
+            labels: self.labels(labels),
+            priority,
+            reservation_bytes,
+            pressure,
+        }
     }
 
     fn labels(&self, labels: Labels) -> Labels {
