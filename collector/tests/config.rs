@@ -103,6 +103,30 @@ fn a_rule_sees_the_same_live_and_replayed() {
 }
 
 #[test]
+fn a_rule_takes_over_when_the_other_did_not_help() {
+    let (lab, dir) = (Lab::new(), tempfile::tempdir().unwrap());
+    let rules = "[[rule]]\nname = 'in vain'\non_oom = ['kill']\n\
+        when = 'steps.exists(s, s.action.startsWith(\"throttle\") && s.outcome != \"relieved\")'\n\
+        [[rule]]\nname = 'slowly'\nwhen = 'true'\non_oom = ['throttle=1s', 'grant=64M']\n";
+    let file = dir.path().join("reprieve.toml");
+    fs::write(&file, rules).unwrap();
+    let (store, victim) = (lab.out().to_str().unwrap(), common::fixture("steady_leak"));
+    let ran = reprieve(dir.path(), &["run", "--memory", "48M", "--out", store, "--", &victim, "--mib", "512"]);
+    assert_eq!(ran.status.code(), Some(137), "{}", text(&ran));
+    let incident = lab.incident();
+    let verdict = &incident["verdict"];
+    let steps: Vec<_> = verdict["steps"].as_array().unwrap().iter().map(|s| (&s["action"], &s["rule"])).collect();
+    let expected = [(&"throttle=1s".into(), &"slowly".into()), (&"kill".into(), &"in vain".into())];
+    assert!(steps == expected && verdict["rule"] == "in vain", "{verdict:#}");
+    let shown = stdout(&reprieve(dir.path(), &["show", "--out", store]));
+    assert!(shown.contains("by rule \"slowly\"") && shown.contains("by rule \"in vain\""), "{shown}");
+    // A replay knows what came of the first.
+    let replay = ["replay", "--out", store, file.to_str().unwrap(), incident["id"].as_str().unwrap()];
+    let told = stdout(&reprieve(dir.path(), &replay));
+    assert!(told.contains("slowly, then in vain") && told.trim_end().ends_with("throttle=1s, kill"), "{told}");
+}
+
+#[test]
 fn replay_tells_what_would_have_been_done() {
     let dir = tempfile::tempdir().unwrap();
     let policy = dir.path().join("policy.toml");

@@ -258,6 +258,7 @@ fn complete(incident: &mut Value) {
         "heap_rest_bytes": 0, "cost": {"records": 1, "took_us": 1, "since_us": 2, "kept_bytes": 1}});
     incident["gaps"] = json!(["no kernel log"]);
     incident["verdict"]["rule"] = json!("batch first");
+    incident["verdict"]["steps"][0]["rule"] = json!("batch last");
     incident["verdict"]["problems"] = json!(["rule \"x\" was passed over"]);
     incident["symbols"]["state"] = json!({"kind": "after_verdict", "reason": "late"});
     incident["symbols"]["generated"] =

@@ -810,7 +810,7 @@ pub struct Verdict {
     pub summary: String,
     /// Whether the memcg was well afterwards.
     pub relieved: bool,
-    /// Name of the rule that chose the actions; `None` is the default ladder.
+    /// Name of the rule that chose the last action; `None` is the default ladder.
     #[serde(default)]
     pub rule: Option<String>,
     /// Rules that failed and were passed over, each a sentence.
@@ -842,6 +842,9 @@ pub struct Step {
     pub took_us: u64,
     /// Candidates that were ranked, best victim first (kill only).
     pub candidates: Vec<Candidate>,
+    /// Name of the rule whose ladder it is on; `None` of the default ladder.
+    #[serde(default)]
+    pub rule: Option<String>,
 }
 
 /// Result of a step.

@@ -451,6 +451,7 @@ fn step(deed: &Deed, list: &List, jobs: &[&Job]) -> Step {
         limit_us: micros(deed.limit),
         took_us: micros(deed.took),
         candidates: jobs.iter().map(|job| job.candidate()).collect(),
+        rule: None,
     }
 }
 

@@ -17,8 +17,8 @@ use crate::signals::Interrupt;
 use crate::snapshot;
 use crate::snapshot::Options;
 use crate::snapshot::kernel_log::KernelLog;
-use crate::verdict::policy::{Choice, Policy};
-use crate::verdict::{self, Asking, Scene};
+use crate::verdict::policy::Policy;
+use crate::verdict::{self, Asking, Ladders, Scene};
 use crate::witness::{self, GrowthWitness, HeapTable};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -156,7 +156,7 @@ impl Answerer<'_> {
         }
         self.brake.measure();
         let summary = show::headline(&incident);
-        let choice = self.manner.policy.choose(&incident);
+        let ladders = Ladders::of(&self.manner.policy, &incident);
         let mut scene = Scene {
             brake: &mut *self.brake,
             memcg: self.memcg,
@@ -180,7 +180,10 @@ impl Answerer<'_> {
             was_helped: false,
             worths: &self.manner.policy.worths,
         };
-        let verdict = decide(&mut scene, choice, self.manner.is_dry);
+        let verdict = match self.manner.is_dry {
+            true => verdict::rehearse(&mut scene, ladders),
+            false => verdict::decide(&mut scene, ladders),
+        };
         let path = self.memcg.path();
         verdict.problems.iter().for_each(|problem| say!(Warning, cgroup = path; "{}{problem}", self.teller));
         let held = scene.released.unwrap_or_else(Instant::now) - noticed;
@@ -346,13 +349,4 @@ impl Answerer<'_> {
             say!(Error, cgroup = path; "{}the brake could not be armed again: {error}", self.teller);
         }
     }
-}
-
-fn decide(scene: &mut Scene<'_>, choice: Choice<'_>, is_dry: bool) -> Verdict {
-    let mut verdict = match is_dry {
-        true => verdict::rehearse(scene, choice.ladder),
-        false => verdict::decide(scene, choice.ladder),
-    };
-    (verdict.rule, verdict.problems) = (choice.rule.map(str::to_owned), choice.problems);
-    verdict
 }

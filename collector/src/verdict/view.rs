@@ -1,7 +1,7 @@
 //! An incident as a rule sees it.
 
 use super::worth::Worths;
-use crate::incident::model::{Incident, PressureScope};
+use crate::incident::model::{Incident, PressureScope, Step, StepOutcome};
 use crate::incident::{heaps, profile, since};
 use cel::Context;
 use serde::Serialize;
@@ -38,6 +38,8 @@ pub struct View {
     pub heap: Heap,
     /// Who owns the heap.
     pub stacks: Vec<Stack>,
+    /// What was tried in this hold, in order.
+    pub steps: Vec<Tried>,
 }
 
 /// A memcg at its limit.
@@ -113,6 +115,25 @@ pub struct Stack {
     pub share: f64,
 }
 
+/// An action that was tried, and what came of it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Tried {
+    /// Like `throttle=3s`.
+    pub action: String,
+    /// `relieved`, `not_enough` or `failed`.
+    pub outcome: StepOutcome,
+    /// Charged just before.
+    pub usage_before: f64,
+    /// Charged when it ended.
+    pub usage_after: f64,
+    /// What less was charged then; 0 where it was more.
+    pub freed: f64,
+    /// Time it took.
+    pub seconds: f64,
+    /// Name of the rule whose ladder it was on; empty where none held.
+    pub rule: String,
+}
+
 impl View {
     /// What there is to see of an incident. Names of functions only if its symbols
     /// are known; stacks only if `with_stacks`, since they are many. What `worths` have of
@@ -170,6 +191,7 @@ impl View {
             age,
             heap: heap.unwrap_or_default(),
             stacks: if with_stacks { stacks(incident) } else { Vec::new() },
+            steps: Vec::new(),
         }
     }
 
@@ -181,6 +203,15 @@ impl View {
             memcg: Memcg { path: "/a".to_owned(), usage: 1.0, limit: 1.0, stat: stat.into() },
             processes: vec![Process { name: "a".to_owned(), ..Process::default() }],
             stacks: vec![Stack { functions: vec!["a".to_owned(), "main".to_owned()], size: 1.0, share: 1.0 }],
+            steps: vec![Tried {
+                action: "kill".to_owned(),
+                outcome: StepOutcome::Failed,
+                usage_before: 1.0,
+                usage_after: 1.0,
+                freed: 0.0,
+                seconds: 1.0,
+                rule: "a".to_owned(),
+            }],
             known: vec!["growth", "priority", "reservation", "pressure"],
             ..View::default()
         }
@@ -201,6 +232,7 @@ impl View {
         context.add_variable_from_value("known", value(cel::to_value(&self.known))?);
         context.add_variable_from_value("heap", value(cel::to_value(&self.heap))?);
         context.add_variable_from_value("stacks", value(cel::to_value(&self.stacks))?);
+        context.add_variable_from_value("steps", value(cel::to_value(&self.steps))?);
         let stacks = Arc::new(self.stacks.clone());
         let share = move |part: Arc<String>| -> f64 {
             let has = |stack: &&Stack| stack.functions.iter().any(|function| function.contains(part.as_str()));
@@ -213,6 +245,28 @@ impl View {
         };
         context.add_function("size_of", size).map_err(|error| error.to_string())?;
         Ok(context)
+    }
+}
+
+/// Has rules see what was tried so far.
+pub(super) fn see_steps(context: &mut Context<'static, 'static>, steps: &[Step]) -> Result<(), String> {
+    let tried: Vec<Tried> = steps.iter().map(Tried::of).collect();
+    context.add_variable_from_value("steps", cel::to_value(&tried).map_err(|error| error.to_string())?);
+    Ok(())
+}
+
+impl Tried {
+    fn of(step: &Step) -> Self {
+        let (before, after) = (step.usage_before_bytes, step.usage_after_bytes);
+        Tried {
+            action: step.action.clone(),
+            outcome: step.outcome,
+            usage_before: before as f64,
+            usage_after: after as f64,
+            freed: before.saturating_sub(after) as f64,
+            seconds: step.took_us as f64 / 1e6,
+            rule: step.rule.clone().unwrap_or_default(),
+        }
     }
 }
 

@@ -1,0 +1,142 @@
+//! When a rule holds.
+
+use super::view::View;
+use cel::{Context, Program, Value};
+use std::fmt;
+use std::sync::Arc;
+
+/// A condition in CEL, the Common Expression Language, over a [`View`].
+#[derive(Clone)]
+pub struct Condition {
+    text: String,
+    program: Arc<Program>,
+    /// Whether it looks at who owns the heap.
+    pub(super) sees_stacks: bool,
+    /// Whether it looks at what was tried.
+    pub(super) sees_steps: bool,
+}
+
+impl fmt::Debug for Condition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl fmt::Display for Condition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl Condition {
+    /// Compiles, and tries it on a sample, so that a name that does not exist is
+    /// told now and not in an OOM.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let program = Program::compile(text).map_err(|errors| {
+            // Its message goes on with the text and an arrow below it.
+            let message = errors.to_string();
+            let first = message.lines().next().unwrap_or_default().to_owned();
+            first.replace("ERROR: <input>:", "at line:column ")
+        })?;
+        let references = program.references();
+        let sees_stacks = references.has_variable("stacks") || references.has_function("share");
+        let sees_steps = references.has_variable("steps");
+        let condition = Condition { text: text.to_owned(), program: Arc::new(program), sees_stacks, sees_steps };
+        let mut sample = View::sample();
+        condition.holds(&sample.context()?)?;
+        // As it is each time before the first action.
+        sample.steps.clear();
+        condition.holds(&sample.context()?).map_err(|error| {
+            format!("while nothing was tried yet, steps is empty and {error}; begin with size(steps) > 0 &&")
+        })?;
+        Ok(condition)
+    }
+
+    /// Whether it holds of what a [`View::context`] has; the error is a sentence.
+    pub(super) fn holds(&self, context: &Context<'_, '_>) -> Result<bool, String> {
+        match self.program.execute(context) {
+            Ok(Value::Bool(holds)) => Ok(holds),
+            Ok(other) => Err(format!("it is {}, not true or false; compare it with something", other.type_of())),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::view::{Stack, Tried};
+    use super::*;
+    use crate::incident::model::StepOutcome;
+
+    fn view() -> View {
+        let mut view = View::sample();
+        (view.memcg.usage, view.memcg.limit, view.growth) = (96e6, 100e6, 2e6);
+        let stack = |name: &str, share: f64| Stack { functions: vec!["main".into(), name.into()], size: share, share };
+        view.stacks = vec![stack("Cache::insert", 0.5), stack("Cache::grow", 0.25), stack("parse", 0.25)];
+        view.steps = vec![Tried {
+            action: "throttle=10s".to_owned(),
+            outcome: StepOutcome::NotEnough,
+            usage_before: 100e6,
+            usage_after: 97e6,
+            freed: 3e6,
+            seconds: 10.0,
+            rule: "slow".to_owned(),
+        }];
+        view
+    }
+
+    fn holds(condition: &Condition, view: &View) -> Result<bool, String> {
+        condition.holds(&view.context().unwrap())
+    }
+
+    #[test]
+    fn conditions() {
+        for (text, is_so) in [
+            ("memcg.usage / memcg.limit > 0.95", true),
+            ("growth > size_of('1M')", true),
+            ("memcg.limit < size_of('1M')", false),
+            ("share('Cache::') == 0.75", true),
+            ("stacks[0].functions.exists(f, f == 'Cache::insert') && age < 60", true),
+            ("processes.exists(p, p.name == 'redis-server')", false),
+            ("memcg.path.startsWith('/batch') || 'anon' in memcg.stat", true),
+            ("memcg.path.matches('^/a$')", true),
+            ("priority < 0 && reservation == 0", false),
+            ("!('pressure' in known) || pressure.some > 10 && pressure.scope == 'memcg'", false),
+            ("steps.exists(s, s.action.startsWith('throttle') && s.outcome != 'relieved')", true),
+            ("size(steps) > 0 && steps[0].freed < size_of('4M') && steps[0].seconds >= 10", true),
+            ("steps.all(s, s.rule == 'slow' && s.outcome == 'not_enough' && s.usage_before > s.usage_after)", true),
+        ] {
+            assert_eq!(holds(&Condition::parse(text).unwrap(), &view()), Ok(is_so), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_a_condition_looks_at_is_known() {
+        for (text, sees) in [
+            ("age > 1", (false, false)),
+            ("share('a') > 0", (true, false)),
+            ("stacks.exists(s, s.share > 0.5)", (true, false)),
+            ("size(steps) == 0", (false, true)),
+        ] {
+            let condition = Condition::parse(text).unwrap();
+            assert_eq!((condition.sees_stacks, condition.sees_steps), sees, "{text}");
+        }
+    }
+
+    #[test]
+    fn mistakes_are_told_before_they_matter() {
+        for (text, part) in [
+            ("memcg.usage >", "at line:column 1:14"),
+            ("memgc.usage > 1", "memgc"),
+            ("memcg.usge > 1", "usge"),
+            ("memcg.usage", "not true or false"),
+            ("growth > size_of('much')", "not a size"),
+            ("'a' > 1", "overload"),
+            ("steps.exists(s, s.what == 'kill')", "what"),
+            ("steps[0].outcome == 'failed'", "begin with size(steps) > 0 &&"),
+        ] {
+            let error = Condition::parse(text).unwrap_err();
+            assert!(error.contains(part) && !error.contains('\n'), "{text}: {error}");
+        }
+    }
+}
