@@ -103,6 +103,26 @@ fn a_rule_sees_the_same_live_and_replayed() {
 }
 
 #[test]
+fn a_rule_that_would_take_minutes_does_not_hold_the_program() {
+    let (lab, dir) = (Lab::new(), tempfile::tempdir().unwrap());
+    // There are some forty counters, and three million ways to take four of them.
+    let slow = "memcg.stat.all(a, memcg.stat.all(b, memcg.stat.all(c, memcg.stat.all(d, a + b + c + d != ''))))";
+    let rules =
+        format!("run.on_oom = ['grant=64M']\n[[rule]]\nname = 'slow'\nwhen = \"{slow} || true\"\non_oom = ['kill']\n");
+    fs::write(dir.path().join("reprieve.toml"), rules).unwrap();
+    let (store, victim) = (lab.out().to_str().unwrap(), common::fixture("steady_leak"));
+    let ran = reprieve(dir.path(), &["run", "--memory", "48M", "--out", store, "--", &victim, "--mib", "64"]);
+    assert!(ran.status.success(), "{}", text(&ran));
+    let incident = lab.incident();
+    let verdict = &incident["verdict"];
+    assert_eq!((&verdict["rule"], &verdict["steps"][0]["action"]), (&().into(), &"grant=64M".into()), "{verdict:#}");
+    let problem = verdict["problems"][0].as_str().unwrap();
+    assert!(problem.starts_with("rule \"slow\" was passed over: it "), "{problem}");
+    let (held, deadline) = (incident["hold"]["held_us"].as_u64(), incident["hold"]["deadline_us"].as_u64());
+    assert!(held.is_some() && held < deadline, "{:#}", incident["hold"]);
+}
+
+#[test]
 fn a_rule_takes_over_when_the_other_did_not_help() {
     let (lab, dir) = (Lab::new(), tempfile::tempdir().unwrap());
     let rules = "[[rule]]\nname = 'in vain'\non_oom = ['kill']\n\

@@ -156,7 +156,8 @@ impl Answerer<'_> {
         }
         self.brake.measure();
         let summary = show::headline(&incident);
-        let ladders = Ladders::of(&self.manner.policy, &incident);
+        let left = deadline.saturating_duration_since(Instant::now());
+        let ladders = Ladders::of(&self.manner.policy, &incident).within(left);
         let mut scene = Scene {
             brake: &mut *self.brake,
             memcg: self.memcg,

@@ -1,15 +1,20 @@
 //! When a rule holds.
 
+use super::patience::{MOST_TIME, Patience, count_rounds};
 use super::view::View;
-use cel::{Context, Program, Value};
+use cel::{Context, IdedExpr as Expression, Program, Value};
 use std::fmt;
 use std::sync::Arc;
+
+/// Levels of a condition, of which a list in a list takes two: each takes some stack of
+/// who answers, 40 KiB in a program that was built without optimization.
+const MOST_DEPTH: usize = 32;
 
 /// A condition in CEL, the Common Expression Language, over a [`View`].
 #[derive(Clone)]
 pub struct Condition {
     text: String,
-    program: Arc<Program>,
+    expression: Arc<Expression>,
     /// Whether it looks at who owns the heap.
     pub(super) sees_stacks: bool,
     /// Whether it looks at what was tried.
@@ -41,24 +46,37 @@ impl Condition {
         let references = program.references();
         let sees_stacks = references.has_variable("stacks") || references.has_function("share");
         let sees_steps = references.has_variable("steps");
-        let condition = Condition { text: text.to_owned(), program: Arc::new(program), sees_stacks, sees_steps };
-        let mut sample = View::sample();
-        condition.holds(&sample.context()?)?;
+        let mut expression = program.expression().clone();
+        if count_rounds(&mut expression) > MOST_DEPTH {
+            return Err(format!("it is nested in more than {MOST_DEPTH} levels; make several rules of it"));
+        }
+        let condition = Condition { text: text.to_owned(), expression: Arc::new(expression), sees_stacks, sees_steps };
+        let (mut sample, patience) = (View::sample(), Patience::new(MOST_TIME));
+        condition.holds(&sample.context(&patience)?, &patience)?;
         // As it is each time before the first action.
         sample.steps.clear();
-        condition.holds(&sample.context()?).map_err(|error| {
+        patience.renew(MOST_TIME);
+        condition.holds(&sample.context(&patience)?, &patience).map_err(|error| {
             format!("while nothing was tried yet, steps is empty and {error}; begin with size(steps) > 0 &&")
         })?;
         Ok(condition)
     }
 
-    /// Whether it holds of what a [`View::context`] has; the error is a sentence.
-    pub(super) fn holds(&self, context: &Context<'_, '_>) -> Result<bool, String> {
-        match self.program.execute(context) {
+    /// Whether it holds of what a [`View::context`] of this patience has; the error is a
+    /// sentence.
+    pub(super) fn holds(&self, context: &Context<'_, '_>, patience: &Patience) -> Result<bool, String> {
+        patience.ask(|| match context.resolve(&self.expression) {
             Ok(Value::Bool(holds)) => Ok(holds),
             Ok(other) => Err(format!("it is {}, not true or false; compare it with something", other.type_of())),
             Err(error) => Err(error.to_string()),
-        }
+        })
+    }
+
+    /// One at which cel panics: it has no value for it, and no text is parsed to it.
+    #[cfg(test)]
+    pub(super) fn panicking() -> Self {
+        let expression = Arc::new(Expression::default());
+        Condition { text: String::new(), expression, sees_stacks: false, sees_steps: false }
     }
 }
 
@@ -86,7 +104,8 @@ mod tests {
     }
 
     fn holds(condition: &Condition, view: &View) -> Result<bool, String> {
-        condition.holds(&view.context().unwrap())
+        let patience = Patience::new(MOST_TIME);
+        condition.holds(&view.context(&patience).unwrap(), &patience)
     }
 
     #[test]
@@ -121,6 +140,28 @@ mod tests {
             let condition = Condition::parse(text).unwrap();
             assert_eq!((condition.sees_stacks, condition.sees_steps), sees, "{text}");
         }
+    }
+
+    /// Runs on a thread with such a stack.
+    fn on_stack<T: Send>(bytes: usize, work: impl FnOnce() -> T + Send) -> T {
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().stack_size(bytes);
+            thread.spawn_scoped(scope, work).unwrap().join().unwrap()
+        })
+    }
+
+    #[test]
+    fn the_deepest_condition_fits_on_the_stack_of_who_answers() {
+        // Evaluated to the bottom, two levels each.
+        let nested =
+            |depth: usize| (0..depth).fold("age >= 0".to_owned(), |inner, at| format!("[1].all(x{at}, {inner})"));
+        // The parser takes more of it; that is done elsewhere.
+        let parsed = |depth: usize| on_stack(64 << 20, move || Condition::parse(&nested(depth)));
+        let error = parsed(MOST_DEPTH / 2).unwrap_err();
+        assert!(error.contains("more than 32 levels"), "{error}");
+        let deepest = parsed(MOST_DEPTH / 2 - 1).unwrap();
+        // Who answers has frames of his own.
+        assert_eq!(on_stack(crate::guard::STACK_BYTES * 3 / 4, || holds(&deepest, &view())), Ok(true));
     }
 
     #[test]

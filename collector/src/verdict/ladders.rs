@@ -2,11 +2,16 @@
 
 use super::Action;
 use super::condition::Condition;
+use super::patience::{MOST_TIME, Patience};
 use super::policy::Policy;
 use super::view::{View, see_steps};
 use crate::incident::model::{Incident, Step};
 use cel::Context;
 use std::fmt;
+use std::time::Duration;
+
+/// Time that rules have in any case: a short deadline is no reason not to ask them.
+const LEAST_TIME: Duration = Duration::from_millis(20);
 
 /// An action whose turn it is.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -30,6 +35,9 @@ pub struct Ladders<'p> {
     at: Option<usize>,
     /// What rules see; `None` where there are none.
     seen: Option<Context<'static, 'static>>,
+    patience: Patience,
+    /// What the first asking may take.
+    first_time: Duration,
     problems: Vec<String>,
 }
 
@@ -57,16 +65,23 @@ impl<'p> Ladders<'p> {
         let rules = policy.rules.iter().filter(|rule| rule.matches.as_ref().is_none_or(|glob| glob.matches(path)));
         let mut places: Vec<Place<'p>> =
             rules.map(|rule| Place::new(Some(&rule.name), Some(&rule.when), &rule.ladder)).collect();
-        let mut problems = Vec::new();
+        let (mut problems, patience) = (Vec::new(), Patience::new(MOST_TIME));
         let seen = if places.is_empty() {
             None
         } else {
             let sees_stacks = places.iter().any(|place| place.when.is_some_and(|when| when.sees_stacks));
-            let context = View::of(incident, &policy.worths, sees_stacks).context();
+            let context = View::of(incident, &policy.worths, sees_stacks).context(&patience);
             context.map_err(|error| problems.push(format!("all rules were passed over: {error}"))).ok()
         };
         places.push(Place::new(None, None, &policy.otherwise));
-        Ladders { places, at: None, seen, problems }
+        Ladders { places, at: None, seen, patience, first_time: MOST_TIME, problems }
+    }
+
+    /// The same where a hold lasts so much longer at most: half of it is for the rules.
+    #[must_use]
+    pub fn within(mut self, left: Duration) -> Self {
+        self.first_time = (left / 2).clamp(LEAST_TIME, MOST_TIME);
+        self
     }
 
     /// What is to be done after these steps; `None` where nothing is left.
@@ -76,6 +91,7 @@ impl<'p> Ladders<'p> {
         {
             self.problems.push(format!("rules do not see what was tried: {error}"));
         }
+        self.patience.renew(if steps.is_empty() { self.first_time } else { MOST_TIME });
         let at = (0..self.places.len()).find(|&at| self.may_be_on(at) && self.holds(at))?;
         self.at = Some(at);
         let place = &mut self.places[at];
@@ -91,12 +107,12 @@ impl<'p> Ladders<'p> {
 
     /// Whether its rule holds. One that fails is not asked again.
     fn holds(&mut self, at: usize) -> bool {
-        let (place, seen) = (&mut self.places[at], &self.seen);
+        let (place, seen, patience) = (&mut self.places[at], &self.seen, &self.patience);
         let Some(when) = place.when else { return true };
         if let Some(holds) = place.holds {
             return holds;
         }
-        let answer = seen.as_ref().map_or(Ok(false), |context| when.holds(context));
+        let answer = seen.as_ref().map_or(Ok(false), |context| when.holds(context, patience));
         // The incident stays as it is; only what was tried grows.
         place.holds = (answer.is_err() || !when.sees_steps).then_some(answer == Ok(true));
         answer.unwrap_or_else(|error| {
@@ -203,6 +219,46 @@ mod tests {
         assert_eq!(climbed(&policy(rules)).0, ["even: grant=1M", "odd: kill", "odd: freeze=300s", "odd: ask=30s"]);
         let first = vec![rule("first", "size(steps) == 0", &["grant=1M", "kill"])];
         assert_eq!(climbed(&policy(first)).0, ["first: grant=1M", "-: reclaim", "-: defer"]);
+    }
+
+    #[test]
+    fn one_that_panics_is_passed_over_and_told() {
+        let panics = Rule { when: Condition::panicking(), ..rule("bad", "true", &["kill"]) };
+        let (told, problems) = climbed(&policy(vec![panics, rule("good", "true", &["grant=1M"])]));
+        assert_eq!(told, ["good: grant=1M"]);
+        assert!(
+            problems.len() == 1 && problems[0].starts_with("rule \"bad\" was passed over: it panicked: "),
+            "{problems:?}"
+        );
+    }
+
+    #[test]
+    fn one_that_would_take_minutes_is_left_soon_and_the_next_is_asked() {
+        // The incident's counters in each other, which the sample has few of. What || absorbs
+        // does not hide it.
+        let slow = ["a", "b", "c", "d"]
+            .iter()
+            .rev()
+            .fold("a + b + c + d != ''".to_owned(), |inner, name| format!("memcg.stat.all({name}, {inner})"));
+        let counters = incident().memcg.unwrap().stat.len();
+        assert!(counters > 30, "{counters}");
+        let rules = vec![rule("slow", &format!("{slow} || true"), &["kill"]), rule("good", "true", &["grant=1M"])];
+        let begun = std::time::Instant::now();
+        let (told, problems) = climbed(&policy(rules));
+        let took = begun.elapsed();
+        assert_eq!(told, ["good: grant=1M"]);
+        assert!(problems.len() == 1 && problems[0].starts_with("rule \"slow\" was passed over: it "), "{problems:?}");
+        // A hundred times as long without a limit.
+        assert!(took < Duration::from_secs(1), "{took:?}");
+    }
+
+    #[test]
+    fn a_short_deadline_leaves_little_time_but_some() {
+        for (left_ms, first_ms) in [(0, 20), (100, 50), (60_000, 200)] {
+            let policy = policy(Vec::new());
+            let ladders = Ladders::of(&policy, &incident()).within(Duration::from_millis(left_ms));
+            assert_eq!(ladders.first_time, Duration::from_millis(first_ms));
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ pub mod hook;
 mod kill;
 mod ladders;
 mod others;
+mod patience;
 mod person;
 pub mod policy;
 mod quota;

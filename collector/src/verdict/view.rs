@@ -1,5 +1,6 @@
 //! An incident as a rule sees it.
 
+use super::patience::{Patience, ROUND};
 use super::worth::Worths;
 use crate::incident::model::{Incident, PressureScope, Step, StepOutcome};
 use crate::incident::{heaps, profile, since};
@@ -217,9 +218,11 @@ impl View {
         }
     }
 
-    /// The variables and functions of a rule.
-    pub(super) fn context(&self) -> Result<Context<'static, 'static>, String> {
+    /// The variables and functions of rules that are asked with this patience.
+    pub(super) fn context(&self, patience: &Patience) -> Result<Context<'static, 'static>, String> {
         let mut context = Context::default();
+        let patience = patience.clone();
+        context.add_function(ROUND, move || patience.round()).map_err(|error| error.to_string())?;
         let value = |part: Result<cel::Value, cel::SerializationError>| part.map_err(|error| error.to_string());
         context.add_variable_from_value("memcg", value(cel::to_value(&self.memcg))?);
         context.add_variable_from_value("machine", value(cel::to_value(&self.machine))?);
