@@ -11,6 +11,7 @@ mod leftovers;
 mod memcg;
 pub mod note;
 mod pressure;
+mod which;
 
 pub use create::{CpuGroup, create_cpu_group, create_memcg, find_cpu_group};
 pub use glob::Glob;
@@ -19,6 +20,7 @@ pub use labels::labels;
 pub use leftovers::{clean_leftovers, maker_is_dead, name_of_own_group};
 pub use memcg::{Memcg, UNLIMITED, parse_keyed};
 pub use pressure::pressure;
+pub use which::Which;
 
 use std::io;
 use std::path::PathBuf;

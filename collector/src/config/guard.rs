@@ -2,7 +2,7 @@
 
 use super::keys::{self, Key};
 use super::{Config, Origin};
-use crate::cgroup::Glob;
+use crate::cgroup::{Glob, Which};
 use crate::desk::{self, Announce};
 use crate::hold::{BrakeChoice, Cushion};
 use crate::metrics::Places;
@@ -24,7 +24,7 @@ pub const OF_ONE: [&str; 8] =
 #[derive(Debug, Clone)]
 pub struct Override {
     /// Which.
-    pub matches: Glob,
+    pub matches: Which,
     /// Texts by their key's name below `guard`.
     pub set: BTreeMap<&'static str, String>,
     /// Where it begins.
@@ -138,7 +138,7 @@ impl Config {
             let reservation = reservation.map_or(Ok(None), keys::reservation);
             (priority.unwrap_or_default(), reservation.unwrap_or_default())
         };
-        let said = |matches: Option<&Glob>, (priority, reservation_bytes)| Said {
+        let said = |matches: Option<&Which>, (priority, reservation_bytes)| Said {
             matches: matches.cloned(),
             priority,
             reservation_bytes,
@@ -158,7 +158,7 @@ impl Config {
         let mut out = String::new();
         for one in &self.overrides {
             let origin = if origins { format!(" # {}", one.origin) } else { String::new() };
-            let matches = keys::Kind::Text.as_toml(&one.matches.to_string());
+            let matches = keys::which_as_toml(&one.matches);
             out.push_str(&format!("\n[[cgroup]]{origin}\nmatch = {matches}\n"));
             for (name, text) in &one.set {
                 let kind = key_of_one(name).map_or(keys::Kind::Text, |key| key.kind);

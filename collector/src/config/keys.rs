@@ -1,6 +1,6 @@
 //! The keys: what there is to set.
 
-use crate::cgroup::Glob;
+use crate::cgroup::{Glob, Which};
 use crate::desk::announce::{BODY, Template};
 use crate::hold::{BrakeChoice, Cushion};
 use crate::say::Form;
@@ -36,6 +36,18 @@ impl Kind {
             Kind::Flag => text.to_owned(),
             Kind::List if text.is_empty() => "[]".to_owned(),
             Kind::List => format!("[{}]", text.split(',').map(quoted).collect::<Vec<_>>().join(", ")),
+        }
+    }
+}
+
+/// Which cgroups, as TOML.
+pub(super) fn which_as_toml(which: &Which) -> String {
+    let said: Vec<_> = which.said().into_iter().map(|(key, text)| (key, Kind::Text.as_toml(&text))).collect();
+    match said.as_slice() {
+        [("cgroup", glob)] => glob.clone(),
+        said => {
+            let said: Vec<String> = said.iter().map(|(key, text)| format!("{key} = {text}")).collect();
+            format!("{{ {} }}", said.join(", "))
         }
     }
 }

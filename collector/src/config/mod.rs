@@ -132,7 +132,7 @@ impl Config {
             let text = |text: &str| Kind::Text.as_toml(text);
             let ladder: Vec<String> = rule.ladder.iter().map(|action| text(&action.to_string())).collect();
             let (name, when) = (text(&rule.name), text(&rule.when.to_string()));
-            let matches = rule.matches.as_ref().map(|glob| format!("match = {}\n", text(&glob.to_string())));
+            let matches = rule.matches.as_ref().map(|which| format!("match = {}\n", keys::which_as_toml(which)));
             let matches = matches.unwrap_or_default();
             out.push_str(&format!("\n[[rule]]{origin}\nname = {name}\n{matches}when = {when}\n"));
             out.push_str(&format!("on_oom = [{}]\n", ladder.join(", ")));
@@ -356,11 +356,23 @@ mod tests {
                 "reprieve.toml",
                 "[[rule]]\nname = 'leak'\nwhen = \"share('Cache') > 0.5\"\non_oom = ['throttle=10s', 'kill']\n",
             ),
-            ("conf.d/a.toml", "[[rule]]\nname = 'rest'\nmatch = '/a/*'\nwhen = 'true'\non_oom = ['grant=64M']\n"),
+            (
+                "conf.d/a.toml",
+                "[[rule]]\nname = 'rest'\nmatch = '/a/*'\nwhen = 'true'\non_oom = ['grant=64M']\n\
+                 [[rule]]\nname = 'web'\nmatch.unit = 'nginx*'\nmatch.cgroup = '/**'\nwhen = 'true'\non_oom = ['kill']\n\
+                 [[cgroup]]\nmatch = { runtime = 'docker' }\ndry_run = true\n",
+            ),
         ]);
         let config = Config::load(dir.path()).unwrap();
+        let rules = config.policy().rules;
+        let is_for = |rule: usize, path: &str| rules[rule].matches.as_ref().unwrap().matches(path);
+        assert!(
+            is_for(1, "/a/b") && !is_for(1, "/b") && is_for(2, "/system.slice/nginx.service") && !is_for(2, "/a/b")
+        );
+        let container = format!("/docker/{}", "0123456789abcdef".repeat(4));
+        assert!(config.guarded(&container).is_dry && !config.guarded("/a/b").is_dry);
         let names: Vec<String> = config.policy().rules.into_iter().map(|rule| rule.name).collect();
-        assert_eq!(names, ["leak", "rest"]);
+        assert_eq!(names, ["leak", "rest", "web"]);
         let shown = config.show(false);
         std::fs::remove_dir_all(dir.path().join("conf.d")).unwrap();
         fs::write(dir.path().join("reprieve.toml"), &shown).unwrap();
@@ -384,6 +396,30 @@ mod tests {
         }
         assert_eq!(found.len(), 6, "{found:#?}");
         assert!(problems(&[("reprieve.toml", "rule = 3")])[0].contains("write [[rule]]"));
+    }
+
+    #[test]
+    fn mistakes_in_what_is_matched() {
+        let rule = |said: &str| format!("[[rule]]\nname = 'a'\nwhen = 'true'\non_oom = ['kill']\n{said}\n");
+        for (said, told) in [
+            ("match = 3", &["5: rule.match: write a pattern of paths, like"][..]),
+            ("match = {}", &["5: rule.match: write a pattern of paths, like"]),
+            ("match = 'a'", &["5: rule.match: \"a\" does not begin with /"]),
+            ("match.units = 'a.service'", &["5: rule.match.units is not a key; a match has cgroup, unit, pod"]),
+            ("match.unit = 1", &["5: rule.match.unit: write a string in quotes"]),
+            (
+                "match.unit = 'nginx'\nmatch.runtime = 'rkt'",
+                &["5: rule.match.unit: \"nginx\" is no unit", "6: rule.match.runtime: \"rkt\" is no runtime"],
+            ),
+        ] {
+            let found = problems(&[("reprieve.toml", &rule(said))]);
+            assert_eq!(found.len(), told.len(), "{said}: {found:?}");
+            for (found, told) in found.iter().zip(told) {
+                assert!(found.starts_with(&format!("DIR/reprieve.toml:{told}")), "{said}: {found}");
+            }
+        }
+        let found = problems(&[("reprieve.toml", "[[cgroup]]\nmatch.pod = 'web'\n")]);
+        assert!(found.len() == 1 && found[0].starts_with("DIR/reprieve.toml:2: cgroup.match.pod: "), "{found:?}");
     }
 
     #[test]

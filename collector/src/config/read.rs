@@ -3,7 +3,7 @@
 use super::guard::{OF_ONE, Override, key_of_one};
 use super::keys::{self, KEYS, Key, Kind};
 use super::{Config, Origin, Setting};
-use crate::cgroup::Glob;
+use crate::cgroup::Which;
 use crate::verdict::Condition;
 use crate::verdict::policy::Rule;
 use std::collections::BTreeMap;
@@ -143,10 +143,11 @@ impl Reader<'_> {
         for (key, value) in table {
             let text = |kind| text_of(kind, value.get_ref());
             let read = match key.get_ref().as_ref() {
-                "name" => text(Kind::Text).map(|text| name = Some(text)),
                 "match" => {
-                    string_of(value.get_ref()).and_then(|text| Glob::parse(&text)).map(|glob| matches = Some(glob))
+                    matches = self.which(RULE, value);
+                    continue;
                 }
+                "name" => text(Kind::Text).map(|text| name = Some(text)),
                 "when" => string_of(value.get_ref()).and_then(|text| Condition::parse(&text)).map(|c| when = Some(c)),
                 "on_oom" => {
                     text(Kind::List).and_then(|text| keys::actions(&text)).map(|actions| ladder = Some(actions))
@@ -179,10 +180,11 @@ impl Reader<'_> {
         let (mut matches, mut set) = (None, BTreeMap::new());
         for (name, value) in table {
             let name_in = name.get_ref().as_ref();
+            if name_in == "match" {
+                matches = self.which(CGROUP, value);
+                continue;
+            }
             let read = match key_of_one(name_in) {
-                _ if name_in == "match" => {
-                    string_of(value.get_ref()).and_then(|text| Glob::parse(&text)).map(|glob| matches = Some(glob))
-                }
                 Some(key) => text_of(key.kind, value.get_ref()).and_then(|text| {
                     (key.check)(&text)?;
                     set.insert(key.name.trim_start_matches("guard."), text);
@@ -206,6 +208,38 @@ impl Reader<'_> {
             let origin = Origin { file: self.file.to_owned(), line: self.line(&cgroup.span()) };
             self.config.overrides.push(Override { matches, set, origin });
         }
+    }
+
+    /// What `match` says: a pattern of paths, or a table of what cgroups are.
+    fn which(&mut self, of: &str, value: &Spanned<DeValue<'_>>) -> Option<Which> {
+        let before = self.problems.len();
+        let mut which = Which::default();
+        match value.get_ref() {
+            DeValue::String(glob) => {
+                if let Err(message) = which.say("cgroup", glob) {
+                    self.problem(&value.span(), format!("{of}.match: {message}"));
+                }
+            }
+            DeValue::Table(table) if !table.is_empty() => {
+                for (key, value) in table {
+                    let known = Which::KEYS.contains(&key.get_ref().as_ref());
+                    let name = format!("{of}.match.{}", key.get_ref());
+                    if !known {
+                        let keys = Which::KEYS.join(", ");
+                        self.problem(&key.span(), format!("{name} is not a key; a match has {keys}"));
+                    } else if let Err(message) =
+                        string_of(value.get_ref()).and_then(|text| which.say(key.get_ref(), &text))
+                    {
+                        self.problem(&value.span(), format!("{name}: {message}"));
+                    }
+                }
+            }
+            _ => {
+                let forms = "\"/batch/*\", or { unit = \"nginx.service\" }";
+                self.problem(&value.span(), format!("{of}.match: write a pattern of paths, like {forms}"));
+            }
+        }
+        (self.problems.len() == before).then_some(which)
     }
 
     fn value(&mut self, key: &'static Key, value: &DeValue<'_>, span: &Range<usize>) {

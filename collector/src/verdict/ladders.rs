@@ -62,7 +62,7 @@ impl<'p> Ladders<'p> {
     #[must_use]
     pub fn of(policy: &'p Policy, incident: &Incident) -> Self {
         let path = incident.memcg.as_ref().map_or("", |memcg| memcg.path.as_str());
-        let rules = policy.rules.iter().filter(|rule| rule.matches.as_ref().is_none_or(|glob| glob.matches(path)));
+        let rules = policy.rules.iter().filter(|rule| rule.matches.as_ref().is_none_or(|which| which.matches(path)));
         let mut places: Vec<Place<'p>> =
             rules.map(|rule| Place::new(Some(&rule.name), Some(&rule.when), &rule.ladder)).collect();
         let (mut problems, patience) = (Vec::new(), Patience::new(MOST_TIME));
@@ -139,7 +139,7 @@ impl<'p> Place<'p> {
 mod tests {
     use super::super::policy::Rule;
     use super::*;
-    use crate::cgroup::Glob;
+    use crate::cgroup::Which;
     use crate::incident::model::StepOutcome;
 
     fn incident() -> Incident {
@@ -187,7 +187,7 @@ mod tests {
         let last = ["-: reclaim", "-: defer"];
         assert_eq!(climbed(&policy(Vec::new())), (last.map(str::to_owned).to_vec(), Vec::new()));
         assert_eq!(climbed(&policy(vec![rule("no", "age < 0", &["kill"])])).0, last);
-        let elsewhere = Rule { matches: Some(Glob::parse("/elsewhere/*").unwrap()), ..rule("else", "true", &["kill"]) };
+        let elsewhere = Rule { matches: Some(Which::at("/elsewhere/*").unwrap()), ..rule("else", "true", &["kill"]) };
         assert_eq!(climbed(&policy(vec![elsewhere])).0, last);
     }
 

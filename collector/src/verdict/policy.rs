@@ -3,7 +3,7 @@
 use super::ladders::Ladders;
 use super::worth::Worths;
 use super::{Action, Condition, kill};
-use crate::cgroup::Glob;
+use crate::cgroup::Which;
 use crate::incident::model::{Incident, Step, StepOutcome};
 use crate::incident::units;
 use std::str::FromStr;
@@ -14,7 +14,7 @@ pub struct Rule {
     /// Its name, for people.
     pub name: String,
     /// The memcgs that it is for; all of them without.
-    pub matches: Option<Glob>,
+    pub matches: Option<Which>,
     /// When it is the one.
     pub when: Condition,
     /// What is done, in order.

@@ -310,7 +310,7 @@ fn stacks(incident: &Incident) -> Vec<Stack> {
 mod tests {
     use super::super::worth::Said;
     use super::*;
-    use crate::cgroup::Glob;
+    use crate::cgroup::Which;
     use crate::incident::baseline::Baseline;
     use crate::incident::model;
 
@@ -340,7 +340,7 @@ mod tests {
         assert_eq!(view.pressure, Pressure { scope: "memcg", some: 12.5, full: 7.25 });
         assert_eq!(view.known, ["growth", "priority", "reservation", "pressure"]);
         let said = |glob: &str, priority| Said {
-            matches: Some(Glob::parse(glob).unwrap()),
+            matches: Some(Which::at(glob).unwrap()),
             priority,
             reservation_bytes: Some(9),
         };

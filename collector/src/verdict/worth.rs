@@ -1,7 +1,7 @@
 //! What a memcg is worth, and who of several goes first: of a machine's jobs, and of those
 //! below a memcg.
 
-use crate::cgroup::{Glob, Memcg};
+use crate::cgroup::{Memcg, Which};
 use std::cmp::Reverse;
 use std::os::unix::ffi::OsStrExt;
 
@@ -20,7 +20,7 @@ pub fn order(priority: i32, size_bytes: u64, reservation_bytes: u64) -> impl Ord
 #[derive(Debug, Clone)]
 pub struct Said {
     /// Which; all of them without.
-    pub matches: Option<Glob>,
+    pub matches: Option<Which>,
     /// Their priority.
     pub priority: Option<i32>,
     /// What each may keep when memory is short.
@@ -33,7 +33,7 @@ pub struct Worths(pub Vec<Said>);
 
 impl Worths {
     fn configured<T>(&self, path: &str, word: impl Fn(&Said) -> Option<T>) -> Option<T> {
-        let about = |said: &&Said| said.matches.as_ref().is_none_or(|glob| glob.matches(path));
+        let about = |said: &&Said| said.matches.as_ref().is_none_or(|which| which.matches(path));
         self.0.iter().rev().filter(about).find_map(word)
     }
 
@@ -105,7 +105,7 @@ mod tests {
         let hierarchy = Hierarchy { version: Version::V2, mount: dir.path().to_owned(), own: "/".to_owned() };
         let memcg = |path: &str| Memcg::at(&hierarchy, path);
         let said = |glob: Option<&str>, priority, reservation_bytes| Said {
-            matches: glob.map(|glob| Glob::parse(glob).unwrap()),
+            matches: glob.map(|glob| Which::at(glob).unwrap()),
             priority,
             reservation_bytes,
         };
