@@ -25,8 +25,8 @@ pub const OF_ONE: [&str; 8] =
 pub struct Override {
     /// Which.
     pub matches: Which,
-    /// Texts by their key's name below `guard`.
-    pub set: BTreeMap<&'static str, String>,
+    /// Texts by their key's name below `guard`; of a list each entry, else one.
+    pub set: BTreeMap<&'static str, Vec<String>>,
     /// Where it begins.
     pub origin: Origin,
 }
@@ -52,13 +52,13 @@ impl Config {
     /// The cgroups to guard.
     #[must_use]
     pub fn guard_cgroups(&self) -> Vec<Glob> {
-        self.parsed("guard.cgroups", keys::globs)
+        self.list("guard.cgroups", Glob::parse)
     }
 
     /// Those to leave alone all the same.
     #[must_use]
     pub fn guard_except(&self) -> Vec<Glob> {
-        self.parsed("guard.except", keys::globs)
+        self.list("guard.except", Glob::parse)
     }
 
     /// Most OOMs that are answered at the same time.
@@ -109,16 +109,22 @@ impl Config {
     /// matches, a later one before an earlier one.
     #[must_use]
     pub fn guarded(&self, path: &str) -> Guarded {
-        let text = |name: &'static str| {
+        let said = |name: &'static str| {
             let said = self.overrides.iter().rev().filter(|one| one.matches.matches(path));
-            let own = said.filter_map(|one| one.set.get(name)).next();
+            said.filter_map(|one| one.set.get(name)).next()
+        };
+        let text = |name: &'static str| {
+            let own = said(name).and_then(|texts| texts.first());
             own.map_or_else(|| self.get(&format!("guard.{name}")), String::as_str)
         };
         fn parsed<T>(text: &str, parse: impl Fn(&str) -> Result<T, String>) -> T {
             // Every text was checked by the same parser when it was read.
             parse(text).unwrap_or_else(|error| unreachable!("{error}"))
         }
-        let otherwise: Vec<Action> = parsed(text("on_oom"), keys::actions);
+        let otherwise = match said("on_oom") {
+            Some(texts) => texts.iter().map(|text| parsed(text, Action::from_str)).collect(),
+            None => self.list("guard.on_oom", Action::from_str),
+        };
         Guarded {
             deadline: parsed(text("deadline"), parse_duration),
             policy: self.policy_with(otherwise),
@@ -144,7 +150,7 @@ impl Config {
             reservation_bytes,
         };
         let of_all = said(None, parse(Some(self.get("guard.priority")), Some(self.get("guard.reservation"))));
-        let text = |one: &'_ Override, name: &str| one.set.get(name).cloned();
+        let text = |one: &'_ Override, name: &str| one.set.get(name).map(|texts| texts.concat());
         let of_some = self.overrides.iter().map(|one| {
             let (priority, reservation) = (text(one, "priority"), text(one, "reservation"));
             said(Some(&one.matches), parse(priority.as_deref(), reservation.as_deref()))
@@ -160,9 +166,10 @@ impl Config {
             let origin = if origins { format!(" # {}", one.origin) } else { String::new() };
             let matches = keys::which_as_toml(&one.matches);
             out.push_str(&format!("\n[[cgroup]]{origin}\nmatch = {matches}\n"));
-            for (name, text) in &one.set {
+            for (name, texts) in &one.set {
                 let kind = key_of_one(name).map_or(keys::Kind::Text, |key| key.kind);
-                out.push_str(&format!("{name} = {}\n", kind.as_toml(text)));
+                let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+                out.push_str(&format!("{name} = {}\n", kind.as_toml(&texts)));
             }
         }
         out

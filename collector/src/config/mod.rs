@@ -1,7 +1,7 @@
 //! What `/etc/reprieve` says: `reprieve.toml`, then `conf.d/*.toml` in name order.
 //!
-//! A value is kept as the text that one would type on the command line, and read
-//! by the same parser; the command line wins. Each remembers the file and the line
+//! A value is kept as the text that one would type on the command line, or several of a
+//! list, and read by the same parser; the command line wins. Each remembers the file and the line
 //! that it came from.
 
 mod guard;
@@ -46,7 +46,8 @@ impl fmt::Display for Origin {
 /// A value that some file sets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Setting {
-    text: String,
+    /// Those of a list; of anything else one.
+    texts: Vec<String>,
     origin: Origin,
 }
 
@@ -97,12 +98,12 @@ impl Config {
         if problems.is_empty() { Ok(config) } else { Err(Problems(problems)) }
     }
 
-    /// The text of a key, and where it was set; `None` is its default.
+    /// The texts of a key, and where they were set; `None` is its default.
     #[must_use]
-    pub fn text(&self, key: &Key) -> (&str, Option<&Origin>) {
+    pub fn texts(&self, key: &Key) -> (Vec<&str>, Option<&Origin>) {
         match self.set.get(key.name) {
-            Some(setting) => (&setting.text, Some(&setting.origin)),
-            None => (key.default, None),
+            Some(setting) => (setting.texts.iter().map(String::as_str).collect(), Some(&setting.origin)),
+            None => (key.default.to_vec(), None),
         }
     }
 
@@ -118,8 +119,8 @@ impl Config {
                 out.push_str(&format!("{}[{of}]\n", if out.is_empty() { "" } else { "\n" }));
                 table = of;
             }
-            let (text, origin) = self.text(key);
-            let line = format!("{name} = {}", key.kind.as_toml(text));
+            let (texts, origin) = self.texts(key);
+            let line = format!("{name} = {}", key.kind.as_toml(&texts));
             match origin {
                 _ if !origins => out.push_str(&format!("{line}\n")),
                 Some(origin) => out.push_str(&format!("{line:40} # {origin}\n")),
@@ -129,9 +130,8 @@ impl Config {
         out.push_str(&self.show_overrides(origins));
         for (rule, origin) in &self.rules {
             let origin = if origins { format!(" # {origin}") } else { String::new() };
-            let text = |text: &str| Kind::Text.as_toml(text);
-            let ladder: Vec<String> = rule.ladder.iter().map(|action| text(&action.to_string())).collect();
-            let (name, when) = (text(&rule.name), text(&rule.when.to_string()));
+            let ladder: Vec<String> = rule.ladder.iter().map(|action| keys::quoted(&action.to_string())).collect();
+            let (name, when) = (keys::quoted(&rule.name), keys::quoted(&rule.when.to_string()));
             let matches = rule.matches.as_ref().map(|which| format!("match = {}\n", keys::which_as_toml(which)));
             let matches = matches.unwrap_or_default();
             out.push_str(&format!("\n[[rule]]{origin}\nname = {name}\n{matches}when = {when}\n"));
@@ -140,9 +140,18 @@ impl Config {
         out
     }
 
+    /// The entries of a list.
+    fn list<T>(&self, name: &str, parse: impl Fn(&str) -> Result<T, String>) -> Vec<T> {
+        let key = KEYS.iter().find(|key| key.name == name);
+        let texts = key.map_or_else(Vec::new, |key| self.texts(key).0);
+        // Each was checked by the same parser when it was read.
+        texts.iter().map(|text| parse(text).unwrap_or_else(|error| unreachable!("{name}: {error}"))).collect()
+    }
+
+    /// The text of what is no list.
     fn get(&self, name: &str) -> &str {
         let key = KEYS.iter().find(|key| key.name == name);
-        key.map_or("", |key| self.text(key).0)
+        key.and_then(|key| self.texts(key).0.first().copied()).unwrap_or_default()
     }
 
     /// Every text was checked by the same parser when it was read.
@@ -189,8 +198,7 @@ impl Config {
     /// run.on_oom.
     #[must_use]
     pub fn policy(&self) -> Policy {
-        let otherwise: Vec<Action> = self.parsed("run.on_oom", keys::actions);
-        self.policy_with(otherwise)
+        self.policy_with(self.list("run.on_oom", Action::from_str))
     }
 
     /// The rules, and this ladder where none holds.
@@ -288,7 +296,11 @@ mod tests {
     fn every_default_is_a_value() {
         let config = Config::default();
         for key in KEYS {
-            (key.check)(key.default).unwrap_or_else(|error| panic!("{}: {error}", key.name));
+            let is_list = matches!(key.kind, Kind::List | Kind::Actions);
+            assert!(is_list || key.default.len() == 1, "{}", key.name);
+            for text in key.default {
+                (key.check)(text).unwrap_or_else(|error| panic!("{}: {error}", key.name));
+            }
         }
         let _ = (config.limits(), config.run_memory(), config.run_deadline(), config.policy(), config.run_brake());
         let _ = (config.run_growth_period(), config.run_watches_growth());
@@ -446,6 +458,107 @@ mod tests {
         fs::remove_dir_all(dir.path().join("conf.d")).unwrap();
         fs::write(dir.path().join("reprieve.toml"), &shown).unwrap();
         assert_eq!(Config::load(dir.path()).unwrap().show(false), shown);
+    }
+
+    #[test]
+    fn each_entry_of_a_list_is_told_with_its_line() {
+        let list = |entries: &str| format!("[\n  {entries},\n  'kill', 'pray',\n  7,\n]");
+        let text = format!(
+            "[run]\non_oom = {}\n[guard]\ncgroups = ['/a',\n'b', '/c[']\n[[cgroup]]\nmatch = '/a'\non_oom = {}\n\
+             [[rule]]\nname = 'a'\nwhen = 'true'\non_oom = {}\n",
+            list("'hope'"),
+            list("'grant'"),
+            list("'kill=9'"),
+        );
+        let found = problems(&[("reprieve.toml", &text)]);
+        let expected = [
+            "3: run.on_oom: unknown action \"hope\"",
+            "4: run.on_oom: unknown action \"pray\"",
+            "5: run.on_oom: write a string in quotes",
+            "9: guard.cgroups: \"b\" does not begin with /",
+            "9: guard.cgroups: \"c[\": ",
+            "13: cgroup.on_oom: grant needs a size",
+            "14: cgroup.on_oom: unknown action \"pray\"",
+            "15: cgroup.on_oom: write a string in quotes",
+            "21: rule.on_oom: kill takes no value",
+            "22: rule.on_oom: unknown action \"pray\"",
+            "23: rule.on_oom: write a string in quotes",
+        ];
+        assert_eq!(found.len(), expected.len(), "{found:#?}");
+        for (found, expected) in found.iter().zip(expected) {
+            assert!(found.starts_with(&format!("DIR/reprieve.toml:{expected}")), "{found:?} {expected:?}");
+        }
+    }
+
+    #[test]
+    fn a_comma_is_part_of_an_entry() {
+        let (hook, glob) = ("hook=/opt/a,b", "/a,b/*");
+        let text = format!(
+            "run.on_oom = ['{hook}', 'kill']\n[guard]\ncgroups = ['{glob}']\n[[cgroup]]\nmatch = '/a'\non_oom = ['{hook}']\n"
+        );
+        let first = dir(&[("reprieve.toml", &text)]);
+        let config = Config::load(first.path()).unwrap();
+        let told = |ladder: Vec<Action>| ladder.iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(told(config.policy().otherwise), [hook, "kill"]);
+        assert_eq!(told(config.guarded("/a").policy.otherwise), [hook]);
+        assert_eq!(config.guard_cgroups().iter().map(ToString::to_string).collect::<Vec<_>>(), [glob]);
+        let shown = config.show(false);
+        let second = dir(&[("reprieve.toml", &shown)]);
+        assert_eq!(Config::load(second.path()).unwrap().show(false), shown);
+        // Nor does a comma make two of one.
+        let found = problems(&[("reprieve.toml", "run.on_oom = ['reclaim,kill']")]);
+        assert!(found.len() == 1 && found[0].contains("unknown action \"reclaim,kill\""), "{found:?}");
+    }
+
+    /// Values that a key of this kind cannot have, whatever it is about.
+    fn junk(kind: Kind) -> Vec<&'static str> {
+        const OF_NONE: [&str; 7] = ["1.5", "0x10", "1979-05-27", "{}", "{ a = 1 }", "[1]", "[[]]"];
+        let more: &[&str] = match kind {
+            Kind::Text => &["true", "[]", "['kill']", "'no such value'", "''"],
+            Kind::Flag => &["1", "'true'", "[]", "[true]"],
+            Kind::List => &["1", "true", "'/a'", "[true]", "['no such value']", "['']"],
+            Kind::Actions => &["1", "true", "'kill'", "[]", "[true]", "['no such value']", "['']"],
+        };
+        OF_NONE.iter().chain(more).copied().collect()
+    }
+
+    #[test]
+    fn every_key_tells_once_where_its_value_is_wrong() {
+        let of_one = guard::OF_ONE.map(|name| {
+            let key = guard::key_of_one(name).unwrap();
+            (format!("[[cgroup]]\nmatch = '/a'\n\n{name}"), format!("cgroup.{name}"), key.kind)
+        });
+        let of_all = KEYS.iter().map(|key| (format!("\n\n\n{}", key.name), key.name.to_owned(), key.kind));
+        let mut tried = 0;
+        for (before, name, kind) in of_all.chain(of_one) {
+            for value in junk(kind) {
+                let found = problems(&[("reprieve.toml", &format!("{before} = {value}\n"))]);
+                let expected = format!("DIR/reprieve.toml:4: {name}: ");
+                assert!(found.len() == 1 && found[0].starts_with(&expected), "{name} = {value}: {found:#?}");
+                assert!(!found[0].contains('\n') && found[0].len() > expected.len() + 10, "{found:?}");
+                tried += 1;
+            }
+        }
+        assert!(tried > 400, "{tried}");
+    }
+
+    #[test]
+    fn every_key_of_a_rule_tells_once_where_its_value_is_wrong() {
+        let keys = [("name", "'a'"), ("match", "'/a'"), ("when", "'true'"), ("on_oom", "['kill']")];
+        for (wrong, _) in keys {
+            let kind = if wrong == "on_oom" { Kind::Actions } else { Kind::Text };
+            // Any string is a name.
+            let is_junk = |value: &&str| wrong != "name" || !value.starts_with('\'');
+            for value in junk(kind).into_iter().filter(is_junk) {
+                let line =
+                    |(key, right): (&str, &str)| format!("{key} = {}\n", if key == wrong { value } else { right });
+                let text = format!("[[rule]]\n{}", keys.map(line).concat());
+                let at = 2 + keys.iter().position(|(key, _)| *key == wrong).unwrap();
+                let found = problems(&[("reprieve.toml", &text)]);
+                let expected = format!("DIR/reprieve.toml:{at}: rule.{wrong}");
+                assert!(found.len() == 1 && found[0].starts_with(&expected), "{wrong} = {value}: {found:#?}");
+            }
+        }
     }
 
     #[test]
