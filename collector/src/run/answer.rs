@@ -174,6 +174,7 @@ impl Answerer<'_> {
                 folder: staging.as_ref().map(super::Staged::path),
             },
             next: Vec::new(),
+            is_watched: false,
             is_deferred: false,
             released: None,
             kernel_kills,

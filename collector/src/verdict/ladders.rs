@@ -22,6 +22,8 @@ pub struct Rung<'p> {
     pub action: &'p Action,
     /// What follows on the same ladder.
     pub rest: &'p [Action],
+    /// Whether what comes of it may have another rule take over.
+    pub is_watched: bool,
 }
 
 /// The ladders of a policy in one hold.
@@ -94,11 +96,12 @@ impl<'p> Ladders<'p> {
         self.patience.renew(if steps.is_empty() { self.first_time } else { MOST_TIME });
         let at = (0..self.places.len()).find(|&at| self.may_be_on(at) && self.holds(at))?;
         self.at = Some(at);
+        let is_watched = (0..=at).any(|at| self.may_be_on(at) && self.places[at].sees_steps());
         let place = &mut self.places[at];
         place.has_begun = true;
         let (action, rest) = place.left.split_first()?;
         place.left = rest;
-        Some(Rung { rule: place.rule, action, rest })
+        Some(Rung { rule: place.rule, action, rest, is_watched })
     }
 
     fn may_be_on(&self, at: usize) -> bool {
@@ -132,6 +135,11 @@ impl<'p> Ladders<'p> {
 impl<'p> Place<'p> {
     fn new(rule: Option<&'p str>, when: Option<&'p Condition>, left: &'p [Action]) -> Self {
         Place { rule, when, left, has_begun: false, holds: None }
+    }
+
+    /// Whether it may hold, or not hold any more, after the next action.
+    fn sees_steps(&self) -> bool {
+        self.holds.is_none() && self.when.is_some_and(|when| when.sees_steps)
     }
 }
 
@@ -211,6 +219,25 @@ mod tests {
     }
 
     #[test]
+    fn who_may_take_over_is_known() {
+        let watched = |rules: Vec<Rule>| {
+            let policy = policy(rules);
+            let mut ladders = Ladders::of(&policy, &incident());
+            let (first, step) = (ladders.next(&[]).unwrap().is_watched, in_vain(&Action::Kill));
+            (first, ladders.next(&[step]).is_some_and(|rung| rung.is_watched))
+        };
+        let steps = || rule("steps", "size(steps) == 1", &["freeze", "kill"]);
+        let always = || rule("always", "true", &["grant=1M", "kill"]);
+        assert_eq!(watched(vec![always(), steps()]), (false, false));
+        // When it has taken over, it may be given up again.
+        assert_eq!(watched(vec![steps(), always()]), (true, true));
+        assert_eq!(watched(vec![steps()]), (true, true));
+        // One that failed is not asked any more.
+        let fails = rule("fails", "size(steps) < 9 && stacks[0].share > 0.0", &["kill"]);
+        assert_eq!(watched(vec![fails, always()]), (false, false));
+    }
+
+    #[test]
     fn none_begins_twice() {
         let even = "size(steps) == 0 || size(steps) == 2 || size(steps) == 4";
         let rules =
@@ -250,6 +277,16 @@ mod tests {
         assert!(problems.len() == 1 && problems[0].starts_with("rule \"slow\" was passed over: it "), "{problems:?}");
         // A hundred times as long without a limit.
         assert!(took < Duration::from_secs(1), "{took:?}");
+    }
+
+    #[test]
+    fn rules_have_time_again_before_each_action() {
+        let policy = policy(vec![rule("b", "size(steps) > 0", &["kill"])]);
+        let mut ladders = Ladders::of(&policy, &incident());
+        let first = ladders.next(&[]).unwrap();
+        std::thread::sleep(MOST_TIME + Duration::from_millis(50));
+        let second = ladders.next(&[in_vain(first.action)]).unwrap();
+        assert_eq!((first.rule, second.rule), (None, Some("b")), "{:?}", ladders.into_problems());
     }
 
     #[test]

@@ -74,6 +74,8 @@ pub struct Scene<'a> {
     pub asking: Asking<'a>,
     /// What follows on the ladder.
     pub next: Vec<Action>,
+    /// Whether another rule may take over instead.
+    pub is_watched: bool,
     /// Whether it was left to the kernel, and nothing more is to be tried.
     pub is_deferred: bool,
     /// When the threads were let go.
@@ -126,7 +128,7 @@ pub fn decide(scene: &mut Scene<'_>, mut ladders: Ladders<'_>) -> Verdict {
         relieved = free_again;
         let Some(rung) = rung.filter(|_| !free_again) else { break };
         rule = rung.rule;
-        scene.next = rung.rest.to_vec();
+        (scene.next, scene.is_watched) = (rung.rest.to_vec(), rung.is_watched);
         let step = Step { rule: rule.map(str::to_owned), ..scene.try_action(rung.action) };
         relieved = step.outcome == StepOutcome::Relieved;
         untouched &= step.outcome == StepOutcome::Failed || matches!(rung.action, Action::Freeze(_));

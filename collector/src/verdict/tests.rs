@@ -100,6 +100,7 @@ fn decided_by(policy: &Policy, is_over: bool) -> (Verdict, Told) {
         interrupt: &mut Signals::block().unwrap(),
         asking: Asking::default(),
         next: Vec::new(),
+        is_watched: false,
         is_deferred: false,
         released: None,
         kernel_kills: Some(0),
