@@ -192,5 +192,12 @@ mod tests {
         assert_eq!(told(&[("throttle=1s", StepOutcome::Relieved)]), first);
         assert_eq!(told(&[("throttle=2s", StepOutcome::NotEnough)]), first);
         assert_eq!(told(&[]), first);
+        // Nobody is asked after what helped.
+        let rules = vec![rule("b", "size(steps) == 1", &["kill"]), rule("a", "true", &["throttle=1s", "freeze"])];
+        let policy = Policy { rules, ..Policy::fixed(vec![Action::Defer]) };
+        for (outcome, rules) in [(StepOutcome::NotEnough, "a, then b"), (StepOutcome::Relieved, "a")] {
+            let incident = incident(&[("throttle=1s", outcome)]);
+            assert_eq!(policy.replay(&incident).told(&incident)[0], rules, "{outcome:?}");
+        }
     }
 }
