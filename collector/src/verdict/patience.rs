@@ -1,10 +1,10 @@
 //! How far rules may go, for everybody is stopped meanwhile.
 //!
-//! Every condition ends, but three lists in each other take minutes. So each round that one
+//! Every condition ends, but a few lists in each other take minutes. So each round that one
 //! makes through a list is counted, by a call that is put into the condition itself; and where
 //! there were too many, or it is too late, the condition is left by unwinding, since an error
 //! would be passed over by its own `||` and `exists`. That takes no thread, which could not
-//! be ended, and hardly any memory.
+//! be ended, and hardly any memory ([why](../../../docs/decisions/0026-rules-count-their-rounds.md)).
 
 use cel::IdedExpr as Expression;
 use cel::common::ast::operators::{ADD, CONDITIONAL};
