@@ -255,6 +255,25 @@ fn vacuum_keeps_to_the_limits_and_says_what_it_did() {
 }
 
 #[test]
+fn every_example_of_the_documentation_is_right() {
+    let dir = tempfile::tempdir().unwrap();
+    let pages = [
+        DOC,
+        include_str!("../../docs/guard.md"),
+        include_str!("../../docs/operating.md"),
+        include_str!("../../docs/console.md"),
+    ];
+    let blocks = |page: &'static str| page.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap());
+    let examples: Vec<&str> = pages.into_iter().flat_map(blocks).collect();
+    assert!(examples.len() >= 6, "{examples:#?}");
+    for example in examples {
+        fs::write(dir.path().join("reprieve.toml"), example).unwrap();
+        let checked = reprieve(dir.path(), &["config", "check"]);
+        assert!(checked.status.success(), "{}\n{example}", text(&checked));
+    }
+}
+
+#[test]
 fn every_key_is_documented() {
     let none = tempfile::tempdir().unwrap();
     let explained = stdout(&reprieve(none.path(), &["config", "show", "--explain"]));
