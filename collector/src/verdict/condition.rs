@@ -5,10 +5,14 @@ use super::view::View;
 use cel::{Context, IdedExpr as Expression, Program, Value};
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Levels of a condition, of which a list in a list takes two: each takes some stack of
 /// who answers, 40 KiB in a program that was built without optimization.
 const MOST_DEPTH: usize = 32;
+
+/// Time that a rule has in a configuration that is read: only its rounds count there.
+const PATIENT: Duration = Duration::from_secs(10);
 
 /// A condition in CEL, the Common Expression Language, over a [`View`].
 #[derive(Clone)]
@@ -59,7 +63,15 @@ impl Condition {
         condition.holds(&sample.context(&patience)?, &patience).map_err(|error| {
             format!("while nothing was tried yet, steps is empty and {error}; begin with size(steps) > 0 &&")
         })?;
-        Ok(condition)
+        // The sample has one of each, which tells nothing of how long it takes; nor is what
+        // comes out of it of any interest.
+        patience.renew(PATIENT);
+        match condition.holds(&View::crowded().context(&patience)?, &patience) {
+            Err(error) if patience.is_exhausted() => {
+                Err(format!("where there are 64 stacks and processes, {error}; put fewer lists into each other"))
+            }
+            _ => Ok(condition),
+        }
     }
 
     /// Whether it holds of what a [`View::context`] of this patience has; the error is a
@@ -122,6 +134,7 @@ mod tests {
             ("priority < 0 && reservation == 0", false),
             ("!('pressure' in known) || pressure.some > 10 && pressure.scope == 'memcg'", false),
             ("steps.exists(s, s.action.startsWith('throttle') && s.outcome != 'relieved')", true),
+            ("stacks.exists(a, stacks.exists(b, a != b && a.share == b.share))", true),
             ("size(steps) > 0 && steps[0].freed < size_of('4M') && steps[0].seconds >= 10", true),
             ("steps.all(s, s.rule == 'slow' && s.outcome == 'not_enough' && s.usage_before > s.usage_after)", true),
         ] {
@@ -175,6 +188,10 @@ mod tests {
             ("'a' > 1", "overload"),
             ("steps.exists(s, s.what == 'kill')", "what"),
             ("steps[0].outcome == 'failed'", "begin with size(steps) > 0 &&"),
+            (
+                "stacks.all(a, stacks.all(b, processes.all(c, a.share + b.share + c.size >= 0))) || true",
+                "it goes through lists for more than 50000 rounds; put fewer",
+            ),
         ] {
             let error = Condition::parse(text).unwrap_err();
             assert!(error.contains(part) && !error.contains('\n'), "{text}: {error}");

@@ -89,6 +89,11 @@ impl Patience {
         resume_unwind(Box::new(lost))
     }
 
+    /// Whether the rule that was asked last had too many rounds.
+    pub(super) fn is_exhausted(&self) -> bool {
+        self.0.rounds.load(Relaxed) > MOST_ROUNDS
+    }
+
     /// Asks one rule. The error is a sentence; a panic is one, too.
     pub(super) fn ask<T>(&self, rule: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
         let now_us = self.now_us();

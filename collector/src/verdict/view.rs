@@ -10,6 +10,8 @@ use std::sync::Arc;
 
 /// Stacks that rules can look at, the biggest first.
 const STACKS: usize = 64;
+/// Functions of a stack that is made up.
+const FRAMES: usize = 32;
 
 /// What rules can ask for. Sizes are bytes, times seconds, and all numbers have a
 /// fraction: of two whole ones CEL's `/` makes a whole one.
@@ -216,6 +218,17 @@ impl View {
             known: vec!["growth", "priority", "reservation", "pressure"],
             ..View::default()
         }
+    }
+
+    /// The same with as many processes and stacks as a busy memcg has, to see how long rules
+    /// take.
+    #[must_use]
+    pub fn crowded() -> Self {
+        let mut view = View::sample();
+        view.processes = vec![view.processes[0].clone(); STACKS];
+        view.stacks = vec![view.stacks[0].clone(); STACKS];
+        view.stacks.iter_mut().for_each(|stack| stack.functions = vec!["main".to_owned(); FRAMES]);
+        view
     }
 
     /// The variables and functions of rules that are asked with this patience.
