@@ -72,6 +72,81 @@ fn the_rule_that_holds_decides_and_one_that_fails_is_told() {
 }
 
 #[test]
+fn a_rule_sees_the_same_live_and_replayed() {
+    let (lab, dir) = (Lab::new(), tempfile::tempdir().unwrap());
+    let has_pressure = Path::new("/proc/pressure/memory").exists();
+    let rule = format!(
+        "[[rule]]\nname = 'worth it'\non_oom = ['grant=64M']\nwhen = \"priority == 7 && reservation == size_of('8M') \
+         && ('pressure' in known) == {has_pressure}\"\n"
+    );
+    let worth = "[[cgroup]]\nmatch = '/**'\npriority = 7\nreservation = '8M'\n";
+    fs::write(dir.path().join("reprieve.toml"), format!("run.on_oom = ['kill']\n{worth}{rule}")).unwrap();
+    let (store, victim) = (lab.out().to_str().unwrap(), common::fixture("steady_leak"));
+    let ran = reprieve(dir.path(), &["run", "--memory", "48M", "--out", store, "--", &victim, "--mib", "64"]);
+    assert!(ran.status.success(), "{}", text(&ran));
+    let incident = lab.incident();
+    let memcg = &incident["memcg"];
+    assert_eq!((&memcg["priority"], &memcg["reservation_bytes"]), (&7.into(), &(8 << 20).into()), "{memcg:#}");
+    assert_eq!(memcg["pressure"].is_object(), has_pressure, "{memcg:#}");
+    // A policy that says nothing of the cgroup goes by what was recorded.
+    let id = incident["id"].as_str().unwrap();
+    for (policy, code) in [
+        (rule.clone(), 0),
+        (rule.replace("priority == 7", "priority == 8"), 6),
+        (format!("{}{}", worth.replace('7', "8"), rule), 6),
+    ] {
+        let file = dir.path().join("policy.toml");
+        fs::write(&file, policy).unwrap();
+        let told = reprieve(dir.path(), &["replay", "--out", store, "--assert", "grant", file.to_str().unwrap(), id]);
+        assert_eq!(told.status.code(), Some(code), "{}", text(&told));
+    }
+}
+
+#[test]
+fn a_rule_that_would_take_minutes_does_not_hold_the_program() {
+    let (lab, dir) = (Lab::new(), tempfile::tempdir().unwrap());
+    // There are some forty counters, and three million ways to take four of them.
+    let slow = "memcg.stat.all(a, memcg.stat.all(b, memcg.stat.all(c, memcg.stat.all(d, a + b + c + d != ''))))";
+    let rules =
+        format!("run.on_oom = ['grant=64M']\n[[rule]]\nname = 'slow'\nwhen = \"{slow} || true\"\non_oom = ['kill']\n");
+    fs::write(dir.path().join("reprieve.toml"), rules).unwrap();
+    let (store, victim) = (lab.out().to_str().unwrap(), common::fixture("steady_leak"));
+    let ran = reprieve(dir.path(), &["run", "--memory", "48M", "--out", store, "--", &victim, "--mib", "64"]);
+    assert!(ran.status.success(), "{}", text(&ran));
+    let incident = lab.incident();
+    let verdict = &incident["verdict"];
+    assert_eq!((&verdict["rule"], &verdict["steps"][0]["action"]), (&().into(), &"grant=64M".into()), "{verdict:#}");
+    let problem = verdict["problems"][0].as_str().unwrap();
+    assert!(problem.starts_with("rule \"slow\" was passed over: it "), "{problem}");
+    let (held, deadline) = (incident["hold"]["held_us"].as_u64(), incident["hold"]["deadline_us"].as_u64());
+    assert!(held.is_some() && held < deadline, "{:#}", incident["hold"]);
+}
+
+#[test]
+fn a_rule_takes_over_when_the_other_did_not_help() {
+    let (lab, dir) = (Lab::new(), tempfile::tempdir().unwrap());
+    let rules = "[[rule]]\nname = 'in vain'\non_oom = ['kill']\n\
+        when = 'steps.exists(s, s.action.startsWith(\"throttle\") && s.outcome != \"relieved\")'\n\
+        [[rule]]\nname = 'slowly'\nwhen = 'true'\non_oom = ['throttle=1s', 'grant=64M']\n";
+    let file = dir.path().join("reprieve.toml");
+    fs::write(&file, rules).unwrap();
+    let (store, victim) = (lab.out().to_str().unwrap(), common::fixture("steady_leak"));
+    let ran = reprieve(dir.path(), &["run", "--memory", "48M", "--out", store, "--", &victim, "--mib", "512"]);
+    assert_eq!(ran.status.code(), Some(137), "{}", text(&ran));
+    let incident = lab.incident();
+    let verdict = &incident["verdict"];
+    let steps: Vec<_> = verdict["steps"].as_array().unwrap().iter().map(|s| (&s["action"], &s["rule"])).collect();
+    let expected = [(&"throttle=1s".into(), &"slowly".into()), (&"kill".into(), &"in vain".into())];
+    assert!(steps == expected && verdict["rule"] == "in vain", "{verdict:#}");
+    let shown = stdout(&reprieve(dir.path(), &["show", "--out", store]));
+    assert!(shown.contains("by rule \"slowly\"") && shown.contains("by rule \"in vain\""), "{shown}");
+    // A replay knows what came of the first.
+    let replay = ["replay", "--out", store, file.to_str().unwrap(), incident["id"].as_str().unwrap()];
+    let told = stdout(&reprieve(dir.path(), &replay));
+    assert!(told.contains("slowly, then in vain") && told.trim_end().ends_with("throttle=1s, kill"), "{told}");
+}
+
+#[test]
 fn replay_tells_what_would_have_been_done() {
     let dir = tempfile::tempdir().unwrap();
     let policy = dir.path().join("policy.toml");
@@ -177,6 +252,25 @@ fn vacuum_keeps_to_the_limits_and_says_what_it_did() {
     let wrong = vacuum(&["--max-age", "soon"]);
     assert_eq!(wrong.status.code(), Some(2));
     assert!(text(&wrong).contains("90d"), "{}", text(&wrong));
+}
+
+#[test]
+fn every_example_of_the_documentation_is_right() {
+    let dir = tempfile::tempdir().unwrap();
+    let pages = [
+        DOC,
+        include_str!("../../docs/guard.md"),
+        include_str!("../../docs/operating.md"),
+        include_str!("../../docs/console.md"),
+    ];
+    let blocks = |page: &'static str| page.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap());
+    let examples: Vec<&str> = pages.into_iter().flat_map(blocks).collect();
+    assert!(examples.len() >= 6, "{examples:#?}");
+    for example in examples {
+        fs::write(dir.path().join("reprieve.toml"), example).unwrap();
+        let checked = reprieve(dir.path(), &["config", "check"]);
+        assert!(checked.status.success(), "{}\n{example}", text(&checked));
+    }
 }
 
 #[test]

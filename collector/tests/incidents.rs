@@ -244,6 +244,7 @@ fn complete(incident: &mut Value) {
     incident["kernel_victims"] = json!([{"pid": 1, "comm": "victim", "rss_bytes": 1}]);
     incident["other_killers"] = json!([{"pid": 2, "name": "earlyoom", "kills_here": null}]);
     incident["other_victims"] = json!([{"pid": 3, "comm": "victim"}]);
+    incident["memcg"]["pressure"] = json!({"scope": "machine", "some_percent": 1.5, "full_percent": 0.0});
     incident["memcg"]["labels"] = json!({"container_runtime": "docker", "container_id": "0123", "pod_uid": "4567"});
     let process = &mut incident["processes"][0];
     (process["container_runtime"], process["pod_uid"]) = (json!("docker"), json!("4567"));
@@ -257,6 +258,7 @@ fn complete(incident: &mut Value) {
         "heap_rest_bytes": 0, "cost": {"records": 1, "took_us": 1, "since_us": 2, "kept_bytes": 1}});
     incident["gaps"] = json!(["no kernel log"]);
     incident["verdict"]["rule"] = json!("batch first");
+    incident["verdict"]["steps"][0]["rule"] = json!("batch last");
     incident["verdict"]["problems"] = json!(["rule \"x\" was passed over"]);
     incident["symbols"]["state"] = json!({"kind": "after_verdict", "reason": "late"});
     incident["symbols"]["generated"] =

@@ -27,6 +27,17 @@ const PREFIXES: [(&str, &str); 6] = [
 /// under the cgroupfs driver, and containerd's namespaces.
 const PARENTS: [(&str, &str); 3] = [("docker", "docker"), ("k8s.io", "containerd"), ("default", "containerd")];
 
+/// Who runs containers, as [`Labels::container_runtime`] has it.
+pub(super) const CONTAINER_RUNTIMES: [&str; 5] = ["docker", "containerd", "cri-o", "podman", "nomad"];
+
+/// How names of units end that have a cgroup (systemd.unit(5), systemd.resource-control(5)).
+pub(super) const UNIT_TYPES: [&str; 6] = [".service", ".scope", ".slice", ".socket", ".mount", ".swap"];
+
+/// The units that a cgroup is in, the outermost first.
+pub(super) fn units(path: &str) -> impl Iterator<Item = &str> {
+    path.split('/').filter(|name| UNIT_TYPES.iter().any(|ending| name.ends_with(ending)))
+}
+
 /// What the path of a cgroup says; of containers in containers, the innermost.
 #[must_use]
 pub fn labels(path: &str) -> Labels {
@@ -86,7 +97,7 @@ fn pod(part: &&str) -> Option<String> {
 }
 
 /// Digits and dashes as in RFC 9562.
-fn is_uuid(text: &str) -> bool {
+pub(super) fn is_uuid(text: &str) -> bool {
     text.len() == 36
         && text.bytes().enumerate().all(|(at, byte)| match at {
             8 | 13 | 18 | 23 => byte == b'-',
@@ -198,6 +209,13 @@ mod tests {
                 assert_eq!(labels.container_id, id.map(filled), "{path}");
                 assert_eq!(labels.pod_uid.as_deref(), *pod, "{path}");
             }
+        }
+    }
+
+    #[test]
+    fn every_runtime_is_one_that_can_be_asked_for() {
+        for (path, runtime, ..) in PATHS {
+            assert!(runtime.is_none_or(|runtime| CONTAINER_RUNTIMES.contains(&runtime)), "{path}");
         }
     }
 

@@ -10,6 +10,8 @@ mod labels;
 mod leftovers;
 mod memcg;
 pub mod note;
+mod pressure;
+mod which;
 
 pub use create::{CpuGroup, create_cpu_group, create_memcg, find_cpu_group, find_perf_dir};
 pub use glob::Glob;
@@ -17,6 +19,8 @@ pub use hierarchy::{Hierarchy, Version, unescape};
 pub use labels::labels;
 pub use leftovers::{clean_leftovers, maker_is_dead, name_of_own_group};
 pub use memcg::{Memcg, UNLIMITED, parse_keyed};
+pub use pressure::pressure;
+pub use which::Which;
 
 use std::io;
 use std::path::PathBuf;

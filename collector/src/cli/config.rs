@@ -30,7 +30,8 @@ pub(super) fn tell(args: &ConfigArgs, config: &Config) -> ExitCode {
     match &args.command {
         ConfigCommand::Check => print("the configuration is right\n"),
         ConfigCommand::Show { explain: true, .. } => {
-            KEYS.iter().for_each(|key| print(&format!("{:20} {} [{}]\n", key.name, key.meaning, key.default)));
+            KEYS.iter()
+                .for_each(|key| print(&format!("{:20} {} [{}]\n", key.name, key.meaning, key.default.join(","))));
         }
         ConfigCommand::Show { origin, .. } => print(&config.show(*origin)),
     }

@@ -2,7 +2,7 @@
 
 use super::keys::{self, Key};
 use super::{Config, Origin};
-use crate::cgroup::Glob;
+use crate::cgroup::{Glob, Which};
 use crate::desk::{self, Announce};
 use crate::hold::{BrakeChoice, Cushion};
 use crate::metrics::Places;
@@ -34,9 +34,9 @@ pub const OF_ONE: [&str; 10] = [
 #[derive(Debug, Clone)]
 pub struct Override {
     /// Which.
-    pub matches: Glob,
-    /// Texts by their key's name below `guard`.
-    pub set: BTreeMap<&'static str, String>,
+    pub matches: Which,
+    /// Texts by their key's name below `guard`; of a list each entry, else one.
+    pub set: BTreeMap<&'static str, Vec<String>>,
     /// Where it begins.
     pub origin: Origin,
 }
@@ -64,13 +64,13 @@ impl Config {
     /// The cgroups to guard.
     #[must_use]
     pub fn guard_cgroups(&self) -> Vec<Glob> {
-        self.parsed("guard.cgroups", keys::globs)
+        self.list("guard.cgroups", Glob::parse)
     }
 
     /// Those to leave alone all the same.
     #[must_use]
     pub fn guard_except(&self) -> Vec<Glob> {
-        self.parsed("guard.except", keys::globs)
+        self.list("guard.except", Glob::parse)
     }
 
     /// Most OOMs that are answered at the same time.
@@ -121,16 +121,22 @@ impl Config {
     /// matches, a later one before an earlier one.
     #[must_use]
     pub fn guarded(&self, path: &str) -> Guarded {
-        let text = |name: &'static str| {
+        let said = |name: &'static str| {
             let said = self.overrides.iter().rev().filter(|one| one.matches.matches(path));
-            let own = said.filter_map(|one| one.set.get(name)).next();
+            said.filter_map(|one| one.set.get(name)).next()
+        };
+        let text = |name: &'static str| {
+            let own = said(name).and_then(|texts| texts.first());
             own.map_or_else(|| self.get(&format!("guard.{name}")), String::as_str)
         };
         fn parsed<T>(text: &str, parse: impl Fn(&str) -> Result<T, String>) -> T {
             // Every text was checked by the same parser when it was read.
             parse(text).unwrap_or_else(|error| unreachable!("{error}"))
         }
-        let otherwise: Vec<Action> = parsed(text("on_oom"), keys::actions);
+        let otherwise = match said("on_oom") {
+            Some(texts) => texts.iter().map(|text| parsed(text, Action::from_str)).collect(),
+            None => self.list("guard.on_oom", Action::from_str),
+        };
         Guarded {
             deadline: parsed(text("deadline"), parse_duration),
             policy: self.policy_with(otherwise),
@@ -151,13 +157,13 @@ impl Config {
             let reservation = reservation.map_or(Ok(None), keys::reservation);
             (priority.unwrap_or_default(), reservation.unwrap_or_default())
         };
-        let said = |matches: Option<&Glob>, (priority, reservation_bytes)| Said {
+        let said = |matches: Option<&Which>, (priority, reservation_bytes)| Said {
             matches: matches.cloned(),
             priority,
             reservation_bytes,
         };
         let of_all = said(None, parse(Some(self.get("guard.priority")), Some(self.get("guard.reservation"))));
-        let text = |one: &'_ Override, name: &str| one.set.get(name).cloned();
+        let text = |one: &'_ Override, name: &str| one.set.get(name).map(|texts| texts.concat());
         let of_some = self.overrides.iter().map(|one| {
             let (priority, reservation) = (text(one, "priority"), text(one, "reservation"));
             said(Some(&one.matches), parse(priority.as_deref(), reservation.as_deref()))
@@ -171,11 +177,12 @@ impl Config {
         let mut out = String::new();
         for one in &self.overrides {
             let origin = if origins { format!(" # {}", one.origin) } else { String::new() };
-            let matches = keys::Kind::Text.as_toml(&one.matches.to_string());
+            let matches = keys::which_as_toml(&one.matches);
             out.push_str(&format!("\n[[cgroup]]{origin}\nmatch = {matches}\n"));
-            for (name, text) in &one.set {
+            for (name, texts) in &one.set {
                 let kind = key_of_one(name).map_or(keys::Kind::Text, |key| key.kind);
-                out.push_str(&format!("{name} = {}\n", kind.as_toml(text)));
+                let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+                out.push_str(&format!("{name} = {}\n", kind.as_toml(&texts)));
             }
         }
         out

@@ -1,6 +1,6 @@
 //! The keys: what there is to set.
 
-use crate::cgroup::Glob;
+use crate::cgroup::{Glob, Which};
 use crate::desk::announce::{BODY, Template};
 use crate::hold::{BrakeChoice, Cushion};
 use crate::say::Form;
@@ -25,17 +25,35 @@ pub enum Kind {
     Flag,
     /// An array of strings.
     List,
+    /// An array of actions, one or more.
+    Actions,
 }
 
 impl Kind {
-    /// A text of this kind as TOML.
-    pub(super) fn as_toml(self, text: &str) -> String {
-        let quoted = |text: &str| toml::Value::from(text).to_string();
+    /// Texts of this kind as TOML; one that is no list has one.
+    pub(super) fn as_toml(self, texts: &[&str]) -> String {
+        let quoted: Vec<String> = texts.iter().map(|text| quoted(text)).collect();
         match self {
-            Kind::Text => quoted(text),
-            Kind::Flag => text.to_owned(),
-            Kind::List if text.is_empty() => "[]".to_owned(),
-            Kind::List => format!("[{}]", text.split(',').map(quoted).collect::<Vec<_>>().join(", ")),
+            Kind::Text => quoted.concat(),
+            Kind::Flag => texts.concat(),
+            Kind::List | Kind::Actions => format!("[{}]", quoted.join(", ")),
+        }
+    }
+}
+
+/// A string as TOML.
+pub(super) fn quoted(text: &str) -> String {
+    toml::Value::from(text).to_string()
+}
+
+/// Which cgroups, as TOML.
+pub(super) fn which_as_toml(which: &Which) -> String {
+    let said: Vec<_> = which.said().into_iter().map(|(key, text)| (key, quoted(&text))).collect();
+    match said.as_slice() {
+        [("cgroup", glob)] => glob.clone(),
+        said => {
+            let said: Vec<String> = said.iter().map(|(key, text)| format!("{key} = {text}")).collect();
+            format!("{{ {} }}", said.join(", "))
         }
     }
 }
@@ -47,11 +65,11 @@ pub struct Key {
     pub name: &'static str,
     /// How it is written.
     pub kind: Kind,
-    /// Its value where nobody sets it, as text.
-    pub default: &'static str,
+    /// Its value where nobody sets it, as text; of a list each entry.
+    pub default: &'static [&'static str],
     /// What it is.
     pub meaning: &'static str,
-    /// What is wrong with a text, and what to write instead.
+    /// What is wrong with a text, of a list with an entry, and what to write instead.
     pub check: fn(&str) -> Result<(), String>,
 }
 
@@ -60,140 +78,140 @@ pub const KEYS: &[Key] = &[
     Key {
         name: "store.dir",
         kind: Kind::Text,
-        default: AUTO,
+        default: &[AUTO],
         meaning: "folder for incidents; auto is /var/lib/reprieve, or XDG's state folder",
         check: dir,
     },
     Key {
         name: "store.max_count",
         kind: Kind::Text,
-        default: "100",
+        default: &["100"],
         meaning: "incidents kept",
         check: |text| count(text).map(drop),
     },
     Key {
         name: "store.max_use",
         kind: Kind::Text,
-        default: "1G",
+        default: &["1G"],
         meaning: "disk space for incidents",
         check: |text| parse_size(text).map(drop),
     },
     Key {
         name: "store.keep_free",
         kind: Kind::Text,
-        default: "0",
+        default: &["0"],
         meaning: "disk space that old incidents are removed for, while less is free",
         check: |text| free(text).map(drop),
     },
     Key {
         name: "store.max_age",
         kind: Kind::Text,
-        default: "never",
+        default: &["never"],
         meaning: "age at which incidents are removed, like 90d, or never",
         check: |text| parse_age(text).map(drop),
     },
     Key {
         name: "record.cmdline",
         kind: Kind::Flag,
-        default: "false",
+        default: &["false"],
         meaning: "record command lines, which can hold secrets",
         check: flag,
     },
     Key {
         name: "run.memory",
         kind: Kind::Text,
-        default: "256M",
+        default: &["256M"],
         meaning: "limit of the memory cgroup",
         check: |text| parse_size(text).map(drop),
     },
     Key {
         name: "run.deadline",
         kind: Kind::Text,
-        default: "5s",
+        default: &["5s"],
         meaning: "longest that the command is held for the analysis",
         check: |text| parse_duration(text).map(drop),
     },
     Key {
         name: "run.on_oom",
-        kind: Kind::List,
-        default: "reclaim,kill",
+        kind: Kind::Actions,
+        default: &["reclaim", "kill"],
         meaning: "what to do when memory runs out, tried in order",
-        check: |text| actions(text).map(drop),
+        check: |text| Action::from_str(text).map(drop),
     },
     Key {
         name: "run.brake",
         kind: Kind::Text,
-        default: AUTO,
+        default: &[AUTO],
         meaning: "how to hold: v1, high, reserve, or auto",
         check: |text| BrakeChoice::from_str(text).map(drop),
     },
     Key {
         name: "run.heap",
         kind: Kind::Flag,
-        default: "true",
+        default: &["true"],
         meaning: "load libreprieve_heap.so into the command",
         check: flag,
     },
     Key {
         name: "run.heap_period",
         kind: Kind::Text,
-        default: AUTO,
+        default: &[AUTO],
         meaning: "sample one allocation in so many bytes; auto is 512K, or 64K where the limit is at most 256M",
         check: |text| period(text).map(drop),
     },
     Key {
         name: "run.growth",
         kind: Kind::Flag,
-        default: "false",
+        default: &["false"],
         meaning: "sample page faults of the command, to tell who makes it grow, also of a process that dies",
         check: flag,
     },
     Key {
         name: "run.growth_period",
         kind: Kind::Text,
-        default: "64",
+        default: &["64"],
         meaning: "page faults of one sample",
         check: |text| parse_faults(text).map(drop),
     },
     Key {
         name: "guard.cgroups",
         kind: Kind::List,
-        default: "",
+        default: &[],
         meaning: "cgroups to guard, as patterns like /system.slice/*.service",
-        check: |text| globs(text).map(drop),
+        check: |text| Glob::parse(text).map(drop),
     },
     Key {
         name: "guard.except",
         kind: Kind::List,
-        default: "",
+        default: &[],
         meaning: "cgroups to leave alone all the same",
-        check: |text| globs(text).map(drop),
+        check: |text| Glob::parse(text).map(drop),
     },
     Key {
         name: "guard.deadline",
         kind: Kind::Text,
-        default: "5s",
+        default: &["5s"],
         meaning: "longest that a cgroup is held for the analysis",
         check: |text| parse_duration(text).map(drop),
     },
     Key {
         name: "guard.on_oom",
-        kind: Kind::List,
-        default: "reclaim,kill",
+        kind: Kind::Actions,
+        default: &["reclaim", "kill"],
         meaning: "what to do when memory runs out in a guarded cgroup, tried in order",
-        check: |text| actions(text).map(drop),
+        check: |text| Action::from_str(text).map(drop),
     },
     Key {
         name: "guard.brake",
         kind: Kind::Text,
-        default: AUTO,
+        default: &[AUTO],
         meaning: "how to hold: v1, high, reserve, or auto",
         check: |text| BrakeChoice::from_str(text).map(drop),
     },
     Key {
         name: "guard.cushion",
         kind: Kind::Text,
-        default: AUTO,
+        default: &[AUTO],
         meaning: "under brake v1, how far the kernel's limit stands above that of a guarded cgroup: a size, 0, or auto",
         check: |text| cushion(text).map(drop),
     },
@@ -214,7 +232,7 @@ pub const KEYS: &[Key] = &[
     Key {
         name: "guard.analysts",
         kind: Kind::Text,
-        default: "4",
+        default: &["4"],
         meaning: "OOMs that are answered at the same time",
         check: |text| match count(text) {
             Ok(1..=MOST_ANALYSTS) => Ok(()),
@@ -224,105 +242,105 @@ pub const KEYS: &[Key] = &[
     Key {
         name: "guard.reports_per_hour",
         kind: Kind::Text,
-        default: "12",
+        default: &["12"],
         meaning: "incidents of one cgroup that are written in an hour; its further OOMs are answered without",
         check: |text| count(text).map(drop),
     },
     Key {
         name: "guard.cooldown",
         kind: Kind::Text,
-        default: "0",
+        default: &["0"],
         meaning: "least time between two incidents of the machine; OOMs in between are answered without",
         check: |text| pause(text).map(drop),
     },
     Key {
         name: "guard.dry_run",
         kind: Kind::Flag,
-        default: "false",
+        default: &["false"],
         meaning: "record and tell what would be done, then let the kernel decide",
         check: flag,
     },
     Key {
         name: "guard.priority",
         kind: Kind::Text,
-        default: AUTO,
+        default: &[AUTO],
         meaning: "what cgroups are worth that are jobs, the larger the more; auto is what their attribute user.reprieve.priority says",
         check: |text| priority(text).map(drop),
     },
     Key {
         name: "guard.reservation",
         kind: Kind::Text,
-        default: AUTO,
+        default: &[AUTO],
         meaning: "what a job may keep when memory is short: a size, or auto: memory.low or memory.min, under version 1 the soft limit",
         check: |text| reservation(text).map(drop),
     },
     Key {
         name: "guard.run_dir",
         kind: Kind::Text,
-        default: AUTO,
+        default: &[AUTO],
         meaning: "folder for the lock of the only guard; auto is /run/reprieve, or XDG's runtime folder",
         check: dir,
     },
     Key {
         name: "guard.log",
         kind: Kind::Text,
-        default: AUTO,
+        default: &[AUTO],
         meaning: "form of the log: text, json (a line each), journal (with fields), or auto: journal under systemd",
         check: |text| Form::from_str(text).map(drop),
     },
     Key {
         name: "guard.metrics",
         kind: Kind::Text,
-        default: OFF,
+        default: &[OFF],
         meaning: "address on loopback for Prometheus to scrape, like 127.0.0.1:9913, or off",
         check: |text| metrics(text).map(drop),
     },
     Key {
         name: "guard.textfile",
         kind: Kind::Text,
-        default: OFF,
+        default: &[OFF],
         meaning: "file in node_exporter's folder for text files, like /var/lib/prometheus/node-exporter/reprieve.prom, or off",
         check: |text| textfile(text).map(drop),
     },
     Key {
         name: "ask.most",
         kind: Kind::Text,
-        default: crate::desk::MOST_TIME,
+        default: &[crate::desk::MOST_TIME],
         meaning: "longest that a hold waits for a person, with all the time that operators add",
         check: |text| parse_duration(text).map(drop),
     },
     Key {
         name: "ask.webhook",
         kind: Kind::Text,
-        default: OFF,
+        default: &[OFF],
         meaning: "URL that is told by POST that somebody has to decide, http:// only, or off",
         check: |text| webhook(text).map(drop),
     },
     Key {
         name: "ask.webhook_body",
         kind: Kind::Text,
-        default: AUTO,
+        default: &[AUTO],
         meaning: "JSON that is posted, with names like {{id}} in its texts; auto has a text and all facts",
         check: |text| template(text).map(drop),
     },
     Key {
         name: "ask.hook",
         kind: Kind::Text,
-        default: OFF,
+        default: &[OFF],
         meaning: "program that is run when somebody has to decide, by its whole path, or off",
         check: |text| hook(text).map(drop),
     },
     Key {
         name: "ask.announce_time",
         kind: Kind::Text,
-        default: "5s",
+        default: &["5s"],
         meaning: "longest that the webhook, and that the hook, may take before it is killed",
         check: |text| parse_duration(text).map(drop),
     },
     Key {
         name: "snapshot.deadline",
         kind: Kind::Text,
-        default: "2s",
+        default: &["2s"],
         meaning: "longest that the target is stopped",
         check: |text| parse_duration(text).map(drop),
     },
@@ -330,11 +348,6 @@ pub const KEYS: &[Key] = &[
 
 /// Each is a thread with a stack of its own.
 const MOST_ANALYSTS: usize = 64;
-
-/// Patterns with commas between them.
-pub(super) fn globs(text: &str) -> Result<Vec<Glob>, String> {
-    text.split(',').filter(|glob| !glob.is_empty()).map(Glob::parse).collect()
-}
 
 /// A cushion below the wall.
 pub(super) fn cushion(text: &str) -> Result<Cushion, String> {
@@ -415,14 +428,6 @@ pub(super) fn count(text: &str) -> Result<usize, String> {
 /// Bytes, of which 0 is no wish.
 pub(super) fn free(text: &str) -> Result<u64, String> {
     if text == "0" { Ok(0) } else { parse_size(text) }
-}
-
-/// Actions with commas between them.
-pub(super) fn actions(text: &str) -> Result<Vec<Action>, String> {
-    if text.is_empty() {
-        return Err("there is no action; write at least one, like [\"kill\"]".to_owned());
-    }
-    text.split(',').map(Action::from_str).collect()
 }
 
 /// Where a decision is announced.

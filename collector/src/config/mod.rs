@@ -1,7 +1,7 @@
 //! What `/etc/reprieve` says: `reprieve.toml`, then `conf.d/*.toml` in name order.
 //!
-//! A value is kept as the text that one would type on the command line, and read
-//! by the same parser; the command line wins. Each remembers the file and the line
+//! A value is kept as the text that one would type on the command line, or several of a
+//! list, and read by the same parser; the command line wins. Each remembers the file and the line
 //! that it came from.
 
 mod guard;
@@ -46,7 +46,8 @@ impl fmt::Display for Origin {
 /// A value that some file sets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Setting {
-    text: String,
+    /// Those of a list; of anything else one.
+    texts: Vec<String>,
     origin: Origin,
 }
 
@@ -97,12 +98,12 @@ impl Config {
         if problems.is_empty() { Ok(config) } else { Err(Problems(problems)) }
     }
 
-    /// The text of a key, and where it was set; `None` is its default.
+    /// The texts of a key, and where they were set; `None` is its default.
     #[must_use]
-    pub fn text(&self, key: &Key) -> (&str, Option<&Origin>) {
+    pub fn texts(&self, key: &Key) -> (Vec<&str>, Option<&Origin>) {
         match self.set.get(key.name) {
-            Some(setting) => (&setting.text, Some(&setting.origin)),
-            None => (key.default, None),
+            Some(setting) => (setting.texts.iter().map(String::as_str).collect(), Some(&setting.origin)),
+            None => (key.default.to_vec(), None),
         }
     }
 
@@ -118,8 +119,8 @@ impl Config {
                 out.push_str(&format!("{}[{of}]\n", if out.is_empty() { "" } else { "\n" }));
                 table = of;
             }
-            let (text, origin) = self.text(key);
-            let line = format!("{name} = {}", key.kind.as_toml(text));
+            let (texts, origin) = self.texts(key);
+            let line = format!("{name} = {}", key.kind.as_toml(&texts));
             match origin {
                 _ if !origins => out.push_str(&format!("{line}\n")),
                 Some(origin) => out.push_str(&format!("{line:40} # {origin}\n")),
@@ -129,10 +130,9 @@ impl Config {
         out.push_str(&self.show_overrides(origins));
         for (rule, origin) in &self.rules {
             let origin = if origins { format!(" # {origin}") } else { String::new() };
-            let text = |text: &str| Kind::Text.as_toml(text);
-            let ladder: Vec<String> = rule.ladder.iter().map(|action| text(&action.to_string())).collect();
-            let (name, when) = (text(&rule.name), text(&rule.when.to_string()));
-            let matches = rule.matches.as_ref().map(|glob| format!("match = {}\n", text(&glob.to_string())));
+            let ladder: Vec<String> = rule.ladder.iter().map(|action| keys::quoted(&action.to_string())).collect();
+            let (name, when) = (keys::quoted(&rule.name), keys::quoted(&rule.when.to_string()));
+            let matches = rule.matches.as_ref().map(|which| format!("match = {}\n", keys::which_as_toml(which)));
             let matches = matches.unwrap_or_default();
             out.push_str(&format!("\n[[rule]]{origin}\nname = {name}\n{matches}when = {when}\n"));
             out.push_str(&format!("on_oom = [{}]\n", ladder.join(", ")));
@@ -140,9 +140,18 @@ impl Config {
         out
     }
 
+    /// The entries of a list.
+    fn list<T>(&self, name: &str, parse: impl Fn(&str) -> Result<T, String>) -> Vec<T> {
+        let key = KEYS.iter().find(|key| key.name == name);
+        let texts = key.map_or_else(Vec::new, |key| self.texts(key).0);
+        // Each was checked by the same parser when it was read.
+        texts.iter().map(|text| parse(text).unwrap_or_else(|error| unreachable!("{name}: {error}"))).collect()
+    }
+
+    /// The text of what is no list.
     fn get(&self, name: &str) -> &str {
         let key = KEYS.iter().find(|key| key.name == name);
-        key.map_or("", |key| self.text(key).0)
+        key.and_then(|key| self.texts(key).0.first().copied()).unwrap_or_default()
     }
 
     /// Every text was checked by the same parser when it was read.
@@ -189,8 +198,7 @@ impl Config {
     /// run.on_oom.
     #[must_use]
     pub fn policy(&self) -> Policy {
-        let otherwise: Vec<Action> = self.parsed("run.on_oom", keys::actions);
-        self.policy_with(otherwise)
+        self.policy_with(self.list("run.on_oom", Action::from_str))
     }
 
     /// The rules, and this ladder where none holds.
@@ -237,203 +245,4 @@ impl Config {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::hold::Cushion;
-    use std::fs;
-
-    fn dir(files: &[(&str, &str)]) -> tempfile::TempDir {
-        let dir = tempfile::tempdir().unwrap();
-        fs::create_dir(dir.path().join("conf.d")).unwrap();
-        for (name, text) in files {
-            fs::write(dir.path().join(name), text).unwrap();
-        }
-        dir
-    }
-
-    fn problems(files: &[(&str, &str)]) -> Vec<String> {
-        let dir = dir(files);
-        let Problems(problems) = Config::load(dir.path()).unwrap_err();
-        problems.iter().map(|p| p.to_string().replace(&dir.path().display().to_string(), "DIR")).collect()
-    }
-
-    #[test]
-    fn later_files_win_and_are_named() {
-        let dir = dir(&[
-            ("reprieve.toml", "[run]\nmemory = \"1G\"\non_oom = [\"grant=64M\", \"ask\"]\n[store]\nmax_count = 7\n"),
-            ("conf.d/20-b.toml", "run.memory = '3G'\n"),
-            ("conf.d/10-a.toml", "run.memory = '2G'\nrun.heap = false\n"),
-            ("conf.d/README", "no TOML"),
-        ]);
-        let config = Config::load(dir.path()).unwrap();
-        assert_eq!(config.run_memory(), 3 << 30);
-        assert_eq!(config.policy().otherwise.len(), 2);
-        assert_eq!(config.limits().max_count, 7);
-        assert!(!config.run_records_heap());
-        let shown = config.show(true);
-        assert!(shown.contains("20-b.toml:1\n") && shown.contains("reprieve.toml:3\n"), "{shown}");
-        assert!(shown.contains("deadline = \"5s\"") && shown.contains("# default"), "{shown}");
-    }
-
-    #[test]
-    fn what_is_shown_can_be_read_again() {
-        let first =
-            dir(&[("reprieve.toml", "store.dir = '/a \"b\"'\nstore.max_age = '90d'\nrun.heap_period = 4096\n")]);
-        let shown = Config::load(first.path()).unwrap().show(true);
-        let second = dir(&[("reprieve.toml", &shown)]);
-        assert_eq!(Config::load(second.path()).unwrap().show(false), Config::load(first.path()).unwrap().show(false));
-    }
-
-    #[test]
-    fn every_default_is_a_value() {
-        let config = Config::default();
-        for key in KEYS {
-            (key.check)(key.default).unwrap_or_else(|error| panic!("{}: {error}", key.name));
-        }
-        let _ = (config.limits(), config.run_memory(), config.run_deadline(), config.policy(), config.run_brake());
-        let _ = (config.run_growth_period(), config.run_watches_growth());
-        let _ = (config.run_heap_period(), config.snapshot_deadline(), config.store_dir());
-        let _ = (config.guard_cgroups(), config.guard_except(), config.guard_analysts(), config.guard_cooldown());
-        let _ = (config.guarded("/a"), config.guard_run_dir(), config.guard_log(), config.guard_metrics());
-        let _ = config.asking();
-    }
-
-    #[test]
-    fn problems_name_file_line_key_and_remedy() {
-        let found = problems(&[
-            (
-                "reprieve.toml",
-                "[run]\nmemmory = '1G'\nmemory = 'much'\nheap = 'no'\non_oom = ['reclaim', 'pray']\n\n[stor]\ndir = 1\n",
-            ),
-            ("conf.d/x.toml", "a = \n"),
-        ]);
-        assert_eq!(found.len(), 6, "{found:#?}");
-        for (problem, part) in found.iter().zip([
-            "DIR/reprieve.toml:2: run.memmory is not a key; did you mean run.memory?",
-            "DIR/reprieve.toml:3: run.memory: \"much\" is not a size",
-            "DIR/reprieve.toml:4: run.heap: write true or false, without quotes",
-            "DIR/reprieve.toml:5: run.on_oom: unknown action \"pray\"",
-            "DIR/reprieve.toml:8: stor.dir is not a key; did you mean store.dir?",
-            "DIR/conf.d/x.toml:1: ",
-        ]) {
-            assert!(problem.starts_with(part), "{problem:?} {part:?}");
-        }
-    }
-
-    #[test]
-    fn more_that_is_wrong() {
-        for (text, part) in [
-            ("store.dir = 'here'", "store.dir: \"here\" is not absolute"),
-            ("store.max_count = 0", "store.max_count: "),
-            ("store.max_age = '1fortnight'", "store.max_age: "),
-            ("run = 3", "run is a table"),
-            ("[run]\nmemory = { a = 1 }", "run.memory: "),
-            ("run.on_oom = []", "run.on_oom: "),
-            ("run.on_oom = [1]", "run.on_oom: "),
-            ("run.memory = 1979-05-27", "run.memory: "),
-            ("run.memory = '1G'\nrun.memory = '2G'", "duplicate"),
-            ("guard.log = 'xml'", "guard.log: \"xml\" is no form of a log; write auto, text, json or journal"),
-            (
-                "guard.metrics = '0.0.0.0:9913'",
-                "guard.metrics: 0.0.0.0 is not on loopback; write 127.0.0.1:9913 or [::1]:9913",
-            ),
-            ("guard.metrics = 9913", "guard.metrics: \"9913\" is no address with a port"),
-            ("guard.textfile = '/a/b.txt'", "guard.textfile: \"/a/b.txt\" is not read by node_exporter"),
-            ("x = 1", "x is not a key; `reprieve config show` lists all"),
-        ] {
-            let found = problems(&[("reprieve.toml", text)]);
-            assert!(found.len() == 1 && found[0].contains(part), "{text}: {found:?}");
-        }
-        let not_utf8 = dir(&[]);
-        fs::write(not_utf8.path().join("reprieve.toml"), [b'#', 0xff]).unwrap();
-        assert!(Config::load(not_utf8.path()).unwrap_err().to_string().contains("UTF-8"));
-    }
-
-    #[test]
-    fn rules_are_read_in_order_and_shown() {
-        let dir = dir(&[
-            (
-                "reprieve.toml",
-                "[[rule]]\nname = 'leak'\nwhen = \"share('Cache') > 0.5\"\non_oom = ['throttle=10s', 'kill']\n",
-            ),
-            ("conf.d/a.toml", "[[rule]]\nname = 'rest'\nmatch = '/a/*'\nwhen = 'true'\non_oom = ['grant=64M']\n"),
-        ]);
-        let config = Config::load(dir.path()).unwrap();
-        let names: Vec<String> = config.policy().rules.into_iter().map(|rule| rule.name).collect();
-        assert_eq!(names, ["leak", "rest"]);
-        let shown = config.show(false);
-        std::fs::remove_dir_all(dir.path().join("conf.d")).unwrap();
-        fs::write(dir.path().join("reprieve.toml"), &shown).unwrap();
-        assert_eq!(Config::load(dir.path()).unwrap().show(false), shown);
-    }
-
-    #[test]
-    fn mistakes_in_rules() {
-        let text = "[[rule]]\nname = 'a'\nwhen = 'memgc.usage > 1'\non_oom = ['kill']\n[[rule]]\nwhen = 'true'\n\
-                    on_oom = ['pray']\n[[rule]]\nname = 'b'\nwhat = 1\nwhen = 1\non_oom = []\n";
-        let found = problems(&[("reprieve.toml", text)]);
-        for (problem, part) in found.iter().zip([
-            "DIR/reprieve.toml:3: rule.when: ",
-            "DIR/reprieve.toml:5: rule: name is missing",
-            "DIR/reprieve.toml:7: rule.on_oom: unknown action \"pray\"",
-            "DIR/reprieve.toml:10: rule.what is not a key; a rule has name, match, when and on_oom",
-            "DIR/reprieve.toml:11: rule.when: write a string",
-            "DIR/reprieve.toml:12: rule.on_oom: there is no action",
-        ]) {
-            assert!(problem.starts_with(part), "{problem:?} {part:?}");
-        }
-        assert_eq!(found.len(), 6, "{found:#?}");
-        assert!(problems(&[("reprieve.toml", "rule = 3")])[0].contains("write [[rule]]"));
-    }
-
-    #[test]
-    fn what_is_said_of_one_cgroup_wins_over_all_and_later_over_earlier() {
-        let dir = dir(&[
-            (
-                "reprieve.toml",
-                "[guard]\ncgroups = ['/a/*', '/b']\ndeadline = '7s'\n[[cgroup]]\nmatch = '/a/*'\n\
-                 on_oom = ['grant=64M', 'kill']\ndry_run = true\ncushion = 0\n",
-            ),
-            ("conf.d/one.toml", "[[cgroup]]\nmatch = '/a/x*'\non_oom = ['reclaim']\nreports_per_hour = 3\n"),
-        ]);
-        let config = Config::load(dir.path()).unwrap();
-        let told = |path: &str| {
-            let one = config.guarded(path);
-            let ladder: Vec<String> = one.policy.otherwise.iter().map(ToString::to_string).collect();
-            (ladder.join(","), one.is_dry, one.reports_per_hour, one.cushion, one.deadline.as_secs())
-        };
-        assert_eq!(told("/b"), ("reclaim,kill".into(), false, 12, Cushion::Auto, 7));
-        assert_eq!(told("/a/y"), ("grant=64M,kill".into(), true, 12, Cushion::Bytes(0), 7));
-        assert_eq!(told("/a/x1"), ("reclaim".into(), true, 3, Cushion::Bytes(0), 7));
-        assert!(config.guard_cgroups()[0].matches("/a/y"));
-        let shown = config.show(false);
-        fs::remove_dir_all(dir.path().join("conf.d")).unwrap();
-        fs::write(dir.path().join("reprieve.toml"), &shown).unwrap();
-        assert_eq!(Config::load(dir.path()).unwrap().show(false), shown);
-    }
-
-    #[test]
-    fn mistakes_about_one_cgroup() {
-        let text = "[[cgroup]]\nmatch = 'a'\n[[cgroup]]\non_oom = ['kill']\n[[cgroup]]\nmatch = '/a'\nanalysts = 3\n\
-                    deadline = 'soon'\n";
-        let found = problems(&[("reprieve.toml", text)]);
-        for (problem, part) in found.iter().zip([
-            "DIR/reprieve.toml:2: cgroup.match: \"a\" does not begin with /",
-            "DIR/reprieve.toml:3: cgroup: match is missing",
-            "DIR/reprieve.toml:7: cgroup.analysts is not a key; a cgroup has match, deadline, on_oom, ",
-            "DIR/reprieve.toml:8: cgroup.deadline: ",
-        ]) {
-            assert!(problem.starts_with(part), "{problem:?} {part:?}");
-        }
-        assert_eq!(found.len(), 4, "{found:#?}");
-        let found =
-            problems(&[("reprieve.toml", "[guard]\ncgroups = ['/a[']\nanalysts = 0\n[cgroup]\nmatch = '/a'\n")]);
-        assert!(found.len() == 3 && found[2].contains("write [[cgroup]]"), "{found:#?}");
-    }
-
-    #[test]
-    fn no_folder_is_no_mistake() {
-        let dir = tempfile::tempdir().unwrap();
-        assert_eq!(Config::load(&dir.path().join("none")).unwrap().run_memory(), 256 << 20);
-    }
-}
+mod tests;

@@ -1,16 +1,18 @@
 //! From TOML to checked texts.
 
 use super::guard::{OF_ONE, Override, key_of_one};
-use super::keys::{self, KEYS, Key, Kind};
+use super::keys::{KEYS, Key, Kind};
 use super::{Config, Origin, Setting};
-use crate::cgroup::Glob;
-use crate::verdict::policy::{Condition, Rule};
+use crate::cgroup::Which;
+use crate::verdict::policy::Rule;
+use crate::verdict::{Action, Condition};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -123,7 +125,7 @@ impl Reader<'_> {
                 (None, _) if path == RULE => {
                     self.problem(&name.span(), "write [[rule]], and name, when and on_oom below it".to_owned());
                 }
-                (Some(key), value_in) => self.value(key, value_in, &value.span()),
+                (Some(key), _) => self.value(key, value),
                 (None, DeValue::Table(inner)) => self.table(&path, inner),
                 (None, _) if is_table => {
                     self.problem(&name.span(), format!("{path} is a table; write [{path}] and keys below it"));
@@ -138,32 +140,27 @@ impl Reader<'_> {
             return self.problem(&rule.span(), "write [[rule]], and name, when and on_oom below it".to_owned());
         };
         let before = self.problems.len();
-        let (mut name, mut matches, mut when, mut ladder) = (None, None, None, None);
+        let (mut name, mut matches, mut when, mut ladder) = (None, None, None, Vec::new());
         for (key, value) in table {
-            let text = |kind| text_of(kind, value.get_ref());
-            let read = match key.get_ref().as_ref() {
-                "name" => text(Kind::Text).map(|text| name = Some(text)),
-                "match" => {
-                    string_of(value.get_ref()).and_then(|text| Glob::parse(&text)).map(|glob| matches = Some(glob))
-                }
-                "when" => string_of(value.get_ref()).and_then(|text| Condition::parse(&text)).map(|c| when = Some(c)),
+            let path = format!("{RULE}.{}", key.get_ref());
+            match key.get_ref().as_ref() {
+                "name" => name = self.texts(&path, Kind::Text, |_| Ok(()), value).pop(),
+                "match" => matches = self.which(&path, value),
+                "when" => when = self.string(&path, value, Condition::parse),
                 "on_oom" => {
-                    text(Kind::List).and_then(|text| keys::actions(&text)).map(|actions| ladder = Some(actions))
+                    let texts = self.texts(&path, Kind::Actions, |text| Action::from_str(text).map(drop), value);
+                    ladder = texts.iter().filter_map(|text| text.parse().ok()).collect();
                 }
-                other => {
-                    let message = format!("{RULE}.{other} is not a key; a rule has name, match, when and on_oom");
+                _ => {
+                    let message = format!("{path} is not a key; a rule has name, match, when and on_oom");
                     self.problem(&key.span(), message);
-                    continue;
                 }
-            };
-            if let Err(message) = read {
-                self.problem(&value.span(), format!("{RULE}.{}: {message}", key.get_ref()));
             }
         }
         for key in ["name", "when", "on_oom"].iter().filter(|key| !table.iter().any(|(k, _)| k.get_ref() == *key)) {
             self.problem(&rule.span(), format!("{RULE}: {key} is missing"));
         }
-        if let (Some(name), Some(when), Some(ladder)) = (name, when, ladder)
+        if let (Some(name), Some(when)) = (name, when)
             && self.problems.len() == before
         {
             let origin = Origin { file: self.file.to_owned(), line: self.line(&rule.span()) };
@@ -177,25 +174,17 @@ impl Reader<'_> {
         };
         let (mut matches, mut set) = (None, BTreeMap::new());
         for (name, value) in table {
-            let name_in = name.get_ref().as_ref();
-            let read = match key_of_one(name_in) {
-                _ if name_in == "match" => {
-                    string_of(value.get_ref()).and_then(|text| Glob::parse(&text)).map(|glob| matches = Some(glob))
+            let path = format!("{CGROUP}.{}", name.get_ref());
+            match key_of_one(name.get_ref()) {
+                _ if name.get_ref() == "match" => matches = self.which(&path, value),
+                Some(key) => {
+                    let texts = self.texts(&path, key.kind, key.check, value);
+                    set.insert(key.name.trim_start_matches("guard."), texts);
                 }
-                Some(key) => text_of(key.kind, value.get_ref()).and_then(|text| {
-                    (key.check)(&text)?;
-                    set.insert(key.name.trim_start_matches("guard."), text);
-                    Ok(())
-                }),
                 None => {
                     let known = OF_ONE.join(", ");
-                    let message = format!("{CGROUP}.{name_in} is not a key; a cgroup has match, {known}");
-                    self.problem(&name.span(), message);
-                    continue;
+                    self.problem(&name.span(), format!("{path} is not a key; a cgroup has match, {known}"));
                 }
-            };
-            if let Err(message) = read {
-                self.problem(&value.span(), format!("{CGROUP}.{name_in}: {message}"));
             }
         }
         if !table.iter().any(|(name, _)| name.get_ref() == "match") {
@@ -207,35 +196,91 @@ impl Reader<'_> {
         }
     }
 
-    fn value(&mut self, key: &'static Key, value: &DeValue<'_>, span: &Range<usize>) {
-        match text_of(key.kind, value).and_then(|text| (key.check)(&text).map(|()| text)) {
-            Ok(text) => {
-                let origin = Origin { file: self.file.to_owned(), line: self.line(span) };
-                self.config.set.insert(key.name, Setting { text, origin });
+    /// What the key `path` says of cgroups: a pattern of their paths, or a table of what they
+    /// are.
+    fn which(&mut self, path: &str, value: &Spanned<DeValue<'_>>) -> Option<Which> {
+        match value.get_ref() {
+            DeValue::String(_) => self.string(path, value, Which::at),
+            DeValue::Table(table) if !table.is_empty() => {
+                let (mut which, before) = (Which::default(), self.problems.len());
+                for (key, value) in table {
+                    let path = format!("{path}.{}", key.get_ref());
+                    if Which::KEYS.contains(&key.get_ref().as_ref()) {
+                        self.string(&path, value, |text| which.say(key.get_ref(), text));
+                    } else {
+                        let known = Which::KEYS.join(", ");
+                        self.problem(&key.span(), format!("{path} is not a key; a match has {known}"));
+                    }
+                }
+                (self.problems.len() == before).then_some(which)
             }
-            Err(message) => self.problem(span, format!("{}: {message}", key.name)),
+            _ => {
+                let forms = "\"/batch/*\", or { unit = \"nginx.service\" }";
+                self.problem(&value.span(), format!("{path}: write a pattern of paths, like {forms}"));
+                None
+            }
         }
+    }
+
+    fn value(&mut self, key: &'static Key, value: &Spanned<DeValue<'_>>) {
+        let texts = self.texts(key.name, key.kind, key.check, value);
+        let origin = Origin { file: self.file.to_owned(), line: self.line(&value.span()) };
+        self.config.set.insert(key.name, Setting { texts, origin });
+    }
+
+    /// What one would type on the command line for the key `path`, of a list each entry.
+    /// Those that are wrong are told, each with its line, and left out.
+    fn texts(
+        &mut self,
+        path: &str,
+        kind: Kind,
+        check: impl Fn(&str) -> Result<(), String>,
+        value: &Spanned<DeValue<'_>>,
+    ) -> Vec<String> {
+        let written: Vec<_> = match (kind, value.get_ref()) {
+            (Kind::List, DeValue::Array(entries)) => entries.iter().map(|e| (e.span(), string_of(e))).collect(),
+            (Kind::Actions, DeValue::Array(entries)) if !entries.is_empty() => {
+                entries.iter().map(|e| (e.span(), string_of(e))).collect()
+            }
+            (_, one) => vec![(value.span(), text_of(kind, one))],
+        };
+        let mut texts = Vec::new();
+        for (span, text) in written {
+            match text.and_then(|text| check(&text).map(|()| text)) {
+                Ok(text) => texts.push(text),
+                Err(message) => self.problem(&span, format!("{path}: {message}")),
+            }
+        }
+        texts
+    }
+
+    /// What is read from a string, of the key `path`.
+    fn string<T>(
+        &mut self,
+        path: &str,
+        value: &Spanned<DeValue<'_>>,
+        read: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        let read = string_of(value).and_then(|text| read(&text));
+        read.map_err(|message| self.problem(&value.span(), format!("{path}: {message}"))).ok()
     }
 }
 
-fn string_of(value: &DeValue<'_>) -> Result<String, String> {
-    value.as_str().map(str::to_owned).ok_or_else(|| "write a string in quotes".to_owned())
+fn string_of(value: &Spanned<DeValue<'_>>) -> Result<String, String> {
+    value.get_ref().as_str().map(str::to_owned).ok_or_else(|| "write a string in quotes".to_owned())
 }
 
-/// What one would type on the command line.
+/// What one would type on the command line, but for entries of a list.
 fn text_of(kind: Kind, value: &DeValue<'_>) -> Result<String, String> {
-    let string = |value: &Spanned<DeValue<'_>>| value.get_ref().as_str().map(str::to_owned);
     match (kind, value) {
         (Kind::Text, DeValue::String(text)) => Ok(text.to_string()),
         (Kind::Text, DeValue::Integer(number)) if number.radix() == 10 => Ok(number.as_str().to_owned()),
         (Kind::Text, _) => Err("write a string in quotes, or a whole number".to_owned()),
         (Kind::Flag, DeValue::Boolean(flag)) => Ok(flag.to_string()),
         (Kind::Flag, _) => Err("write true or false, without quotes".to_owned()),
-        (Kind::List, DeValue::Array(values)) => match values.iter().map(string).collect::<Option<Vec<_>>>() {
-            Some(texts) => Ok(texts.join(",")),
-            None => Err("write an array of strings, like [\"reclaim\", \"kill\"]".to_owned()),
-        },
-        (Kind::List, _) => Err("write an array of strings, like [\"reclaim\", \"kill\"]".to_owned()),
+        (Kind::List, _) => Err("write an array of strings, like [\"/batch/*\"]".to_owned()),
+        (Kind::Actions, DeValue::Array(_)) => Err("there is no action; write at least one, like [\"kill\"]".to_owned()),
+        (Kind::Actions, _) => Err("write an array of strings, like [\"reclaim\", \"kill\"]".to_owned()),
     }
 }
 

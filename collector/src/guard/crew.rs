@@ -27,7 +27,7 @@ use std::thread::Builder;
 use std::time::{Duration, Instant};
 
 /// Symbols are found in a process of its own: what is left is reading.
-const STACK_BYTES: usize = 2 << 20;
+pub const STACK_BYTES: usize = 2 << 20;
 /// How long threads that stop late are waited for before the kernel lets them go.
 const LATE_TIME: Duration = Duration::from_secs(2);
 const LATE_AGAIN: Duration = Duration::from_millis(10);

@@ -14,6 +14,8 @@ mod settings;
 mod tell;
 mod tree;
 
+#[cfg(test)]
+pub(crate) use crew::STACK_BYTES;
 pub use lock::{LockError, default_dir};
 pub use settings::{Given, Settings};
 

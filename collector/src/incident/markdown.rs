@@ -31,7 +31,10 @@ pub fn page(incident: &Incident, drawn: &[(&View, usize)]) -> String {
         code(&incident.id)
     ));
     if let Some(verdict) = &incident.verdict {
-        let rule = verdict.rule.as_ref().map_or(String::new(), |rule| format!(" (rule {})", code(rule)));
+        let named =
+            |rule: &Option<String>| rule.as_ref().map_or(String::new(), |rule| format!(" (rule {})", code(rule)));
+        let several = show::has_several_rules(verdict);
+        let rule = if several { String::new() } else { named(&verdict.rule) };
         line(&format!("**Verdict:** {}{rule}\n", text(&show::verdict_line(incident, verdict))));
         verdict.problems.iter().for_each(|problem| line(&format!("- {}", text(problem))));
         if !verdict.steps.is_empty() {
@@ -45,8 +48,9 @@ pub fn page(incident: &Incident, drawn: &[(&View, usize)]) -> String {
                 StepOutcome::Failed => "failed",
             };
             line(&format!(
-                "| {} | {outcome} | {} | {} | {} | {} | {} |",
+                "| {}{} | {outcome} | {} | {} | {} | {} | {} |",
                 code(&step.action),
+                if several { named(&step.rule) } else { String::new() },
                 bytes(step.usage_before_bytes),
                 bytes(step.usage_after_bytes),
                 micros(step.took_us),

@@ -115,6 +115,36 @@ pub struct MemcgState {
     /// Which container and pod it is.
     #[serde(default)]
     pub labels: Labels,
+    /// What it is worth, the larger the more; `None` where nobody has said.
+    #[serde(default)]
+    pub priority: Option<i32>,
+    /// What it may keep when memory is short; `None` where nobody has looked.
+    #[serde(default)]
+    pub reservation_bytes: Option<u64>,
+    /// How long tasks waited for memory; `None` where the kernel does not tell.
+    #[serde(default)]
+    pub pressure: Option<Pressure>,
+}
+
+/// Waiting for memory in the ten seconds before, as the kernel averages it (PSI).
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Pressure {
+    /// Whose tasks.
+    pub scope: PressureScope,
+    /// Part of the time in which one or more of them waited, 0 to 100.
+    pub some_percent: f64,
+    /// Part of the time in which all that had something to do waited, 0 to 100.
+    pub full_percent: f64,
+}
+
+/// Whose tasks waited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PressureScope {
+    /// Those of the memcg.
+    Memcg,
+    /// Those of the machine, where the kernel does not tell of the memcg, as on version 1.
+    Machine,
 }
 
 /// What the path of a cgroup says of containers; of one in another, the inner one.
@@ -780,7 +810,7 @@ pub struct Verdict {
     pub summary: String,
     /// Whether the memcg was well afterwards.
     pub relieved: bool,
-    /// Name of the rule that chose the actions; `None` is the default ladder.
+    /// Name of the rule that chose the last action; `None` is the default ladder.
     #[serde(default)]
     pub rule: Option<String>,
     /// Rules that failed and were passed over, each a sentence.
@@ -812,6 +842,9 @@ pub struct Step {
     pub took_us: u64,
     /// Candidates that were ranked, best victim first (kill only).
     pub candidates: Vec<Candidate>,
+    /// Name of the rule whose ladder it is on; `None` of the default ladder.
+    #[serde(default)]
+    pub rule: Option<String>,
 }
 
 /// Result of a step.

@@ -11,7 +11,7 @@ use super::handover::{Handover, timeout};
 use super::jobs::{Job, List};
 use super::roster::Roster;
 use super::tracer::Tracer;
-use crate::cgroup::Memcg;
+use crate::cgroup::{self, Memcg};
 use crate::guardian::{Priority, heap, own_status_bytes};
 use crate::hold::reserve::{self, ending};
 use crate::incident::model::{
@@ -397,6 +397,9 @@ fn state_of(root: &Memcg, event: Option<&Event>) -> MemcgState {
         stat: root.stat().unwrap_or_default(),
         events: root.read_keyed("memory.oom.state").unwrap_or_default(),
         labels: Labels::default(),
+        priority: None,
+        reservation_bytes: None,
+        pressure: cgroup::pressure(root),
     }
 }
 
@@ -448,6 +451,7 @@ fn step(deed: &Deed, list: &List, jobs: &[&Job]) -> Step {
         limit_us: micros(deed.limit),
         took_us: micros(deed.took),
         candidates: jobs.iter().map(|job| job.candidate()).collect(),
+        rule: None,
     }
 }
 

@@ -17,8 +17,8 @@ use crate::signals::Interrupt;
 use crate::snapshot;
 use crate::snapshot::Options;
 use crate::snapshot::kernel_log::KernelLog;
-use crate::verdict::policy::{Choice, Policy};
-use crate::verdict::{self, Asking, Scene};
+use crate::verdict::policy::Policy;
+use crate::verdict::{self, Asking, Ladders, Scene};
 use crate::witness::{self, GrowthWitness, HeapTable};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -116,7 +116,7 @@ impl Answerer<'_> {
             return self.brake.resume(threads).map(|()| Answered::Nobody);
         }
         let pids = self.memcg.pids()?;
-        let mut state = state_of(self.memcg);
+        let mut state = state_of(self.memcg, &self.manner.policy.worths);
         // Not the few KiB that the stop may have lent.
         state.limit_bytes = Some(self.brake.limit());
         let compared = self.history.and_then(|history| history.choose(state.usage_bytes));
@@ -156,7 +156,8 @@ impl Answerer<'_> {
         }
         self.brake.measure();
         let summary = show::headline(&incident);
-        let choice = self.manner.policy.choose(&incident);
+        let left = deadline.saturating_duration_since(Instant::now());
+        let ladders = Ladders::of(&self.manner.policy, &incident).within(left);
         let mut scene = Scene {
             brake: &mut *self.brake,
             memcg: self.memcg,
@@ -173,6 +174,7 @@ impl Answerer<'_> {
                 folder: staging.as_ref().map(super::Staged::path),
             },
             next: Vec::new(),
+            is_watched: false,
             is_deferred: false,
             released: None,
             kernel_kills,
@@ -180,7 +182,10 @@ impl Answerer<'_> {
             was_helped: false,
             worths: &self.manner.policy.worths,
         };
-        let verdict = decide(&mut scene, choice, self.manner.is_dry);
+        let verdict = match self.manner.is_dry {
+            true => verdict::rehearse(&mut scene, ladders),
+            false => verdict::decide(&mut scene, ladders),
+        };
         let path = self.memcg.path();
         verdict.problems.iter().for_each(|problem| say!(Warning, cgroup = path; "{}{problem}", self.teller));
         let held = scene.released.unwrap_or_else(Instant::now) - noticed;
@@ -318,7 +323,7 @@ impl Answerer<'_> {
                 None => "the kernel's OOM killer was first: there are no stacks of whom it killed".to_owned(),
             },
         );
-        let mut state = state_of(self.memcg);
+        let mut state = state_of(self.memcg, &self.manner.policy.worths);
         // Not the wall above it.
         state.limit_bytes = Some(self.brake.limit());
         let mut incident = self.recorder.draft_about(self.subject, Trigger::KilledByKernel, Some(state), evidence);
@@ -346,13 +351,4 @@ impl Answerer<'_> {
             say!(Error, cgroup = path; "{}the brake could not be armed again: {error}", self.teller);
         }
     }
-}
-
-fn decide(scene: &mut Scene<'_>, choice: Choice<'_>, is_dry: bool) -> Verdict {
-    let mut verdict = match is_dry {
-        true => verdict::rehearse(scene, choice.ladder),
-        false => verdict::decide(scene, choice.ladder),
-    };
-    (verdict.rule, verdict.problems) = (choice.rule.map(str::to_owned), choice.problems);
-    verdict
 }

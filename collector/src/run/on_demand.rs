@@ -14,6 +14,7 @@ use crate::incident::store::{INCIDENT, Limits, Store};
 use crate::signals::Signals;
 use crate::snapshot::process::start_ticks;
 use crate::snapshot::{self, Options};
+use crate::verdict::worth::Worths;
 use crate::witness;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -72,7 +73,7 @@ pub fn snapshot(
     let stop_window = begun.elapsed();
     let (threads_stopped, threads_not_stopped) = threads.counts();
     let memcg = match &target_found {
-        Target::Cgroup(memcg) => Some(state_of(memcg)),
+        Target::Cgroup(memcg) => Some(state_of(memcg, &Worths::default())),
         Target::Process(_) => None,
     };
     let pids = target_found.pids();

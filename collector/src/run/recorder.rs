@@ -8,6 +8,7 @@ use crate::incident::model::{Host, Incident, MemcgState, SCHEMA, Symbols, Trigge
 use crate::incident::store::{DRAFT, DiskReserve, Limits, Store, StoreError, write_atomically};
 use crate::snapshot::Evidence;
 use crate::verdict::machine_memory;
+use crate::verdict::worth::Worths;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -145,8 +146,8 @@ impl Recorder {
     }
 }
 
-/// The memcg now; what cannot be read is left at zero or empty.
-pub fn state_of(memcg: &Memcg) -> MemcgState {
+/// The memcg now, and what it is worth; what cannot be read is left at zero or empty.
+pub fn state_of(memcg: &Memcg, worths: &Worths) -> MemcgState {
     MemcgState {
         path: memcg.path().to_owned(),
         version: memcg.version().number(),
@@ -156,5 +157,8 @@ pub fn state_of(memcg: &Memcg) -> MemcgState {
         stat: memcg.stat().unwrap_or_default(),
         events: memcg.events().unwrap_or_default(),
         labels: cgroup::labels(memcg.path()),
+        priority: worths.priority(memcg),
+        reservation_bytes: Some(worths.reservation(memcg)),
+        pressure: cgroup::pressure(memcg),
     }
 }

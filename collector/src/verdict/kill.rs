@@ -233,7 +233,7 @@ fn open_same(pid: i32, ticks: u64) -> io::Result<OwnedFd> {
 mod tests {
     use super::super::worth::Said;
     use super::*;
-    use crate::cgroup::{Glob, Hierarchy, Version};
+    use crate::cgroup::{Hierarchy, Version, Which};
     use crate::incident::model::ProcessMemory;
 
     fn process(pid: i32, adj: i32, mib: u64) -> Process {
@@ -295,7 +295,7 @@ mod tests {
 
     /// What is configured of one path.
     fn said(path: &str, priority: i32, reservation_bytes: Option<u64>) -> Said {
-        Said { matches: Some(Glob::parse(path).unwrap()), priority: Some(priority), reservation_bytes }
+        Said { matches: Some(Which::at(path).unwrap()), priority: Some(priority), reservation_bytes }
     }
 
     fn job_dir(dir: &std::path::Path, pids: &str, mib: u64) {

@@ -1,9 +1,12 @@
 //! The verdict: a ladder of actions, each measured by what it did.
 
 mod action;
+mod condition;
 pub mod hook;
 mod kill;
+mod ladders;
 mod others;
+mod patience;
 mod person;
 pub mod policy;
 mod quota;
@@ -12,6 +15,8 @@ mod view;
 pub mod worth;
 
 pub use action::Action;
+pub use condition::Condition;
+pub use ladders::Ladders;
 pub use person::Asking;
 pub use view::View;
 
@@ -69,6 +74,8 @@ pub struct Scene<'a> {
     pub asking: Asking<'a>,
     /// What follows on the ladder.
     pub next: Vec<Action>,
+    /// Whether another rule may take over instead.
+    pub is_watched: bool,
     /// Whether it was left to the kernel, and nothing more is to be tried.
     pub is_deferred: bool,
     /// When the threads were let go.
@@ -97,33 +104,41 @@ impl Effect {
     }
 }
 
-/// Tries the actions in order until the memcg is well; none of them where it is
+/// Tries one action after the other until the memcg is well; none of them where it is
 /// well already, since its memory was freed meanwhile. When none helps the kernel
 /// decides. In the end every thread has been let go.
-pub fn decide(scene: &mut Scene<'_>, ladder: &[Action]) -> Verdict {
+pub fn decide(scene: &mut Scene<'_>, mut ladders: Ladders<'_>) -> Verdict {
     let mut steps = Vec::new();
     let mut relieved = false;
+    let mut rule = None;
     // Whether a hold that is over by now is so without us.
     let mut untouched = true;
     let mut free_again = false;
-    // Before the first, between two, and before it is left to the kernel.
-    for (at, action) in ladder.iter().map(Some).chain([None]).enumerate() {
+    loop {
+        // Rules take their time, so the look at the hold comes after them: before the first
+        // action, between two, and before it is left to the kernel.
+        let rung = ladders.next(&steps);
+        if steps.is_empty() {
+            rule = rung.and_then(|rung| rung.rule);
+        }
         if scene.interrupt.ending().is_some() {
             break;
         }
         free_again = untouched && scene.threads.is_some() && scene.brake.ended_by_itself();
         relieved = free_again;
-        let Some(action) = action.filter(|_| !free_again) else { break };
-        scene.next = ladder[at + 1..].to_vec();
-        let step = scene.try_action(action);
+        let Some(rung) = rung.filter(|_| !free_again) else { break };
+        rule = rung.rule;
+        (scene.next, scene.is_watched) = (rung.rest.to_vec(), rung.is_watched);
+        let step = Step { rule: rule.map(str::to_owned), ..scene.try_action(rung.action) };
         relieved = step.outcome == StepOutcome::Relieved;
-        untouched &= step.outcome == StepOutcome::Failed || matches!(action, Action::Freeze(_));
+        untouched &= step.outcome == StepOutcome::Failed || matches!(rung.action, Action::Freeze(_));
         steps.push(step);
         if relieved || scene.is_deferred {
             break;
         }
     }
-    let mut verdict = Verdict { summary: String::new(), relieved, rule: None, problems: Vec::new(), steps };
+    let (rule, problems) = (rule.map(str::to_owned), ladders.into_problems());
+    let mut verdict = Verdict { summary: String::new(), relieved, rule, problems, steps };
     if let Some(ending) = scene.interrupt.ending() {
         verdict.summary = format!("{} was received: the hold is released", ending.signal);
     } else if free_again {
@@ -155,9 +170,11 @@ pub fn decide(scene: &mut Scene<'_>, ladder: &[Action]) -> Verdict {
 }
 
 /// Does nothing of it, and leaves it to the kernel, which would have decided without us.
-pub fn rehearse(scene: &mut Scene<'_>, ladder: &[Action]) -> Verdict {
+pub fn rehearse(scene: &mut Scene<'_>, mut ladders: Ladders<'_>) -> Verdict {
+    let rung = ladders.next(&[]);
+    let ladder: Vec<&Action> = rung.iter().flat_map(|rung| std::iter::once(rung.action).chain(rung.rest)).collect();
     let actions: Vec<String> = ladder.iter().map(ToString::to_string).collect();
-    let victim = ladder.contains(&Action::Kill).then(|| {
+    let victim = ladder.contains(&&Action::Kill).then(|| {
         let targets = kill::rank(scene.processes, &kill::Homes::below(scene.memcg, scene.worths));
         format!(" ({})", kill::reason(&targets))
     });
@@ -170,7 +187,8 @@ pub fn rehearse(scene: &mut Scene<'_>, ladder: &[Action]) -> Verdict {
     if let Err(error) = scene.let_go() {
         summary.push_str(&format!("; letting the threads go failed: {error}"));
     }
-    Verdict { summary, relieved: false, rule: None, problems: Vec::new(), steps: Vec::new() }
+    let rule = rung.and_then(|rung| rung.rule).map(str::to_owned);
+    Verdict { summary, relieved: false, rule, problems: ladders.into_problems(), steps: Vec::new() }
 }
 
 impl Scene<'_> {
@@ -210,6 +228,7 @@ impl Scene<'_> {
             limit_us: limit.as_micros() as u64,
             took_us: begun.elapsed().as_micros() as u64,
             candidates: effect.candidates,
+            rule: None,
         }
     }
 

@@ -95,10 +95,13 @@ impl Scene<'_> {
 
     fn open_question(&self, time: Duration) -> Result<Question, String> {
         let desk = self.asking.desk.ok_or("operators are not served here")?;
-        let fallback = match self.next.as_slice() {
+        let mut fallback = match self.next.as_slice() {
             [] => "the kernel's OOM killer decides".to_owned(),
             next => next.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
         };
+        if self.is_watched {
+            fallback.push_str(", unless another rule holds by then");
+        }
         let subject = Subject {
             id: self.asking.id,
             cgroup: self.memcg.path(),
@@ -114,7 +117,10 @@ impl Scene<'_> {
 
     /// What the policy would do next, and the evidence for it.
     fn recommended(&self) -> String {
-        let Some(next) = self.next.first() else { return "defer: the policy has nothing else to try".to_owned() };
+        let Some(next) = self.next.first() else {
+            let unless = if self.is_watched { ", unless another rule holds by then" } else { "" };
+            return format!("defer: the policy has nothing else to try{unless}");
+        };
         let evidence = match next {
             Action::Kill => kill::reason(&kill::rank(self.processes, &kill::Homes::below(self.memcg, self.worths))),
             Action::Grant(_) => {

@@ -1,5 +1,6 @@
 //! What the ladder does, with a brake that only tells.
 
+use super::policy::{Policy, Rule};
 use super::*;
 use crate::cgroup::Hierarchy;
 use crate::hold::watchdog::Debt;
@@ -77,6 +78,10 @@ impl Brake for Told {
 
 /// The verdict on a hold of nobody, in a memcg that is full.
 fn decided(is_over: bool, ladder: &[Action]) -> (Verdict, Told) {
+    decided_by(&Policy::fixed(ladder.to_vec()), is_over)
+}
+
+fn decided_by(policy: &Policy, is_over: bool) -> (Verdict, Told) {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("memory.current"), (60 << 20).to_string()).unwrap();
     std::fs::write(dir.path().join("memory.max"), (64 << 20).to_string()).unwrap();
@@ -95,6 +100,7 @@ fn decided(is_over: bool, ladder: &[Action]) -> (Verdict, Told) {
         interrupt: &mut Signals::block().unwrap(),
         asking: Asking::default(),
         next: Vec::new(),
+        is_watched: false,
         is_deferred: false,
         released: None,
         kernel_kills: Some(0),
@@ -102,7 +108,8 @@ fn decided(is_over: bool, ladder: &[Action]) -> (Verdict, Told) {
         was_helped: false,
         worths: &worth::Worths::default(),
     };
-    let verdict = decide(&mut scene, ladder);
+    let incident = serde_json::from_str(include_str!("../../../fixtures/incidents/sort.json")).unwrap();
+    let verdict = decide(&mut scene, Ladders::of(policy, &incident));
     assert!(scene.released.is_some(), "nobody was let go");
     (verdict, brake)
 }
@@ -137,4 +144,34 @@ fn without_any_action_the_kernel_decides() {
     let (verdict, brake) = decided(false, &[]);
     assert!(!verdict.relieved, "{verdict:?}");
     assert!(brake.given_up && brake.resumed);
+}
+
+#[test]
+fn a_rule_takes_over_when_it_holds_by_what_was_tried() {
+    let rule = |name: &str, when: &str, action: Action| Rule {
+        name: name.to_owned(),
+        matches: None,
+        when: Condition::parse(when).unwrap(),
+        ladder: vec![action],
+    };
+    let in_vain = "steps.exists(s, s.action.startsWith('throttle') && s.outcome != 'relieved' && s.seconds > 0.01)";
+    let rules = vec![
+        rule("fails", "stacks[0].share > 0.0", Action::Defer),
+        rule("more", in_vain, Action::Grant(1 << 20)),
+        rule("slow", "true", Action::Throttle(Duration::from_millis(50))),
+    ];
+    let (verdict, brake) = decided_by(&Policy { rules, ..Policy::fixed(vec![Action::Kill]) }, false);
+    let told: Vec<_> = verdict.steps.iter().map(|step| (&*step.action, step.rule.as_deref(), step.outcome)).collect();
+    let expected =
+        [("throttle=50ms", Some("slow"), StepOutcome::NotEnough), ("grant=1M", Some("more"), StepOutcome::Relieved)];
+    assert_eq!(told, expected);
+    assert_eq!((verdict.rule.as_deref(), verdict.problems.len(), brake.grants), (Some("more"), 1, 1));
+}
+
+#[test]
+fn whose_verdict_it_was_is_told_where_nothing_was_done() {
+    let when = Condition::parse("true").unwrap();
+    let rules = vec![Rule { name: "a".to_owned(), matches: None, when, ladder: vec![Action::Kill] }];
+    let (verdict, _) = decided_by(&Policy { rules, ..Policy::default() }, true);
+    assert_eq!((verdict.rule.as_deref(), verdict.steps.len()), (Some("a"), 0));
 }

@@ -1,14 +1,17 @@
 //! An incident as a rule sees it.
 
-use crate::incident::heaps;
-use crate::incident::model::Incident;
-use crate::incident::profile;
+use super::patience::{Patience, ROUND};
+use super::worth::Worths;
+use crate::incident::model::{Incident, PressureScope, Step, StepOutcome};
+use crate::incident::{heaps, profile, since};
 use cel::Context;
 use serde::Serialize;
 use std::sync::Arc;
 
 /// Stacks that rules can look at, the biggest first.
 const STACKS: usize = 64;
+/// Functions of a stack that is made up.
+const FRAMES: usize = 32;
 
 /// What rules can ask for. Sizes are bytes, times seconds, and all numbers have a
 /// fraction: of two whole ones CEL's `/` makes a whole one.
@@ -22,12 +25,24 @@ pub struct View {
     pub processes: Vec<Process>,
     /// Age of the oldest of them.
     pub age: f64,
-    /// Bytes that the memcg has grown by in each second of that age.
+    /// Bytes that the memcg grew by in a second: since the record that the incident is
+    /// compared with, else in the whole age.
     pub growth: f64,
+    /// What the memcg is worth; 0 where nobody has said.
+    pub priority: f64,
+    /// What it may keep when memory is short.
+    pub reservation: f64,
+    /// Waiting for memory.
+    pub pressure: Pressure,
+    /// Which of `growth`, `priority`, `reservation` and `pressure` somebody has told or
+    /// measured: the others are made up as said there.
+    pub known: Vec<&'static str>,
     /// Its heap, as far as a witness saw it.
     pub heap: Heap,
     /// Who owns the heap.
     pub stacks: Vec<Stack>,
+    /// What was tried in this hold, in order.
+    pub steps: Vec<Tried>,
 }
 
 /// A memcg at its limit.
@@ -72,6 +87,17 @@ pub struct Process {
     pub age: f64,
 }
 
+/// Waiting for memory in the ten seconds before.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Pressure {
+    /// Whose tasks: `memcg` or `machine`; empty where it is not known.
+    pub scope: &'static str,
+    /// Percent of the time in which one or more waited; 0 where it is not known.
+    pub some: f64,
+    /// Percent of the time in which all waited that had something to do.
+    pub full: f64,
+}
+
 /// A heap.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Heap {
@@ -92,11 +118,31 @@ pub struct Stack {
     pub share: f64,
 }
 
+/// An action that was tried, and what came of it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Tried {
+    /// Like `throttle=3s`.
+    pub action: String,
+    /// `relieved`, `not_enough` or `failed`.
+    pub outcome: StepOutcome,
+    /// Charged just before.
+    pub usage_before: f64,
+    /// Charged when it ended.
+    pub usage_after: f64,
+    /// What less was charged then; 0 where it was more.
+    pub freed: f64,
+    /// Time it took.
+    pub seconds: f64,
+    /// Name of the rule whose ladder it was on; empty where none held.
+    pub rule: String,
+}
+
 impl View {
     /// What there is to see of an incident. Names of functions only if its symbols
-    /// are known; stacks only if `with_stacks`, since they are many.
+    /// are known; stacks only if `with_stacks`, since they are many. What `worths` have of
+    /// its memcg is newer than what was recorded.
     #[must_use]
-    pub fn of(incident: &Incident, with_stacks: bool) -> Self {
+    pub fn of(incident: &Incident, worths: &Worths, with_stacks: bool) -> Self {
         let mut processes: Vec<Process> = incident
             .processes
             .iter()
@@ -118,6 +164,17 @@ impl View {
             stat: memcg.stat.iter().map(|(key, value)| (key.clone(), *value as f64)).collect(),
         });
         let memcg = memcg.unwrap_or_default();
+        let recorded = incident.memcg.as_ref();
+        let priority = worths.configured_priority(&memcg.path).or_else(|| recorded?.priority);
+        let reservation = worths.configured_reservation(&memcg.path).or_else(|| recorded?.reservation_bytes);
+        let pressure = recorded.and_then(|memcg| memcg.pressure);
+        let measured = growth(incident);
+        let known = [
+            ("growth", measured.is_some()),
+            ("priority", priority.is_some()),
+            ("reservation", reservation.is_some()),
+            ("pressure", pressure.is_some()),
+        ];
         let all = heaps::sum(&heaps::rows(incident));
         let heap = all.map(|all| Heap { live: all.inuse.bytes as f64, allocated: all.alloc.bytes as f64 });
         let machine = Machine {
@@ -126,13 +183,18 @@ impl View {
             available: incident.host.available_bytes as f64,
         };
         View {
-            growth: if age > 0.0 { memcg.usage / age } else { 0.0 },
+            growth: measured.unwrap_or(if age > 0.0 { memcg.usage / age } else { 0.0 }),
+            priority: priority.unwrap_or(0).into(),
+            reservation: reservation.unwrap_or(0) as f64,
+            pressure: pressure.map(Pressure::of).unwrap_or_default(),
+            known: known.into_iter().filter(|(_, is_known)| *is_known).map(|(name, _)| name).collect(),
             memcg,
             machine,
             processes,
             age,
             heap: heap.unwrap_or_default(),
             stacks: if with_stacks { stacks(incident) } else { Vec::new() },
+            steps: Vec::new(),
         }
     }
 
@@ -144,21 +206,49 @@ impl View {
             memcg: Memcg { path: "/a".to_owned(), usage: 1.0, limit: 1.0, stat: stat.into() },
             processes: vec![Process { name: "a".to_owned(), ..Process::default() }],
             stacks: vec![Stack { functions: vec!["a".to_owned(), "main".to_owned()], size: 1.0, share: 1.0 }],
+            steps: vec![Tried {
+                action: "kill".to_owned(),
+                outcome: StepOutcome::Failed,
+                usage_before: 1.0,
+                usage_after: 1.0,
+                freed: 0.0,
+                seconds: 1.0,
+                rule: "a".to_owned(),
+            }],
+            known: vec!["growth", "priority", "reservation", "pressure"],
             ..View::default()
         }
     }
 
-    /// The variables and functions of a rule.
-    pub(super) fn context(&self) -> Result<Context<'static, 'static>, String> {
+    /// The same with as many processes and stacks as a busy memcg has, to see how long rules
+    /// take.
+    #[must_use]
+    pub fn crowded() -> Self {
+        let mut view = View::sample();
+        view.processes = vec![view.processes[0].clone(); STACKS];
+        view.stacks = vec![view.stacks[0].clone(); STACKS];
+        view.stacks.iter_mut().for_each(|stack| stack.functions = vec!["main".to_owned(); FRAMES]);
+        view
+    }
+
+    /// The variables and functions of rules that are asked with this patience.
+    pub(super) fn context(&self, patience: &Patience) -> Result<Context<'static, 'static>, String> {
         let mut context = Context::default();
+        let patience = patience.clone();
+        context.add_function(ROUND, move || patience.round()).map_err(|error| error.to_string())?;
         let value = |part: Result<cel::Value, cel::SerializationError>| part.map_err(|error| error.to_string());
         context.add_variable_from_value("memcg", value(cel::to_value(&self.memcg))?);
         context.add_variable_from_value("machine", value(cel::to_value(&self.machine))?);
         context.add_variable_from_value("processes", value(cel::to_value(&self.processes))?);
         context.add_variable_from_value("age", self.age);
         context.add_variable_from_value("growth", self.growth);
+        context.add_variable_from_value("priority", self.priority);
+        context.add_variable_from_value("reservation", self.reservation);
+        context.add_variable_from_value("pressure", value(cel::to_value(&self.pressure))?);
+        context.add_variable_from_value("known", value(cel::to_value(&self.known))?);
         context.add_variable_from_value("heap", value(cel::to_value(&self.heap))?);
         context.add_variable_from_value("stacks", value(cel::to_value(&self.stacks))?);
+        context.add_variable_from_value("steps", value(cel::to_value(&self.steps))?);
         let stacks = Arc::new(self.stacks.clone());
         let share = move |part: Arc<String>| -> f64 {
             let has = |stack: &&Stack| stack.functions.iter().any(|function| function.contains(part.as_str()));
@@ -174,6 +264,46 @@ impl View {
     }
 }
 
+/// Has rules see what was tried so far.
+pub(super) fn see_steps(context: &mut Context<'static, 'static>, steps: &[Step]) -> Result<(), String> {
+    let tried: Vec<Tried> = steps.iter().map(Tried::of).collect();
+    context.add_variable_from_value("steps", cel::to_value(&tried).map_err(|error| error.to_string())?);
+    Ok(())
+}
+
+impl Tried {
+    fn of(step: &Step) -> Self {
+        let (before, after) = (step.usage_before_bytes, step.usage_after_bytes);
+        Tried {
+            action: step.action.clone(),
+            outcome: step.outcome,
+            usage_before: before as f64,
+            usage_after: after as f64,
+            freed: before.saturating_sub(after) as f64,
+            seconds: step.took_us as f64 / 1e6,
+            rule: step.rule.clone().unwrap_or_default(),
+        }
+    }
+}
+
+impl Pressure {
+    fn of(pressure: crate::incident::model::Pressure) -> Self {
+        let scope = match pressure.scope {
+            PressureScope::Memcg => "memcg",
+            PressureScope::Machine => "machine",
+        };
+        Pressure { scope, some: pressure.some_percent, full: pressure.full_percent }
+    }
+}
+
+/// Bytes that the memcg grew by in a second since the record that the incident is compared
+/// with, where there is one.
+fn growth(incident: &Incident) -> Option<f64> {
+    let baseline =
+        incident.baseline.as_ref().filter(|baseline| since::is_compared(baseline) && baseline.before_us > 0)?;
+    Some(since::charged(baseline).growth() as f64 / (baseline.before_us as f64 / 1e6))
+}
+
 /// The biggest stacks of the heap with their names.
 fn stacks(incident: &Incident) -> Vec<Stack> {
     let heap = profile::heap(incident);
@@ -187,4 +317,50 @@ fn stacks(incident: &Incident) -> Vec<Stack> {
         Stack { functions, size, share: size / total }
     };
     samples.iter().map(stack).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::worth::Said;
+    use super::*;
+    use crate::cgroup::Which;
+    use crate::incident::baseline::Baseline;
+    use crate::incident::model;
+
+    fn incident() -> Incident {
+        serde_json::from_str(include_str!("../../../fixtures/incidents/sort.json")).unwrap()
+    }
+
+    #[test]
+    fn what_nobody_recorded_is_none_and_not_known() {
+        let view = View::of(&incident(), &Worths::default(), false);
+        let usage_per_age = view.memcg.usage / view.age;
+        assert_eq!((view.priority, view.reservation, view.growth), (0.0, 0.0, usage_per_age));
+        assert_eq!((view.pressure, view.known), (Pressure::default(), vec![]));
+    }
+
+    #[test]
+    fn what_was_recorded_is_seen_and_the_configuration_wins() {
+        let mut incident = incident();
+        let memcg = incident.memcg.as_mut().unwrap();
+        (memcg.priority, memcg.reservation_bytes) = (Some(-3), Some(7));
+        memcg.pressure = Some(model::Pressure { scope: PressureScope::Memcg, some_percent: 12.5, full_percent: 7.25 });
+        let (before_us, before_bytes, after_bytes) = (4_000_000, 10 << 20, 50 << 20);
+        incident.baseline = Some(Baseline { before_us, before_bytes, after_bytes, ..Baseline::default() });
+        let view = View::of(&incident, &Worths::default(), false);
+        assert_eq!((view.priority, view.reservation), (-3.0, 7.0));
+        assert_eq!(view.growth, f64::from(10 << 20));
+        assert_eq!(view.pressure, Pressure { scope: "memcg", some: 12.5, full: 7.25 });
+        assert_eq!(view.known, ["growth", "priority", "reservation", "pressure"]);
+        let said = |glob: &str, priority| Said {
+            matches: Some(Which::at(glob).unwrap()),
+            priority,
+            reservation_bytes: Some(9),
+        };
+        let view = View::of(&incident, &Worths(vec![said("/**", None), said("/elsewhere", Some(2))]), false);
+        assert_eq!((view.priority, view.reservation), (-3.0, 9.0));
+        // A curve alone is no record to compare with.
+        incident.baseline = Some(Baseline { before_us, ..Baseline::default() });
+        assert!(!View::of(&incident, &Worths::default(), false).known.contains(&"growth"));
+    }
 }

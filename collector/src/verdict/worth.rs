@@ -1,7 +1,7 @@
 //! What a memcg is worth, and who of several goes first: of a machine's jobs, and of those
 //! below a memcg.
 
-use crate::cgroup::{Glob, Memcg};
+use crate::cgroup::{Memcg, Which};
 use std::cmp::Reverse;
 use std::os::unix::ffi::OsStrExt;
 
@@ -20,7 +20,7 @@ pub fn order(priority: i32, size_bytes: u64, reservation_bytes: u64) -> impl Ord
 #[derive(Debug, Clone)]
 pub struct Said {
     /// Which; all of them without.
-    pub matches: Option<Glob>,
+    pub matches: Option<Which>,
     /// Their priority.
     pub priority: Option<i32>,
     /// What each may keep when memory is short.
@@ -32,27 +32,39 @@ pub struct Said {
 pub struct Worths(pub Vec<Said>);
 
 impl Worths {
-    fn configured<T>(&self, memcg: &Memcg, word: impl Fn(&Said) -> Option<T>) -> Option<T> {
-        let about = |said: &&Said| said.matches.as_ref().is_none_or(|glob| glob.matches(memcg.path()));
+    fn configured<T>(&self, path: &str, word: impl Fn(&Said) -> Option<T>) -> Option<T> {
+        let about = |said: &&Said| said.matches.as_ref().is_none_or(|which| which.matches(path));
         self.0.iter().rev().filter(about).find_map(word)
+    }
+
+    /// The priority that the configuration gives the memcg at `path`.
+    #[must_use]
+    pub fn configured_priority(&self, path: &str) -> Option<i32> {
+        self.configured(path, |said| said.priority)
+    }
+
+    /// The reservation that the configuration gives the memcg at `path`.
+    #[must_use]
+    pub fn configured_reservation(&self, path: &str) -> Option<u64> {
+        self.configured(path, |said| said.reservation_bytes)
     }
 
     /// What the configuration says, or else its owner, in [`PRIORITY`].
     #[must_use]
     pub fn priority(&self, memcg: &Memcg) -> Option<i32> {
-        self.configured(memcg, |said| said.priority).or_else(|| attribute(memcg))
+        self.configured_priority(memcg.path()).or_else(|| attribute(memcg))
     }
 
     /// What the configuration says, or else the memcg's own files.
     #[must_use]
     pub fn reservation(&self, memcg: &Memcg) -> u64 {
-        self.configured(memcg, |said| said.reservation_bytes).unwrap_or_else(|| memcg.reservation())
+        self.configured_reservation(memcg.path()).unwrap_or_else(|| memcg.reservation())
     }
 
     /// Whether somebody has said that it is a job.
     #[must_use]
     pub fn is_job(&self, memcg: &Memcg) -> bool {
-        self.priority(memcg).is_some() || self.configured(memcg, |said| said.reservation_bytes).is_some()
+        self.priority(memcg).is_some() || self.configured_reservation(memcg.path()).is_some()
     }
 }
 
@@ -93,7 +105,7 @@ mod tests {
         let hierarchy = Hierarchy { version: Version::V2, mount: dir.path().to_owned(), own: "/".to_owned() };
         let memcg = |path: &str| Memcg::at(&hierarchy, path);
         let said = |glob: Option<&str>, priority, reservation_bytes| Said {
-            matches: glob.map(|glob| Glob::parse(glob).unwrap()),
+            matches: glob.map(|glob| Which::at(glob).unwrap()),
             priority,
             reservation_bytes,
         };

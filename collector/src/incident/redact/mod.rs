@@ -57,7 +57,7 @@ fn collect(incident: &Incident, names: &mut BTreeSet<String>) {
     incident.other_victims.iter().for_each(|victim| add(&victim.comm));
     incident.modules.iter().for_each(|module| add(&module.path));
     if let Some(verdict) = &incident.verdict {
-        verdict.rule.iter().for_each(|rule| add(rule));
+        verdict.rule.iter().chain(verdict.steps.iter().flat_map(|step| &step.rule)).for_each(|rule| add(rule));
         verdict.steps.iter().flat_map(|step| &step.candidates).for_each(|candidate| add(&candidate.comm));
     }
     incident.accounting.iter().for_each(|accounting| accounts::collect(accounting, &mut add));
@@ -141,9 +141,32 @@ impl Redactor<'_> {
     }
 
     fn memcg(&self, memcg: MemcgState) -> MemcgState {
-        let MemcgState { path, version, usage_bytes, limit_bytes, peak_bytes, stat, events, labels } = memcg;
-        let (stat, events, labels) = (self.counters(stat), self.counters(events), self.labels(labels));
-        MemcgState { path: self.path(&path), version, usage_bytes, limit_bytes, peak_bytes, stat, events, labels }
+        let MemcgState {
+            path,
+            version,
+            usage_bytes,
+            limit_bytes,
+            peak_bytes,
+            stat,
+            events,
+            labels,
+            priority,
+            reservation_bytes,
+            pressure,
+        } = memcg;
+        MemcgState {
+            path: self.path(&path),
+            version,
+            usage_bytes,
+            limit_bytes,
+            peak_bytes,
+            stat: self.counters(stat),
+            events: self.counters(events),
+            labels: self.labels(labels),
+            priority,
+            reservation_bytes,
+            pressure,
+        }
     }
 
     fn labels(&self, labels: Labels) -> Labels {
@@ -411,6 +434,7 @@ impl Redactor<'_> {
             limit_us,
             took_us,
             candidates,
+            rule,
         } = step;
         Step {
             action: self.sentence(&action),
@@ -422,6 +446,7 @@ impl Redactor<'_> {
             limit_us,
             took_us,
             candidates: candidates.into_iter().map(|candidate| self.candidate(candidate)).collect(),
+            rule: rule.map(|rule| self.name(&rule)),
         }
     }
 

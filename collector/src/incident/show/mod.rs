@@ -4,7 +4,7 @@ mod page;
 
 pub use page::{Completed, Layout, completed, page};
 
-use super::model::{Estimate, HoldReport, Incident, Process, SymbolState, Trigger, Verdict};
+use super::model::{Estimate, HoldReport, Incident, Process, Step, SymbolState, Trigger, Verdict};
 use super::units::{bytes, count, grouped, micros};
 use super::{accounts, heaps, since};
 use reprieve_flamegraph::SampleType;
@@ -71,6 +71,18 @@ pub fn verdict_line(incident: &Incident, verdict: &Verdict) -> String {
 #[must_use]
 pub fn is_told(verdict: &Verdict) -> bool {
     matches!(&verdict.steps[..], [step] if verdict.summary.starts_with(&format!("{}: ", step.action)))
+}
+
+/// Whether one rule took over from the other, so that each step has to say whose it is.
+#[must_use]
+pub fn has_several_rules(verdict: &Verdict) -> bool {
+    verdict.steps.windows(2).any(|pair| pair[0].rule != pair[1].rule)
+}
+
+/// `by rule "batch first"`.
+#[must_use]
+pub fn rule_of(step: &Step) -> String {
+    step.rule.as_ref().map_or_else(|| "by no rule".to_owned(), |rule| format!("by rule {rule:?}"))
 }
 
 /// How the hold went, in one sentence.

@@ -1,6 +1,7 @@
 //! An incident as a page for a terminal, and what a search for more names came to.
 
-use super::{estimate_bytes, fit, headline, heap_line, hold_line, is_told, printable, unknown, value, verdict_line};
+use super::{estimate_bytes, fit, has_several_rules, headline, heap_line, hold_line, is_told, printable};
+use super::{rule_of, unknown, value, verdict_line};
 use crate::incident::model::{Incident, Subject};
 use crate::incident::units::{bytes, count, grouped, time};
 use crate::incident::{accounts, growers, heaps, mallocs, others, profile, since};
@@ -89,7 +90,7 @@ pub fn page(incident: &Incident, dir: &Path, layout: Layout<'_>) -> String {
     page.row(&format!("{}  kernel {}  {}", time(incident.time_unix_us), incident.host.kernel, incident.host.name));
     if let Some(verdict) = &incident.verdict {
         page.prose("\nVERDICT  ", &verdict_line(incident, verdict));
-        if let Some(rule) = &verdict.rule {
+        if let Some(rule) = verdict.rule.as_ref().filter(|_| !has_several_rules(verdict)) {
             page.prose("  ", &format!("by rule {rule:?}"));
         }
         verdict.problems.iter().for_each(|problem| page.prose("  ", problem));
@@ -99,6 +100,9 @@ pub fn page(incident: &Incident, dir: &Path, layout: Layout<'_>) -> String {
                 continue;
             }
             page.prose("  ", &format!("{}: {}", step.action, step.effect));
+            if has_several_rules(verdict) {
+                page.prose("    ", &rule_of(step));
+            }
             page.prose("    because ", &step.reason);
         }
     }
