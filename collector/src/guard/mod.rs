@@ -22,10 +22,9 @@ use crate::desk::{Desk, Place};
 use crate::guardian::{self, Priority};
 use crate::hold::Look;
 use crate::hold::watchdog::Watchdog;
-use crate::incident::store::Store;
 use crate::incident::units;
 use crate::metrics::{Event, Exporter};
-use crate::run::{Answered, Recorder, RunError, tell_unserved};
+use crate::run::{Answered, Recorder, RunError, open_store, tell_unserved};
 use crate::say;
 use crate::signals::{Interrupt, Signals};
 use crew::{Crew, Done, Job, Task};
@@ -132,9 +131,8 @@ fn system(errno: Errno) -> RunError {
 }
 
 fn recorder(settings: &Settings) -> Result<Recorder, RunError> {
-    let store = Store::open(settings.out.clone())?;
-    let reserve = store.reserve()?;
-    Recorder::with_subject(store, settings.limits, Some(reserve), "guard".to_owned())
+    let (store, in_hand) = open_store(settings.out.clone(), &settings.limits)?;
+    Recorder::with_subject(store, settings.limits, in_hand, "guard".to_owned())
 }
 
 /// Where operators are served, for which the lock is ours alone.
