@@ -63,6 +63,8 @@ impl Guard {
                         "guarding {path}: limit {}, brake {name}", units::bytes(limit));
                 }
                 post.history = (self.posts.len() < RECORDED).then(|| History::new(Pace::OF_MANY));
+                // A guard before us may have granted it something.
+                self.purse.settle(number, post.granted());
                 self.posts.insert(number, post);
                 self.numbers.insert(path.to_owned(), number);
                 self.listen(number, true);
@@ -91,7 +93,7 @@ impl Guard {
         // Half of it is given back already: from the beginning.
         if !post.is_out() {
             let _ = post.line.forget();
-            self.posts.remove(&number);
+            self.remove(number);
         }
         false
     }
@@ -112,7 +114,12 @@ impl Guard {
         let path = post.memcg.path();
         say!(Info, cgroup = path; "{path} is gone");
         let _ = post.line.forget();
+        self.remove(number);
+    }
+
+    fn remove(&mut self, number: u32) {
         self.posts.remove(&number);
+        self.purse.settle(number, 0);
     }
 
     /// Gives a memcg back; what the kernel refuses for now is left to the watchdog.
@@ -129,7 +136,7 @@ impl Guard {
             return;
         }
         if post.release() {
-            self.posts.remove(&number);
+            self.remove(number);
         } else {
             // Tried again until it is allowed.
             post.look_at = Instant::now() + TROUBLE_TIME;
@@ -187,6 +194,7 @@ impl Guard {
         let before = std::mem::replace(&mut self.settings, settings);
         (self.settings.run_dir, self.settings.analysts) = (before.run_dir, before.analysts);
         self.desk.iter().for_each(|desk| desk.change(self.settings.asking.clone()));
+        self.purse.allow(self.settings.config.most_granted_in_all());
         if *self.exporter.places() != self.settings.config.guard_metrics() {
             self.leave_exporter();
             // The old one has left its address before the new one wants it.

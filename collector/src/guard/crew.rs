@@ -15,6 +15,7 @@ use crate::run::{Answered, Answerer, Manner, Recorder};
 use crate::say;
 use crate::signals::{Ending, Interrupt};
 use crate::snapshot::kernel_log::KernelLog;
+use crate::verdict::purse::Allowance;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::Signal;
 use std::io;
@@ -67,6 +68,8 @@ pub struct Job {
     pub history: Option<History>,
     /// Where operators are served.
     pub desk: Option<Arc<Desk>>,
+    /// What it may be granted.
+    pub allowance: Allowance,
 }
 
 /// A memcg that comes back.
@@ -240,6 +243,7 @@ impl Job {
             // It is one for all, and belongs to who started us.
             on_terminal: false,
             feed: self.feed.as_ref(),
+            allowance: Some(&self.allowance),
         };
         match self.task {
             Task::Answer => answerer.answer().map_err(|error| format!("{:#}", anyhow::Error::new(error))),

@@ -27,6 +27,7 @@ use crate::metrics::{Event, Exporter};
 use crate::run::{Answered, Recorder, RunError, open_store, tell_unserved};
 use crate::say;
 use crate::signals::{Interrupt, Signals};
+use crate::verdict::purse::Purse;
 use crew::{Crew, Done, Job, Task};
 use lock::Lock;
 use manager::Manager;
@@ -93,6 +94,7 @@ pub fn watch(given: Given) -> Result<(), RunError> {
     for (fd, number) in ours {
         epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, number)).map_err(system)?;
     }
+    let purse = Purse::new(settings.config.most_granted_in_all());
     let mut guard = Guard {
         given,
         settings,
@@ -108,6 +110,7 @@ pub fn watch(given: Given) -> Result<(), RunError> {
         numbers: HashMap::new(),
         next: FIRST,
         ration: Ration::default(),
+        purse,
         settling: BTreeMap::new(),
         manager: Manager::of_environment(),
         exporter,
@@ -159,6 +162,7 @@ struct Guard {
     numbers: HashMap<String, u32>,
     next: u32,
     ration: Ration,
+    purse: Arc<Purse>,
     /// Cgroups that are new, or that somebody limits, until when they are let alone.
     settling: BTreeMap<String, Instant>,
     manager: Manager,
@@ -304,6 +308,8 @@ impl Guard {
         post.retake();
         let Some(task) = task else {
             let again = post.brake().map_or(TROUBLE_TIME, |brake| brake.look_again());
+            // It may have gone back.
+            self.purse.settle(number, post.granted());
             post.look_at = Instant::now() + again;
             post.tell_watchdog();
             // A grant or a new limit comes with a new bell.
@@ -355,6 +361,7 @@ impl Guard {
             history: post.history.take(),
             desk: self.desk.clone(),
             feed: self.exporter.feed(),
+            allowance: self.purse.allowance(number, post.guarded.most_granted),
             left_to_kernel: if task == Task::RecordKill { post.back() } else { None },
         };
         if let Err(brake) = self.crew.put(job) {

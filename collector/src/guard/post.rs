@@ -80,6 +80,11 @@ impl Post {
         self.brake.as_deref_mut()
     }
 
+    /// Bytes that it was granted; of one that a thread has, that thread knows.
+    pub fn granted(&self) -> u64 {
+        self.brake.as_ref().map_or(0, |brake| brake.granted())
+    }
+
     /// Whether a thread has it.
     pub fn is_out(&self) -> bool {
         self.brake.is_none()

@@ -18,6 +18,7 @@ use crate::snapshot;
 use crate::snapshot::Options;
 use crate::snapshot::kernel_log::KernelLog;
 use crate::verdict::policy::{Choice, Policy};
+use crate::verdict::purse::Allowance;
 use crate::verdict::{self, Asking, Scene};
 use crate::witness::{self, GrowthWitness, HeapTable};
 use std::collections::BTreeMap;
@@ -84,6 +85,8 @@ pub struct Answerer<'a> {
     pub on_terminal: bool,
     /// Where it is counted.
     pub feed: Option<&'a Feed>,
+    /// What it may be granted; `None` where nobody says.
+    pub allowance: Option<&'a Allowance>,
 }
 
 /// What came of an OOM.
@@ -179,6 +182,7 @@ impl Answerer<'_> {
             other_victims: Vec::new(),
             was_helped: false,
             worths: &self.manner.policy.worths,
+            allowance: self.allowance,
         };
         let verdict = decide(&mut scene, choice, self.manner.is_dry);
         let path = self.memcg.path();

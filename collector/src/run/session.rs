@@ -200,6 +200,7 @@ impl<'a> Session<'a> {
             desk: self.desk.as_ref(),
             on_terminal: true,
             feed: None,
+            allowance: None,
         };
         (answerer, &mut self.kernel_log)
     }

@@ -6,6 +6,7 @@ mod kill;
 mod others;
 mod person;
 pub mod policy;
+pub mod purse;
 mod quota;
 mod terminal;
 mod view;
@@ -25,6 +26,7 @@ use crate::signals::Interrupt;
 use crate::snapshot::process::Stat;
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::signal::Signal;
+use purse::Allowance;
 use quota::Quota;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -81,6 +83,8 @@ pub struct Scene<'a> {
     pub was_helped: bool,
     /// Which memcgs are worth what.
     pub worths: &'a worth::Worths,
+    /// What it may be granted; `None` where nobody says.
+    pub allowance: Option<&'a Allowance>,
 }
 
 /// What one action came to.
@@ -345,7 +349,12 @@ impl Scene<'_> {
         }
         let before = progress(self.processes);
         let usage_before = self.memcg.usage()?;
-        self.brake.grant(bytes)?;
+        if let Some(Err(why)) = self.allowance.map(|allowance| allowance.take(bytes)) {
+            return Ok(Effect::new(StepOutcome::Failed, reason, format!("refused: {why}")));
+        }
+        let granted = self.brake.grant(bytes);
+        self.allowance.iter().for_each(|allowance| allowance.settle(self.brake.granted()));
+        granted?;
         self.let_go()?;
         let begun = Instant::now();
         let mut ran_on = false;

@@ -51,6 +51,9 @@ impl Brake for Told {
         self.grants += 1;
         Ok(())
     }
+    fn granted(&self) -> u64 {
+        u64::from(self.grants) << 20
+    }
     fn give_up(&mut self) -> Result<(), CgroupError> {
         self.given_up = true;
         Ok(())
@@ -77,6 +80,11 @@ impl Brake for Told {
 
 /// The verdict on a hold of nobody, in a memcg that is full.
 fn decided(is_over: bool, ladder: &[Action]) -> (Verdict, Told) {
+    decided_within(None, is_over, ladder)
+}
+
+/// The same where it may be granted so much.
+fn decided_within(allowance: Option<&Allowance>, is_over: bool, ladder: &[Action]) -> (Verdict, Told) {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("memory.current"), (60 << 20).to_string()).unwrap();
     std::fs::write(dir.path().join("memory.max"), (64 << 20).to_string()).unwrap();
@@ -101,6 +109,7 @@ fn decided(is_over: bool, ladder: &[Action]) -> (Verdict, Told) {
         other_victims: Vec::new(),
         was_helped: false,
         worths: &worth::Worths::default(),
+        allowance,
     };
     let verdict = decide(&mut scene, ladder);
     assert!(scene.released.is_some(), "nobody was let go");
@@ -137,4 +146,18 @@ fn without_any_action_the_kernel_decides() {
     let (verdict, brake) = decided(false, &[]);
     assert!(!verdict.relieved, "{verdict:?}");
     assert!(brake.given_up && brake.resumed);
+}
+
+#[test]
+fn what_would_be_too_much_is_not_granted() {
+    let purse = purse::Purse::new(Some(2 << 20));
+    let allowance = purse.allowance(7, Some(2 << 20));
+    let ladder = [Action::Grant(3 << 20), Action::Grant(1 << 20)];
+    let (verdict, brake) = decided_within(Some(&allowance), false, &ladder);
+    assert_eq!(verdict.steps[0].outcome, StepOutcome::Failed);
+    assert!(verdict.steps[0].effect.starts_with("refused: it would have been granted 3.0 MiB"), "{verdict:?}");
+    assert_eq!((verdict.relieved, verdict.steps.len(), brake.grants), (true, 2, 1));
+    // What is out by then counts.
+    let (verdict, brake) = decided_within(Some(&allowance), false, &[Action::Grant(3 << 19)]);
+    assert!(verdict.steps[0].effect.contains("2.5 MiB") && brake.grants == 0, "{verdict:?}");
 }
