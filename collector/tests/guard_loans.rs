@@ -1,15 +1,16 @@
-//! What a guard grants and takes back.
+//! What a guard grants and takes back, and how it throttles and lets go.
 
 mod common;
 #[path = "common/guard.rs"]
 mod guard;
 
-use common::{Doomed, Lab, usage, wait_for};
+use common::{Doomed, Lab, fixture, usage, wait_for};
 use guard::{Grove, Guard, end_of, files, is_guarded, leak_in, start_in};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use reprieve::cgroup::Hierarchy;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// Keeps 88 MiB until it is told to let go, and then does nothing.
@@ -128,4 +129,188 @@ fn a_grant_outlives_its_guard_only_as_long_as_it_is_in_use() {
     drop(holder);
     let said = next.end();
     assert_eq!(files(&dir), before, "{said}");
+}
+
+/// A `cpu` group for a memcg, of the same path.
+struct Cpu(PathBuf);
+
+impl Cpu {
+    fn beside(grove: &Grove, name: &str) -> Self {
+        let hierarchy = Hierarchy::find("cpu").unwrap().expect("the cpu controller");
+        let dir = hierarchy.mount.join(grove.path().trim_start_matches('/')).join(name);
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join("cpu.cfs_quota_us"), "150000").unwrap();
+        Cpu(dir)
+    }
+
+    fn quota(&self) -> String {
+        fs::read_to_string(self.0.join("cpu.cfs_quota_us")).unwrap().trim().to_owned()
+    }
+}
+
+impl Drop for Cpu {
+    fn drop(&mut self) {
+        wait_for("the end of the cpu group", || fs::remove_dir(&self.0).is_ok());
+        let _ = fs::remove_dir(self.0.parent().unwrap());
+    }
+}
+
+/// Starts a program in both of its groups.
+fn start_in_both(dir: &Path, cpu: &Cpu, command: &[&str]) -> Doomed {
+    let both = format!("echo $$ > {}; exec \"$@\"", cpu.0.join("cgroup.procs").display());
+    start_in(dir, &[&["sh", "-c", &both, "sh"], command].concat())
+}
+
+/// Every quota that there is until the last of these.
+fn quotas_until(cpu: &Cpu, last: &str) -> Vec<String> {
+    let mut seen = vec![cpu.quota()];
+    wait_for(last, || {
+        let now = cpu.quota();
+        if seen.last() != Some(&now) {
+            seen.push(now);
+        }
+        seen.last().is_some_and(|now| now == last)
+    });
+    seen
+}
+
+/// Grows until it is slowed down, then drops everything, once, and lives.
+const GETS_WELL: &str = "import time
+kept = []
+last = time.monotonic()
+while True:
+    kept.append(bytearray(1 << 20))
+    now = time.monotonic()
+    if now - last > 0.4:
+        break
+    last = now
+kept.clear()
+while True:
+    time.sleep(0.01)
+";
+
+#[test]
+fn a_throttle_is_lifted_also_after_a_crash() {
+    let (lab, grove) = (Lab::new(), Grove::new());
+    let dir = grove.memcg("slow", 48);
+    let cpu = Cpu::beside(&grove, "slow");
+    let mut guard = Guard::start(&lab, "guard.on_oom = ['throttle=60s', 'kill']\n", &[&format!("{}/*", grove.path())]);
+    let mut victim = start_in_both(&dir, &cpu, &[&fixture("steady_leak"), "--mib", "256"]);
+    wait_for("the throttle", || cpu.quota() == "10000");
+    guard.signal(Signal::SIGKILL);
+    guard.child.wait().unwrap();
+    wait_for("the end of the throttle", || cpu.quota() == "150000");
+    assert!(!end_of(&mut victim).success());
+    // In one that is over it is lifted by the guard itself.
+    let guard = Guard::start(&lab, "guard.on_oom = ['throttle=1s', 'kill']\n", &[&format!("{}/*", grove.path())]);
+    let mut victim = start_in_both(&dir, &cpu, &[&fixture("steady_leak"), "--mib", "256"]);
+    assert!(!end_of(&mut victim).success());
+    let said = guard.end();
+    assert_eq!(cpu.quota(), "150000", "{said}");
+    let steps = &lab.incidents().pop().unwrap()["verdict"]["steps"];
+    assert!(steps[0]["reason"].as_str().unwrap().starts_with("given 10 % of a CPU"), "{steps:#}");
+}
+
+#[test]
+fn a_throttle_is_tightened_where_usage_does_not_fall() {
+    let (lab, grove) = (Lab::new(), Grove::new());
+    let dir = grove.memcg("slow", 48);
+    let cpu = Cpu::beside(&grove, "slow");
+    let guard = Guard::start(&lab, "guard.on_oom = ['throttle=6s', 'kill']\n", &[&format!("{}/*", grove.path())]);
+    let mut victim = start_in_both(&dir, &cpu, &[&fixture("steady_leak"), "--mib", "256"]);
+    let seen = quotas_until(&cpu, "2000");
+    assert_eq!(seen, ["150000", "10000", "5000", "2000"]);
+    // It did not help, and is over before the next rung.
+    assert!(!end_of(&mut victim).success());
+    assert_eq!(cpu.quota(), "150000");
+    let said = guard.end();
+    let step = &lab.incident()["verdict"]["steps"][0];
+    assert!(step["effect"].as_str().unwrap().contains("at last with 2 % of a CPU"), "{step:#}\n{said}");
+}
+
+#[test]
+fn a_throttle_that_helped_is_lifted_step_by_step() {
+    let (lab, grove) = (Lab::new(), Grove::new());
+    let dir = grove.memcg("slow", 48);
+    let cpu = Cpu::beside(&grove, "slow");
+    let guard = Guard::start(&lab, "guard.on_oom = ['throttle=60s', 'kill']\n", &[&format!("{}/*", grove.path())]);
+    let mut victim = start_in_both(&dir, &cpu, &["python3", "-c", GETS_WELL]);
+    wait_for("the throttle", || cpu.quota() == "10000");
+    let seen = quotas_until(&cpu, "150000");
+    assert_eq!(seen, ["10000", "20000", "40000", "80000", "150000"], "{}", guard.said());
+    guard.wait_for("slow: the throttle is lifted, ");
+    assert!(victim.0.try_wait().unwrap().is_none(), "{}", guard.said());
+    let step = &lab.incident()["verdict"]["steps"][0];
+    let effect = step["effect"].as_str().unwrap();
+    assert!(effect.ends_with("; it has 10 % of a CPU, and more step by step"), "{effect}");
+    guard.end();
+    drop(victim);
+}
+
+#[test]
+fn a_throttle_that_helped_is_not_forgotten_when_guards_come_and_go() {
+    #[derive(Debug)]
+    enum End {
+        Asked,
+        Killed,
+        KilledWithItsWatchdog,
+    }
+    for end in [End::Asked, End::Killed, End::KilledWithItsWatchdog] {
+        let (lab, grove) = (Lab::new(), Grove::new());
+        let dir = grove.memcg("slow", 48);
+        let cpu = Cpu::beside(&grove, "slow");
+        let start = || Guard::start(&lab, "guard.on_oom = ['throttle=60s']\n", &[&format!("{}/*", grove.path())]);
+        let mut guard = start();
+        let victim = start_in_both(&dir, &cpu, &["python3", "-c", GETS_WELL]);
+        // The rung is over, the throttle is not.
+        quotas_until(&cpu, "20000");
+        match end {
+            End::Asked => drop(guard.end()),
+            End::Killed => {
+                guard.signal(Signal::SIGKILL);
+                guard.child.wait().unwrap();
+                wait_for("the watchdog", || cpu.quota() == "150000");
+            }
+            End::KilledWithItsWatchdog => {
+                guard.signal(Signal::SIGSTOP);
+                kill(guard.watchdog(), Signal::SIGKILL).unwrap();
+                guard.signal(Signal::SIGKILL);
+                guard.child.wait().unwrap();
+                assert_ne!(cpu.quota(), "150000", "somebody lifted it: then this tests nothing");
+                start().end();
+            }
+        }
+        assert_eq!(cpu.quota(), "150000", "{end:?}");
+        drop(victim);
+    }
+}
+
+/// The same, but then it grows again: at once beyond seven eighths of its limit, more for two
+/// seconds, and no more.
+const GROWS_AGAIN: &str = "import sys
+def usage():
+    return int(open(sys.argv[1] + '/memory.usage_in_bytes').read())
+while usage() < 44 << 20:
+    kept.append(bytearray(1 << 18))
+for _ in range(10):
+    kept.append(bytearray(1 << 18))
+    time.sleep(0.2)
+";
+
+#[test]
+fn a_throttle_is_tightened_where_it_was_let_go_too_soon() {
+    let (lab, grove) = (Lab::new(), Grove::new());
+    let dir = grove.memcg("slow", 48);
+    let cpu = Cpu::beside(&grove, "slow");
+    let guard = Guard::start(&lab, "guard.on_oom = ['throttle=60s', 'kill']\n", &[&format!("{}/*", grove.path())]);
+    let (begin, end) = GETS_WELL.split_at(GETS_WELL.rfind("while").unwrap());
+    let script = [begin, GROWS_AGAIN, end].concat();
+    let mut victim = start_in_both(&dir, &cpu, &["python3", "-c", &script, dir.to_str().unwrap()]);
+    wait_for("the throttle", || cpu.quota() == "10000");
+    let seen = quotas_until(&cpu, "150000");
+    assert!(seen.starts_with(&["10000".to_owned(), "5000".to_owned()]), "{seen:?}\n{}", guard.said());
+    // Whoever does not grow any more is let go, however full.
+    assert!(usage(&dir) > 42 << 20 && victim.0.try_wait().unwrap().is_none(), "{}", guard.said());
+    guard.end();
+    lab.incident();
 }

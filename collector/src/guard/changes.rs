@@ -12,6 +12,7 @@ use crate::metrics::{Event, Exporter, Places};
 use crate::run::RunError;
 use crate::say;
 use crate::signals::Interrupt;
+use crate::verdict::quota;
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -38,6 +39,7 @@ impl Guard {
             return self.look(number);
         }
         let memcg = Memcg::at(&self.hierarchy, path);
+        quota::undo(&memcg, self.cpu.as_ref());
         if !self.settings.wants(path) {
             // A guard that died with its watchdog may have been to guard more; of one that
             // lives it is no business of ours.
@@ -230,7 +232,7 @@ impl Guard {
         while self.posts.values().any(Post::is_out) && Instant::now() < until {
             for done in self.crew.take() {
                 if let Some(post) = self.posts.get_mut(&done.number) {
-                    post.put(done.brake);
+                    post.put(done.brake, done.throttle);
                 }
             }
             self.manager.live();

@@ -4,6 +4,7 @@
 //! memory goes to a thread of the [`Crew`] and comes back. While all is well it looks every
 //! few seconds at what each is like, so that an incident can tell what grew.
 
+mod care;
 mod changes;
 mod crew;
 mod lock;
@@ -17,7 +18,7 @@ mod tree;
 pub use lock::{LockError, default_dir};
 pub use settings::{Given, Settings};
 
-use crate::cgroup::Hierarchy;
+use crate::cgroup::{Hierarchy, Version};
 use crate::desk::{Desk, Place};
 use crate::guardian::{self, Priority};
 use crate::hold::Look;
@@ -106,6 +107,7 @@ pub fn watch(given: Given) -> Result<(), RunError> {
         epoll,
         tree,
         signals,
+        cpu: Hierarchy::find("cpu").ok().flatten().filter(|cpu| cpu.version == Version::V1),
         posts: BTreeMap::new(),
         numbers: HashMap::new(),
         next: FIRST,
@@ -157,6 +159,8 @@ struct Guard {
     epoll: Epoll,
     tree: Tree,
     signals: Signals,
+    /// Where quotas are on version 1.
+    cpu: Option<Hierarchy>,
     posts: BTreeMap<u32, Post>,
     /// Their numbers, by their paths; not of those that are over.
     numbers: HashMap<String, u32>,
@@ -198,6 +202,7 @@ impl Guard {
             self.consider_those_settled();
             self.serve();
             self.record();
+            self.look_after_throttles();
             if self.signals.take_reload() {
                 self.reload();
             }
@@ -220,7 +225,8 @@ impl Guard {
             None => Some(post.look_at),
         });
         let records = self.posts.values().filter(|post| !post.is_out()).filter_map(Post::record_due);
-        let others = self.manager.due().into_iter().chain(self.exporter.due()).chain(records);
+        let cares = self.posts.values().filter_map(Post::care_due);
+        let others = self.manager.due().into_iter().chain(self.exporter.due()).chain(records).chain(cares);
         due.chain(self.settling.values().copied()).chain(others).min().map_or(EpollTimeout::NONE, |at| {
             // Rounded up: one of 0 ms would spin through the last one.
             let left = at.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
@@ -362,10 +368,11 @@ impl Guard {
             desk: self.desk.clone(),
             feed: self.exporter.feed(),
             allowance: self.purse.allowance(number, post.guarded.most_granted),
+            throttle: post.give_throttle(),
             left_to_kernel: if task == Task::RecordKill { post.back() } else { None },
         };
         if let Err(brake) = self.crew.put(job) {
-            post.put(brake);
+            post.put(brake, None);
             self.give_up(number);
         }
     }
@@ -390,7 +397,7 @@ impl Guard {
 
     fn done(&mut self, done: Done) {
         let Some(post) = self.posts.get_mut(&done.number) else { return };
-        post.put(done.brake);
+        post.put(done.brake, done.throttle);
         post.history = done.history;
         match done.answered {
             Ok(Answered::LeftToKernel(incident)) => post.leave(incident),

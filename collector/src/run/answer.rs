@@ -19,7 +19,7 @@ use crate::snapshot::Options;
 use crate::snapshot::kernel_log::KernelLog;
 use crate::verdict::policy::{Choice, Policy};
 use crate::verdict::purse::Allowance;
-use crate::verdict::{self, Asking, Scene};
+use crate::verdict::{self, Asking, Quota, Scene};
 use crate::witness::{self, GrowthWitness, HeapTable};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -87,6 +87,8 @@ pub struct Answerer<'a> {
     pub feed: Option<&'a Feed>,
     /// What it may be granted; `None` where nobody says.
     pub allowance: Option<&'a Allowance>,
+    /// Where a throttle is left that helped, for who looks after it.
+    pub throttle: Option<&'a mut Option<Quota>>,
 }
 
 /// What came of an OOM.
@@ -183,6 +185,7 @@ impl Answerer<'_> {
             was_helped: false,
             worths: &self.manner.policy.worths,
             allowance: self.allowance,
+            throttle: self.throttle.as_deref_mut(),
         };
         let verdict = decide(&mut scene, choice, self.manner.is_dry);
         let path = self.memcg.path();

@@ -201,6 +201,7 @@ impl<'a> Session<'a> {
             on_terminal: true,
             feed: None,
             allowance: None,
+            throttle: None,
         };
         (answerer, &mut self.kernel_log)
     }

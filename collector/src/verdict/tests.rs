@@ -110,6 +110,7 @@ fn decided_within(allowance: Option<&Allowance>, is_over: bool, ladder: &[Action
         was_helped: false,
         worths: &worth::Worths::default(),
         allowance,
+        throttle: None,
     };
     let verdict = decide(&mut scene, ladder);
     assert!(scene.released.is_some(), "nobody was let go");
