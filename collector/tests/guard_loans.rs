@@ -5,7 +5,7 @@ mod common;
 mod guard;
 
 use common::{Doomed, Lab, fixture, usage, wait_for};
-use guard::{Grove, Guard, end_of, files, is_guarded, leak_in, start_in};
+use guard::{Grove, Guard, end_of, files, is_guarded, leak_in, limit, start_in};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use reprieve::cgroup::Hierarchy;
@@ -267,6 +267,9 @@ fn a_throttle_that_helped_is_not_forgotten_when_guards_come_and_go() {
         match end {
             End::Asked => drop(guard.end()),
             End::Killed => {
+                // The watchdog is told anew what it has to write.
+                limit(&dir, 64);
+                wait_for("the new wall", || wall(&dir) > 64 << 20);
                 guard.signal(Signal::SIGKILL);
                 guard.child.wait().unwrap();
                 wait_for("the watchdog", || cpu.quota() == "150000");
