@@ -8,15 +8,16 @@ use common::{Lab, wait_for};
 use guard::{Grove, Guard, end_of, files, is_guarded, leak_in};
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// A small disk for incidents.
-struct Disk(tempfile::TempDir);
+/// A small disk, in a folder of a lab.
+struct Disk(PathBuf);
 
 impl Disk {
-    fn new(size: &str) -> Self {
-        let disk = Disk(tempfile::tempdir().unwrap());
+    fn new(lab: &Lab, name: &str, size: &str) -> Self {
+        let disk = Disk(lab.out().join(name));
+        fs::create_dir(&disk.0).unwrap();
         disk.mount(&format!("size={size}"));
         disk
     }
@@ -27,7 +28,7 @@ impl Disk {
     }
 
     fn path(&self) -> &Path {
-        self.0.path()
+        &self.0
     }
 
     /// Leaves no room on it.
@@ -57,7 +58,8 @@ fn start(lab: &Lab, grove: &Grove, disk: &Disk) -> Guard {
 
 #[test]
 fn a_disk_that_is_full_at_the_start_leaves_nobody_unguarded() {
-    let (lab, grove, disk) = (Lab::new(), Grove::new(), Disk::new("64k"));
+    let (lab, grove) = (Lab::new(), Grove::new());
+    let disk = Disk::new(&lab, "disk", "64k");
     let dir = grove.memcg("one", 48);
     let before = files(&dir);
     disk.fill("fill");
@@ -89,7 +91,8 @@ fn a_disk_that_is_full_at_the_start_leaves_nobody_unguarded() {
 
 #[test]
 fn a_disk_that_fills_up_meanwhile_hinders_no_verdict() {
-    let (lab, grove, disk) = (Lab::new(), Grove::new(), Disk::new("8m"));
+    let (lab, grove) = (Lab::new(), Grove::new());
+    let disk = Disk::new(&lab, "disk", "8m");
     let dir = grove.memcg("one", 48);
     let guard = start(&lab, &grove, &disk);
     disk.fill("fill");
@@ -109,4 +112,19 @@ fn a_disk_that_fills_up_meanwhile_hinders_no_verdict() {
     );
     let folders = disk.folders();
     assert!(folders.len() == 1 && folders[0].1, "{folders:?}");
+}
+
+#[test]
+fn who_cannot_write_down_that_it_is_there_is_there() {
+    let (lab, grove) = (Lab::new(), Grove::new());
+    let dir = grove.memcg("one", 48);
+    // That of its lock.
+    let disk = Disk::new(&lab, "run", "64k");
+    disk.fill("fill");
+    let guard = Guard::start(&lab, "guard.on_oom = ['kill']\n", &[&format!("{}/*", grove.path())]);
+    assert!(is_guarded(&dir), "{}", guard.said());
+    assert_eq!(fs::read_to_string(disk.path().join("guard.lock")).unwrap(), "", "it is not full");
+    assert_eq!(end_of(&mut leak_in(&dir, "64")).signal(), Some(9));
+    guard.wait_for("kill: killed steady_leak");
+    guard.end();
 }

@@ -15,6 +15,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Disk space kept in hand while guarding, enough for an incident.
@@ -171,7 +172,9 @@ impl Store {
 
     /// Keeps disk space in hand. Fails when there is none now.
     pub fn reserve(&self) -> Result<DiskReserve, StoreError> {
-        let path = self.dir.join(format!("{RESERVE}{}", own_mark()));
+        // One may be there until another takes its place.
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let path = self.dir.join(format!("{RESERVE}{}.{}", own_mark(), NUMBER.fetch_add(1, Relaxed)));
         let unusable = |reason| StoreError::Unusable { path: self.dir.clone(), reason };
         self.make_dir().map_err(unusable)?;
         let file =
@@ -320,7 +323,7 @@ impl Store {
         for entry in entries.flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
             if let Some(rest) = name.strip_prefix(RESERVE) {
-                if mark_is_dead(rest) {
+                if mark_is_dead(rest.split('.').next().unwrap_or_default()) {
                     let _ = fs::remove_file(entry.path());
                 }
             } else if let Some(rest) = name.strip_prefix(STAGING) {
@@ -586,8 +589,10 @@ mod tests {
             fs::create_dir(staged(id)).unwrap();
             fs::write(staged(id).join(file), id).unwrap();
         }
-        let reserve = dir.path().join(format!("{RESERVE}{dead}"));
+        let reserve = dir.path().join(format!("{RESERVE}{dead}.7"));
         fs::write(&reserve, "").unwrap();
+        let (first, second) = (store.reserve().unwrap(), store.reserve().unwrap());
+        drop(first);
         let mine = store.stage("mine").unwrap();
         // One whose writer died just before or after it took the other's place.
         let first = publish(&store, 1, 1000);
@@ -599,7 +604,7 @@ mod tests {
         assert_eq!(fs::read(dir.path().join(first).join(INCIDENT)).unwrap(), [b' '; 1000]);
         assert_eq!(fs::read(dir.path().join("in-the-hold").join(INCIDENT)).unwrap(), b"in-the-hold");
         assert!(!staged("empty").exists() && !reserve.exists());
-        assert!(mine.path().exists(), "its writer lives");
+        assert!(mine.path().exists() && second.path.exists(), "its writer lives");
     }
 
     #[test]
