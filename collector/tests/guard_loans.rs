@@ -1,12 +1,12 @@
 //! What a guard grants and takes back, and how it throttles and lets go. The grants also run
-//! in guests, under version 2 and both of its brakes.
+//! in guests, under version 2 and both of its brakes; throttles are timed too closely for that.
 
 mod common;
 #[path = "common/guard.rs"]
 mod guard;
 
 use common::{Doomed, Lab, ended_by_itself, fixture, usage, wait_for};
-use guard::{Grove, Guard, end_of, files, is_guarded, leak_in, limit, limit_file, start_in};
+use guard::{Grove, Guard, end_of, files, is_guarded, is_v1, leak_in, limit, limit_file, start_in};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use reprieve::cgroup::Hierarchy;
@@ -137,33 +137,51 @@ fn a_grant_outlives_its_guard_only_as_long_as_it_is_in_use() {
     assert_eq!(files(&dir), before, "{said}");
 }
 
-/// A `cpu` group for a memcg, of the same path.
-struct Cpu(PathBuf);
+/// What limits the CPU of a memcg: on version 1 a `cpu` group of the same path.
+struct Cpu {
+    dir: PathBuf,
+    file: PathBuf,
+}
 
 impl Cpu {
-    fn beside(grove: &Grove, name: &str) -> Self {
-        let hierarchy = Hierarchy::find("cpu").unwrap().expect("the cpu controller");
-        let dir = hierarchy.mount.join(grove.path().trim_start_matches('/')).join(name);
-        fs::create_dir_all(&dir).unwrap();
-        fs::write(dir.join("cpu.cfs_quota_us"), "150000").unwrap();
-        Cpu(dir)
+    /// With a quota of 1.5 CPUs.
+    fn beside(grove: &Grove, memcg: &Path) -> Self {
+        if is_v1() {
+            let hierarchy = Hierarchy::find("cpu").unwrap().expect("the cpu controller");
+            let name = memcg.strip_prefix(grove.root.0.parent().unwrap()).unwrap();
+            let dir = hierarchy.mount.join(name);
+            fs::create_dir_all(&dir).unwrap();
+            let file = dir.join("cpu.cfs_quota_us");
+            fs::write(&file, "150000").unwrap();
+            return Cpu { dir, file };
+        }
+        for above in [grove.root.0.parent().unwrap(), &grove.root.0] {
+            fs::write(above.join("cgroup.subtree_control"), "+cpu").unwrap();
+        }
+        let file = memcg.join("cpu.max");
+        fs::write(&file, "150000 100000").unwrap();
+        Cpu { dir: memcg.to_owned(), file }
     }
 
+    /// Microseconds of 100,000.
     fn quota(&self) -> String {
-        fs::read_to_string(self.0.join("cpu.cfs_quota_us")).unwrap().trim().to_owned()
+        let text = fs::read_to_string(&self.file).unwrap();
+        text.split_whitespace().next().unwrap().to_owned()
     }
 }
 
 impl Drop for Cpu {
     fn drop(&mut self) {
-        wait_for("the end of the cpu group", || fs::remove_dir(&self.0).is_ok());
-        let _ = fs::remove_dir(self.0.parent().unwrap());
+        if is_v1() {
+            wait_for("the end of the cpu group", || fs::remove_dir(&self.dir).is_ok());
+            let _ = fs::remove_dir(self.dir.parent().unwrap());
+        }
     }
 }
 
 /// Starts a program in both of its groups.
 fn start_in_both(dir: &Path, cpu: &Cpu, command: &[&str]) -> Doomed {
-    let both = format!("echo $$ > {}; exec \"$@\"", cpu.0.join("cgroup.procs").display());
+    let both = format!("echo $$ > {}; exec \"$@\"", cpu.dir.join("cgroup.procs").display());
     start_in(dir, &[&["sh", "-c", &both, "sh"], command].concat())
 }
 
@@ -199,7 +217,7 @@ while True:
 fn a_throttle_is_lifted_also_after_a_crash() {
     let (lab, grove) = (Lab::new(), Grove::new());
     let dir = grove.memcg("slow", 48);
-    let cpu = Cpu::beside(&grove, "slow");
+    let cpu = Cpu::beside(&grove, &dir);
     let mut guard = Guard::start(&lab, "guard.on_oom = ['throttle=60s', 'kill']\n", &[&format!("{}/*", grove.path())]);
     let mut victim = start_in_both(&dir, &cpu, &[&fixture("steady_leak"), "--mib", "256"]);
     wait_for("the throttle", || cpu.quota() == "10000");
@@ -221,7 +239,7 @@ fn a_throttle_is_lifted_also_after_a_crash() {
 fn a_throttle_is_tightened_where_usage_does_not_fall() {
     let (lab, grove) = (Lab::new(), Grove::new());
     let dir = grove.memcg("slow", 48);
-    let cpu = Cpu::beside(&grove, "slow");
+    let cpu = Cpu::beside(&grove, &dir);
     let guard = Guard::start(&lab, "guard.on_oom = ['throttle=6s', 'kill']\n", &[&format!("{}/*", grove.path())]);
     let mut victim = start_in_both(&dir, &cpu, &[&fixture("steady_leak"), "--mib", "256"]);
     let seen = quotas_until(&cpu, "2000");
@@ -238,7 +256,7 @@ fn a_throttle_is_tightened_where_usage_does_not_fall() {
 fn a_throttle_that_helped_is_lifted_step_by_step() {
     let (lab, grove) = (Lab::new(), Grove::new());
     let dir = grove.memcg("slow", 48);
-    let cpu = Cpu::beside(&grove, "slow");
+    let cpu = Cpu::beside(&grove, &dir);
     let guard = Guard::start(&lab, "guard.on_oom = ['throttle=60s', 'kill']\n", &[&format!("{}/*", grove.path())]);
     let mut victim = start_in_both(&dir, &cpu, &["python3", "-c", GETS_WELL]);
     wait_for("the throttle", || cpu.quota() == "10000");
@@ -264,7 +282,7 @@ fn a_throttle_that_helped_is_not_forgotten_when_guards_come_and_go() {
     for end in [End::Asked, End::Killed, End::KilledWithItsWatchdog] {
         let (lab, grove) = (Lab::new(), Grove::new());
         let dir = grove.memcg("slow", 48);
-        let cpu = Cpu::beside(&grove, "slow");
+        let cpu = Cpu::beside(&grove, &dir);
         let start = || Guard::start(&lab, "guard.on_oom = ['throttle=60s']\n", &[&format!("{}/*", grove.path())]);
         let mut guard = start();
         let victim = start_in_both(&dir, &cpu, &["python3", "-c", GETS_WELL]);
@@ -275,7 +293,9 @@ fn a_throttle_that_helped_is_not_forgotten_when_guards_come_and_go() {
             End::Killed => {
                 // The watchdog is told anew what it has to write.
                 limit(&dir, 64);
-                wait_for("the new wall", || wall(&dir) > 64 << 20);
+                let noted = format!("{} {}\n", limit_file(), 64 << 20);
+                wait_for("the new limit", || files(&dir)["note"].contains(&noted));
+                std::thread::sleep(Duration::from_millis(50));
                 guard.signal(Signal::SIGKILL);
                 guard.child.wait().unwrap();
                 wait_for("the watchdog", || cpu.quota() == "150000");
@@ -298,7 +318,7 @@ fn a_throttle_that_helped_is_not_forgotten_when_guards_come_and_go() {
 /// seconds, and no more.
 const GROWS_AGAIN: &str = "import sys
 def usage():
-    return int(open(sys.argv[1] + '/memory.usage_in_bytes').read())
+    return int(open(sys.argv[1]).read())
 while usage() < 44 << 20:
     kept.append(bytearray(1 << 18))
 for _ in range(10):
@@ -310,11 +330,13 @@ for _ in range(10):
 fn a_throttle_is_tightened_where_it_was_let_go_too_soon() {
     let (lab, grove) = (Lab::new(), Grove::new());
     let dir = grove.memcg("slow", 48);
-    let cpu = Cpu::beside(&grove, "slow");
+    let cpu = Cpu::beside(&grove, &dir);
     let guard = Guard::start(&lab, "guard.on_oom = ['throttle=60s', 'kill']\n", &[&format!("{}/*", grove.path())]);
     let (begin, end) = GETS_WELL.split_at(GETS_WELL.rfind("while").unwrap());
     let script = [begin, GROWS_AGAIN, end].concat();
-    let mut victim = start_in_both(&dir, &cpu, &["python3", "-c", &script, dir.to_str().unwrap()]);
+    let usage_file = dir.join(if is_v1() { "memory.usage_in_bytes" } else { "memory.current" });
+    let command = ["python3", "-c", &script, usage_file.to_str().unwrap()];
+    let mut victim = start_in_both(&dir, &cpu, &command);
     wait_for("the throttle", || cpu.quota() == "10000");
     let seen = quotas_until(&cpu, "150000");
     assert!(seen.starts_with(&["10000".to_owned(), "5000".to_owned()]), "{seen:?}\n{}", guard.said());
