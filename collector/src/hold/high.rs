@@ -296,7 +296,10 @@ impl Brake for HighBrake {
 
     fn put_back(&mut self) -> Result<(), CgroupError> {
         self.given_up = true;
-        for debt in writes(&self.memcg, self.before) {
+        // What somebody wrote since the last look is not ours to undo, nor what was too small.
+        self.follow_owner()?;
+        let is_ours = self.memcg.limit()?.unwrap_or(u64::MAX) == self.limit;
+        for debt in writes(&self.memcg, self.before).into_iter().filter(|debt| is_ours || !debt.file.ends_with(MAX)) {
             pay(&debt).map_err(|source| CgroupError::Write { path: debt.file, value: debt.content, source })?;
         }
         note::forget(&self.memcg);
@@ -365,6 +368,20 @@ mod tests {
         assert_eq!((brake.limit(), says()), (80 << 20, (72, 80)));
         brake.put_back().unwrap();
         assert_eq!((&*plain.text("memory.high"), plain.mib(MAX), plain.note()), ("max", 80, None));
+    }
+
+    #[test]
+    fn what_the_owner_writes_last_is_left() {
+        for mib in [256, 48, 4] {
+            let plain = Plain::new(64, 1);
+            let mut brake = HighBrake::adopt(plain.memcg.clone()).unwrap();
+            brake.grant(64 << 20).unwrap();
+            // While the kernel decides nobody looks at limits.
+            brake.give_up().unwrap();
+            plain.set(MAX, mib << 20);
+            brake.put_back().unwrap();
+            assert_eq!((&*plain.text("memory.high"), plain.mib(MAX), plain.note()), ("max", mib, None));
+        }
     }
 
     #[test]

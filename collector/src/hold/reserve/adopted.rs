@@ -94,6 +94,8 @@ impl ReserveBrake {
     /// The limit as it was found. One that does not fit what is in use is for the watchdog
     /// to try: the kernel would kill for it.
     pub(super) fn put_limit_back(&mut self) -> Result<(), CgroupError> {
+        // What somebody wrote since the last look is not ours to undo.
+        self.follow_owner()?;
         let Some(before) = self.before.filter(|_| !self.is_inside) else { return Ok(()) };
         let debt = debt(&self.memcg, MAX, before.limit.to_string());
         pay(&debt).map_err(|source| CgroupError::Write { path: debt.file, value: debt.content, source })?;
@@ -164,6 +166,16 @@ mod tests {
         plain.set("memory.current", 1 << 20);
         brake.look().unwrap();
         assert_eq!((plain.mib(MAX), brake.limit()), (48, 48 << 20));
+    }
+
+    #[test]
+    fn what_the_owner_writes_last_is_left() {
+        let plain = Plain::new(64, 1);
+        let mut brake = brake(&plain);
+        brake.grant(64 << 20).unwrap();
+        plain.set(MAX, 256 << 20);
+        brake.put_back().unwrap();
+        assert_eq!((plain.mib(MAX), plain.note()), (256, None));
     }
 
     #[test]
