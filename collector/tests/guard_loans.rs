@@ -106,6 +106,16 @@ fn what_is_granted_is_bounded_for_one_and_for_all() {
     let raised = wall(&first);
     let_go(&holder);
     wait_for("the limit", || wall(&first) < raised);
+    let home = wall(&second);
+    assert!(end_of(&mut leak_in(&second, "96")).success(), "{}", guard.said());
+    wait_for("the limit", || wall(&second) == home);
+    // And what one had that is gone.
+    drop(holder);
+    let again = holds_in(&first);
+    wait_until_full(&first);
+    drop(again);
+    wait_for("its end", || fs::remove_dir(&first).is_ok());
+    guard.wait_for("first is gone");
     assert!(end_of(&mut leak_in(&second, "96")).success(), "{}", guard.said());
     guard.end();
 }
@@ -198,14 +208,15 @@ fn quotas_until(cpu: &Cpu, last: &str) -> Vec<String> {
     seen
 }
 
-/// Grows until it is slowed down, then drops everything, once, and lives.
+/// Grows until it is slowed down, which is at a limit of 48 MiB, then drops everything, once,
+/// and lives.
 const GETS_WELL: &str = "import time
 kept = []
 last = time.monotonic()
 while True:
     kept.append(bytearray(1 << 20))
     now = time.monotonic()
-    if now - last > 0.4:
+    if len(kept) > 36 and now - last > 0.4:
         break
     last = now
 kept.clear()
