@@ -4,11 +4,10 @@ mod common;
 #[path = "common/guard.rs"]
 mod guard;
 
-use common::{Lab, Urgent, fixture, wait_for};
-use guard::{Grove, Guard, end_of, files, is_guarded, leak_in, limit, start_in};
+use common::{Lab, Urgent, wait_for};
+use guard::{Grove, Guard, end_of, files, is_guarded, leak_in, limit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use reprieve::cgroup::Hierarchy;
 use serde_json::Value;
 use std::fs;
 use std::path::PathBuf;
@@ -340,53 +339,6 @@ fn nobody_free_in_time_is_for_the_kernel() {
     assert!(!end_of(&mut second).success());
     let said = guard.end();
     assert!(said.contains("b: no analyst was free in time; the kernel's OOM killer decides"), "{said}");
-}
-
-/// A `cpu` group for a memcg, of the same path.
-struct Cpu(PathBuf);
-
-impl Cpu {
-    fn beside(grove: &Grove, name: &str) -> Self {
-        let hierarchy = Hierarchy::find("cpu").unwrap().expect("the cpu controller");
-        let dir = hierarchy.mount.join(grove.path().trim_start_matches('/')).join(name);
-        fs::create_dir_all(&dir).unwrap();
-        fs::write(dir.join("cpu.cfs_quota_us"), "150000").unwrap();
-        Cpu(dir)
-    }
-
-    fn quota(&self) -> String {
-        fs::read_to_string(self.0.join("cpu.cfs_quota_us")).unwrap().trim().to_owned()
-    }
-}
-
-impl Drop for Cpu {
-    fn drop(&mut self) {
-        wait_for("the end of the cpu group", || fs::remove_dir(&self.0).is_ok());
-        let _ = fs::remove_dir(self.0.parent().unwrap());
-    }
-}
-
-#[test]
-fn a_throttle_is_lifted_also_after_a_crash() {
-    let (lab, grove) = (Lab::new(), Grove::new());
-    let dir = grove.memcg("slow", 48);
-    let cpu = Cpu::beside(&grove, "slow");
-    let mut guard = Guard::start(&lab, "guard.on_oom = ['throttle=60s', 'kill']\n", &[&format!("{}/*", grove.path())]);
-    let both = format!("echo $$ > {}; exec \"$@\"", cpu.0.join("cgroup.procs").display());
-    let mut victim = start_in(&dir, &["sh", "-c", &both, "sh", &fixture("steady_leak"), "--mib", "256"]);
-    wait_for("the throttle", || cpu.quota() == "10000");
-    guard.signal(Signal::SIGKILL);
-    guard.child.wait().unwrap();
-    wait_for("the end of the throttle", || cpu.quota() == "150000");
-    assert!(!end_of(&mut victim).success());
-    // In one that is over it is lifted by the guard itself.
-    let guard = Guard::start(&lab, "guard.on_oom = ['throttle=1s', 'kill']\n", &[&format!("{}/*", grove.path())]);
-    let mut victim = start_in(&dir, &["sh", "-c", &both, "sh", &fixture("steady_leak"), "--mib", "256"]);
-    assert!(!end_of(&mut victim).success());
-    let said = guard.end();
-    assert_eq!(cpu.quota(), "150000", "{said}");
-    let steps = &lab.incidents().pop().unwrap()["verdict"]["steps"];
-    assert!(steps[0]["reason"].as_str().unwrap().starts_with("given 10 % of a CPU"), "{steps:#}");
 }
 
 #[test]

@@ -84,7 +84,9 @@ const GUESTS: &[Stage] = &[
 
 /// Tests of the collector that run in the guest, under cgroup version 2 and its
 /// brake; `v2` only there, the host ignores it.
-const GUEST_TESTS: &[&str] = &["v2", "run", SNAPSHOT, "documented", "guardian_dies", "unharmed"];
+const GUEST_TESTS: &[&str] = &["v2", "run", SNAPSHOT, "documented", "guardian_dies", "unharmed", GRANTS];
+/// What a guard lends, whatever the brake; its throttles are tried on version 1.
+const GRANTS: &str = "guard_loans grant";
 /// No machine of a guest's size may have so many threads.
 const SNAPSHOT: &str = "snapshot --skip ten_thousand_threads";
 /// Tests of where every byte went, and of whom the kernel killed first, under version 2.
@@ -94,7 +96,7 @@ const MAKE_DISK: &str = "echo 512M >/sys/block/zram0/disksize; mkfs.ext4 -q /dev
     mount -t ext4 /dev/zram0 /run/disk";
 const DISK: &str = "/run/disk";
 /// The same on the kernel with the series, under its brake; `reserve` only there.
-const RESERVE_TESTS: &[&str] = &["reserve", "inside", "run", SNAPSHOT, "guardian_dies", "unharmed"];
+const RESERVE_TESTS: &[&str] = &["reserve", "inside", "run", SNAPSHOT, "guardian_dies", "unharmed", GRANTS];
 /// The test of `machine` that wants a kernel without the series.
 const MACHINE_ON_STOCK: &str = "the_stock_kernel_beside_it";
 /// Its test that has rounds, and the time for one under emulation.

@@ -9,43 +9,73 @@ use nix::errno::Errno;
 use std::ffi::{CStr, CString};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
-const NAME: &CStr = c"trusted.reprieve.before";
+/// What is said of the limits.
+pub const LIMITS: Note = Note(c"trusted.reprieve.before");
+/// What is said of the CPU quota, which on version 1 is another folder's.
+pub const QUOTA: Note = Note(c"trusted.reprieve.quota");
 /// Longest note.
 const MOST_BYTES: usize = 4096;
 
-fn folder(memcg: &Memcg) -> io::Result<CString> {
-    CString::new(memcg.dir().as_os_str().as_bytes()).map_err(io::Error::other)
+/// An attribute that notes are kept in.
+#[derive(Debug, Clone, Copy)]
+pub struct Note(&'static CStr);
+
+fn folder(dir: &Path) -> io::Result<CString> {
+    CString::new(dir.as_os_str().as_bytes()).map_err(io::Error::other)
 }
 
-/// Keeps a note, in place of an older one.
+impl Note {
+    /// Keeps a note with a folder, in place of an older one.
+    ///
+    /// # Errors
+    ///
+    /// EPERM without CAP_SYS_ADMIN in the first user namespace.
+    pub fn keep(self, dir: &Path, text: &str) -> io::Result<()> {
+        let dir = folder(dir)?;
+        // SAFETY: two C strings and as many bytes as the live text has.
+        let result = unsafe { libc::setxattr(dir.as_ptr(), self.0.as_ptr(), text.as_ptr().cast(), text.len(), 0) };
+        Errno::result(result).map(drop).map_err(io::Error::from)
+    }
+
+    /// The note, if there is one.
+    #[must_use]
+    pub fn read(self, dir: &Path) -> Option<String> {
+        let dir = folder(dir).ok()?;
+        let mut bytes = vec![0_u8; MOST_BYTES];
+        // SAFETY: two C strings, and a live buffer of the size that is told.
+        let length = unsafe { libc::getxattr(dir.as_ptr(), self.0.as_ptr(), bytes.as_mut_ptr().cast(), bytes.len()) };
+        bytes.truncate(usize::try_from(length).ok()?);
+        String::from_utf8(bytes).ok()
+    }
+
+    /// Forgets it.
+    pub fn forget(self, dir: &Path) {
+        let Ok(dir) = folder(dir) else { return };
+        // SAFETY: two C strings. ENODATA: there is none.
+        unsafe { libc::removexattr(dir.as_ptr(), self.0.as_ptr()) };
+    }
+}
+
+/// Keeps a note of a memcg's limits.
 ///
 /// # Errors
 ///
-/// EPERM without CAP_SYS_ADMIN in the first user namespace.
+/// As [`Note::keep`].
 pub fn keep(memcg: &Memcg, text: &str) -> io::Result<()> {
-    let dir = folder(memcg)?;
-    // SAFETY: two C strings and as many bytes as the live text has.
-    let result = unsafe { libc::setxattr(dir.as_ptr(), NAME.as_ptr(), text.as_ptr().cast(), text.len(), 0) };
-    Errno::result(result).map(drop).map_err(io::Error::from)
+    LIMITS.keep(memcg.dir(), text)
 }
 
-/// The note, if there is one.
+/// The note of its limits.
 #[must_use]
 pub fn read(memcg: &Memcg) -> Option<String> {
-    let dir = folder(memcg).ok()?;
-    let mut bytes = vec![0_u8; MOST_BYTES];
-    // SAFETY: two C strings, and a live buffer of the size that is told.
-    let length = unsafe { libc::getxattr(dir.as_ptr(), NAME.as_ptr(), bytes.as_mut_ptr().cast(), bytes.len()) };
-    bytes.truncate(usize::try_from(length).ok()?);
-    String::from_utf8(bytes).ok()
+    LIMITS.read(memcg.dir())
 }
 
 /// Forgets it.
 pub fn forget(memcg: &Memcg) {
-    let Ok(dir) = folder(memcg) else { return };
-    // SAFETY: two C strings. ENODATA: there is none.
-    unsafe { libc::removexattr(dir.as_ptr(), NAME.as_ptr()) };
+    LIMITS.forget(memcg.dir());
 }
 
 #[cfg(test)]

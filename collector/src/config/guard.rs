@@ -17,11 +17,12 @@ use std::str::FromStr;
 use std::time::Duration;
 
 /// What `[[cgroup]]` can say otherwise than `[guard]`.
-pub const OF_ONE: [&str; 10] = [
+pub const OF_ONE: [&str; 11] = [
     "deadline",
     "on_oom",
     "brake",
     "cushion",
+    "most_granted",
     "reports_per_hour",
     "dry_run",
     "growth",
@@ -52,6 +53,8 @@ pub struct Guarded {
     pub brake: BrakeChoice,
     /// On version 1, how far the kernel's limit is raised.
     pub cushion: Cushion,
+    /// Most that it is granted beyond its own limit; `None` depends on the machine.
+    pub most_granted: Option<u64>,
     /// Most incidents of it in an hour.
     pub reports_per_hour: usize,
     /// Whether what would be done is only told.
@@ -77,6 +80,12 @@ impl Config {
     #[must_use]
     pub fn guard_analysts(&self) -> usize {
         self.parsed("guard.analysts", keys::count)
+    }
+
+    /// Most that is granted to all cgroups; `None` depends on the machine.
+    #[must_use]
+    pub fn most_granted_in_all(&self) -> Option<u64> {
+        self.parsed("guard.most_granted_in_all", keys::bytes_or_auto)
     }
 
     /// Least time between two incidents of the machine.
@@ -142,6 +151,7 @@ impl Config {
             policy: self.policy_with(otherwise),
             brake: parsed(text("brake"), BrakeChoice::from_str),
             cushion: parsed(text("cushion"), keys::cushion),
+            most_granted: parsed(text("most_granted"), keys::bytes_or_auto),
             reports_per_hour: parsed(text("reports_per_hour"), keys::count),
             is_dry: text("dry_run") == "true",
             growth_period: (text("growth") == "true").then(|| parsed(text("growth_period"), parse_faults)),
@@ -154,7 +164,7 @@ impl Config {
         let parse = |priority: Option<&str>, reservation: Option<&str>| {
             // Every text was checked by the same parsers when it was read.
             let priority = priority.map_or(Ok(None), keys::priority);
-            let reservation = reservation.map_or(Ok(None), keys::reservation);
+            let reservation = reservation.map_or(Ok(None), keys::bytes_or_auto);
             (priority.unwrap_or_default(), reservation.unwrap_or_default())
         };
         let said = |matches: Option<&Which>, (priority, reservation_bytes)| Said {

@@ -218,16 +218,30 @@ pub const KEYS: &[Key] = &[
     Key {
         name: "guard.growth",
         kind: Kind::Flag,
-        default: "false",
+        default: &["false"],
         meaning: "sample page faults of a cgroup, to tell who makes it grow, also of a process that dies; of 16 at most",
         check: flag,
     },
     Key {
         name: "guard.growth_period",
         kind: Kind::Text,
-        default: "64",
+        default: &["64"],
         meaning: "page faults of one sample",
         check: |text| parse_faults(text).map(drop),
+    },
+    Key {
+        name: "guard.most_granted",
+        kind: Kind::Text,
+        default: &[AUTO],
+        meaning: "most that grants add to the limit of one cgroup: a size, 0, or auto: an eighth of the machine's memory",
+        check: |text| bytes_or_auto(text).map(drop),
+    },
+    Key {
+        name: "guard.most_granted_in_all",
+        kind: Kind::Text,
+        default: &[AUTO],
+        meaning: "most that all cgroups together have been granted at a time: a size, 0, or auto: a quarter of the machine's memory",
+        check: |text| bytes_or_auto(text).map(drop),
     },
     Key {
         name: "guard.analysts",
@@ -272,7 +286,7 @@ pub const KEYS: &[Key] = &[
         kind: Kind::Text,
         default: &[AUTO],
         meaning: "what a job may keep when memory is short: a size, or auto: memory.low or memory.min, under version 1 the soft limit",
-        check: |text| reservation(text).map(drop),
+        check: |text| bytes_or_auto(text).map(drop),
     },
     Key {
         name: "guard.run_dir",
@@ -358,20 +372,20 @@ pub(super) fn cushion(text: &str) -> Result<Cushion, String> {
     }
 }
 
+/// A number of bytes, where that is said.
+pub(super) fn bytes_or_auto(text: &str) -> Result<Option<u64>, String> {
+    match text {
+        AUTO => Ok(None),
+        "0" => Ok(Some(0)),
+        _ => parse_size(text).map(Some),
+    }
+}
+
 /// What a job is worth, where that is said.
 pub(super) fn priority(text: &str) -> Result<Option<i32>, String> {
     match text {
         AUTO => Ok(None),
         _ => text.parse().map(Some).map_err(|_| format!("{text:?} is no priority; write a whole number, or auto")),
-    }
-}
-
-/// What a job may keep, where that is said.
-pub(super) fn reservation(text: &str) -> Result<Option<u64>, String> {
-    match text {
-        AUTO => Ok(None),
-        "0" => Ok(Some(0)),
-        _ => parse_size(text).map(Some),
     }
 }
 

@@ -12,6 +12,7 @@ use crate::metrics::{Event, Exporter, Places};
 use crate::run::RunError;
 use crate::say;
 use crate::signals::Interrupt;
+use crate::verdict::quota;
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -38,6 +39,7 @@ impl Guard {
             return self.look(number);
         }
         let memcg = Memcg::at(&self.hierarchy, path);
+        quota::undo(&memcg, self.cpu.as_ref());
         if !self.settings.wants(path) {
             // A guard that died with its watchdog may have been to guard more; of one that
             // lives it is no business of ours.
@@ -64,6 +66,8 @@ impl Guard {
                 }
                 post.watch_growth(self.may_watch());
                 post.history = (self.posts.len() < RECORDED).then(|| History::new(Pace::OF_MANY));
+                // A guard before us may have granted it something.
+                self.purse.settle(number, post.granted());
                 self.posts.insert(number, post);
                 self.numbers.insert(path.to_owned(), number);
                 self.listen(number, true);
@@ -97,7 +101,7 @@ impl Guard {
         // Half of it is given back already: from the beginning.
         if !post.is_out() {
             let _ = post.line.forget();
-            self.posts.remove(&number);
+            self.remove(number);
         }
         false
     }
@@ -118,7 +122,12 @@ impl Guard {
         let path = post.memcg.path();
         say!(Info, cgroup = path; "{path} is gone");
         let _ = post.line.forget();
+        self.remove(number);
+    }
+
+    fn remove(&mut self, number: u32) {
         self.posts.remove(&number);
+        self.purse.settle(number, 0);
     }
 
     /// Gives a memcg back; what the kernel refuses for now is left to the watchdog.
@@ -135,7 +144,7 @@ impl Guard {
             return;
         }
         if post.release() {
-            self.posts.remove(&number);
+            self.remove(number);
         } else {
             // Tried again until it is allowed.
             post.look_at = Instant::now() + TROUBLE_TIME;
@@ -193,6 +202,7 @@ impl Guard {
         let before = std::mem::replace(&mut self.settings, settings);
         (self.settings.run_dir, self.settings.analysts) = (before.run_dir, before.analysts);
         self.desk.iter().for_each(|desk| desk.change(self.settings.asking.clone()));
+        self.purse.allow(self.settings.config.most_granted_in_all());
         if *self.exporter.places() != self.settings.config.guard_metrics() {
             self.leave_exporter();
             // The old one has left its address before the new one wants it.
@@ -232,7 +242,7 @@ impl Guard {
         while self.posts.values().any(Post::is_out) && Instant::now() < until {
             for done in self.crew.take() {
                 if let Some(post) = self.posts.get_mut(&done.number) {
-                    post.put(done.brake);
+                    post.put(done.brake, done.throttle);
                 }
             }
             self.manager.live();

@@ -15,6 +15,8 @@ use crate::run::{Answered, Answerer, Manner, Recorder};
 use crate::say;
 use crate::signals::{Ending, Interrupt};
 use crate::snapshot::kernel_log::KernelLog;
+use crate::verdict::Quota;
+use crate::verdict::purse::Allowance;
 use crate::witness::GrowthWitness;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::Signal;
@@ -70,6 +72,10 @@ pub struct Job {
     pub growth: Option<Arc<GrowthWitness>>,
     /// Where operators are served.
     pub desk: Option<Arc<Desk>>,
+    /// What it may be granted.
+    pub allowance: Allowance,
+    /// A throttle that is not lifted yet.
+    pub throttle: Option<Quota>,
 }
 
 /// A memcg that comes back.
@@ -81,6 +87,8 @@ pub struct Done {
     pub brake: Box<dyn Brake>,
     /// What it was like until then.
     pub history: Option<History>,
+    /// A throttle that helped, and that somebody has to lift.
+    pub throttle: Option<Quota>,
     /// What came of it; the error is a sentence.
     pub answered: Result<Answered, String>,
     /// Whether the thread has ended.
@@ -209,7 +217,8 @@ fn work(hands: &Mutex<Receiver<Job>>, shared: &Shared) {
             is_free = job.brake.release_late();
         }
         let is_last = has_died || !is_free;
-        let done = Done { number: job.number, brake: job.brake, history: job.history.take(), answered, is_last };
+        let (history, throttle) = (job.history.take(), job.throttle.take());
+        let done = Done { number: job.number, brake: job.brake, history, throttle, answered, is_last };
         if shared.done.send(done).is_err() {
             return;
         }
@@ -243,6 +252,8 @@ impl Job {
             // It is one for all, and belongs to who started us.
             on_terminal: false,
             feed: self.feed.as_ref(),
+            allowance: Some(&self.allowance),
+            throttle: Some(&mut self.throttle),
         };
         match self.task {
             Task::Answer => answerer.answer().map_err(|error| format!("{:#}", anyhow::Error::new(error))),

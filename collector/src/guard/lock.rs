@@ -64,7 +64,8 @@ impl Lock {
             match Flock::lock(file.map_err(unusable)?, FlockArg::LockExclusiveNonblock) {
                 Ok(mut lock) => {
                     let pid = std::process::id().to_string();
-                    lock.set_len(0).and_then(|()| lock.write_all(pid.as_bytes())).map_err(unusable)?;
+                    // On a disk that is full nobody is told who we are, but we are there.
+                    let _ = lock.set_len(0).and_then(|()| lock.write_all(pid.as_bytes()));
                     return Ok(Lock(lock));
                 }
                 Err((mut held, Errno::EWOULDBLOCK)) => {
@@ -73,6 +74,7 @@ impl Lock {
                     held.rewind().map_err(unusable)?;
                     let lives = Path::new("/proc").join(&pid).is_dir() && !pid.is_empty();
                     if lives || begun.elapsed() > DEAD_TIME {
+                        let pid = if pid.is_empty() { "not known".to_owned() } else { pid };
                         return Err(LockError::Taken { pid, file: path });
                     }
                     std::thread::sleep(AGAIN);

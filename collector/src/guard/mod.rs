@@ -4,6 +4,7 @@
 //! memory goes to a thread of the [`Crew`] and comes back. While all is well it looks every
 //! few seconds at what each is like, so that an incident can tell what grew.
 
+mod care;
 mod changes;
 mod crew;
 mod lock;
@@ -19,17 +20,17 @@ pub(crate) use crew::STACK_BYTES;
 pub use lock::{LockError, default_dir};
 pub use settings::{Given, Settings};
 
-use crate::cgroup::Hierarchy;
+use crate::cgroup::{Hierarchy, Version};
 use crate::desk::{Desk, Place};
 use crate::guardian::{self, Priority};
 use crate::hold::Look;
 use crate::hold::watchdog::Watchdog;
-use crate::incident::store::Store;
 use crate::incident::units;
 use crate::metrics::{Event, Exporter};
-use crate::run::{Answered, Recorder, RunError, tell_unserved};
+use crate::run::{Answered, Recorder, RunError, open_store, tell_unserved};
 use crate::say;
 use crate::signals::{Interrupt, Signals};
+use crate::verdict::purse::Purse;
 use crew::{Crew, Done, Job, Task};
 use lock::Lock;
 use manager::Manager;
@@ -96,6 +97,7 @@ pub fn watch(given: Given) -> Result<(), RunError> {
     for (fd, number) in ours {
         epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, number)).map_err(system)?;
     }
+    let purse = Purse::new(settings.config.most_granted_in_all());
     let mut guard = Guard {
         given,
         settings,
@@ -107,10 +109,12 @@ pub fn watch(given: Given) -> Result<(), RunError> {
         epoll,
         tree,
         signals,
+        cpu: Hierarchy::find("cpu").ok().flatten().filter(|cpu| cpu.version == Version::V1),
         posts: BTreeMap::new(),
         numbers: HashMap::new(),
         next: FIRST,
         ration: Ration::default(),
+        purse,
         settling: BTreeMap::new(),
         manager: Manager::of_environment(),
         exporter,
@@ -134,9 +138,8 @@ fn system(errno: Errno) -> RunError {
 }
 
 fn recorder(settings: &Settings) -> Result<Recorder, RunError> {
-    let store = Store::open(settings.out.clone())?;
-    let reserve = store.reserve()?;
-    Recorder::with_subject(store, settings.limits, Some(reserve), "guard".to_owned())
+    let (store, in_hand) = open_store(settings.out.clone(), &settings.limits)?;
+    Recorder::with_subject(store, settings.limits, in_hand, "guard".to_owned())
 }
 
 /// Where operators are served, for which the lock is ours alone.
@@ -158,11 +161,14 @@ struct Guard {
     epoll: Epoll,
     tree: Tree,
     signals: Signals,
+    /// Where quotas are on version 1.
+    cpu: Option<Hierarchy>,
     posts: BTreeMap<u32, Post>,
     /// Their numbers, by their paths; not of those that are over.
     numbers: HashMap<String, u32>,
     next: u32,
     ration: Ration,
+    purse: Arc<Purse>,
     /// Cgroups that are new, or that somebody limits, until when they are let alone.
     settling: BTreeMap<String, Instant>,
     manager: Manager,
@@ -198,6 +204,7 @@ impl Guard {
             self.consider_those_settled();
             self.serve();
             self.record();
+            self.look_after_throttles();
             if self.signals.take_reload() {
                 self.reload();
             }
@@ -220,7 +227,8 @@ impl Guard {
             None => Some(post.look_at),
         });
         let records = self.posts.values().filter(|post| !post.is_out()).filter_map(Post::record_due);
-        let others = self.manager.due().into_iter().chain(self.exporter.due()).chain(records);
+        let cares = self.posts.values().filter_map(Post::care_due);
+        let others = self.manager.due().into_iter().chain(self.exporter.due()).chain(records).chain(cares);
         due.chain(self.settling.values().copied()).chain(others).min().map_or(EpollTimeout::NONE, |at| {
             // Rounded up: one of 0 ms would spin through the last one.
             let left = at.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
@@ -308,6 +316,8 @@ impl Guard {
         post.retake();
         let Some(task) = task else {
             let again = post.brake().map_or(TROUBLE_TIME, |brake| brake.look_again());
+            // It may have gone back.
+            self.purse.settle(number, post.granted());
             post.look_at = Instant::now() + again;
             post.tell_watchdog();
             // A grant or a new limit comes with a new bell.
@@ -360,10 +370,12 @@ impl Guard {
             growth: post.growth.clone(),
             desk: self.desk.clone(),
             feed: self.exporter.feed(),
+            allowance: self.purse.allowance(number, post.guarded.most_granted),
+            throttle: post.give_throttle(),
             left_to_kernel: if task == Task::RecordKill { post.back() } else { None },
         };
         if let Err(brake) = self.crew.put(job) {
-            post.put(brake);
+            post.put(brake, None);
             self.give_up(number);
         }
     }
@@ -388,7 +400,7 @@ impl Guard {
 
     fn done(&mut self, done: Done) {
         let Some(post) = self.posts.get_mut(&done.number) else { return };
-        post.put(done.brake);
+        post.put(done.brake, done.throttle);
         post.history = done.history;
         match done.answered {
             Ok(Answered::LeftToKernel(incident)) => post.leave(incident),

@@ -1,5 +1,6 @@
 //! One memcg under guard.
 
+use super::care::Care;
 use super::crew::Task;
 use crate::baseline::History;
 use crate::cgroup::{CgroupError, Memcg};
@@ -9,6 +10,7 @@ use crate::hold::{self, Brake, BrakeError};
 use crate::run::Manner;
 use crate::say;
 use crate::snapshot::Options;
+use crate::verdict::Quota;
 use crate::witness::GrowthWitness;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -33,6 +35,8 @@ pub struct Post {
     pub line: Line,
     /// `None` while a thread has it.
     brake: Option<Box<dyn Brake>>,
+    /// What it has to be freed of step by step.
+    care: Option<Care>,
     debts: Vec<Debt>,
     /// What waits for a thread, since when.
     pub waits: Option<(Task, Instant)>,
@@ -69,6 +73,7 @@ impl Post {
             manner,
             line,
             brake: Some(brake),
+            care: None,
             debts: Vec::new(),
             waits: None,
             look_at: Instant::now(),
@@ -84,6 +89,11 @@ impl Post {
     /// The brake, unless a thread has it.
     pub fn brake(&mut self) -> Option<&mut (dyn Brake + 'static)> {
         self.brake.as_deref_mut()
+    }
+
+    /// Bytes that it was granted; of one that a thread has, that thread knows.
+    pub fn granted(&self) -> u64 {
+        self.brake.as_ref().map_or(0, |brake| brake.granted())
     }
 
     /// Whether a thread has it.
@@ -116,8 +126,34 @@ impl Post {
         say!(Error, cgroup = path; "{path}: {:#}", anyhow::Error::new(error));
     }
 
-    /// From a thread.
-    pub fn put(&mut self, brake: Box<dyn Brake>) {
+    /// Its throttle, for the same.
+    pub fn give_throttle(&mut self) -> Option<Quota> {
+        self.care.take().map(Care::end)
+    }
+
+    /// When to look after its throttle; never while it is being answered.
+    pub fn care_due(&self) -> Option<Instant> {
+        self.care.as_ref().filter(|_| self.waits.is_none() && !self.is_out()).map(Care::due)
+    }
+
+    /// Looks after its throttle.
+    pub fn look_after_throttle(&mut self) {
+        let (Some(care), Some(brake)) = (&mut self.care, &self.brake) else { return };
+        // One whose memcg or quota is gone is over.
+        let usage = self.memcg.usage();
+        if usage.is_ok_and(|usage| care.look(usage, brake.level()).unwrap_or(false)) {
+            return;
+        }
+        let (path, time) = (self.memcg.path(), care.age().as_secs_f64());
+        say!(Info, event = "lifted", cgroup = path; "{path}: the throttle is lifted, {time:.1} s after it helped");
+        self.care = None;
+        self.tell_watchdog();
+    }
+
+    /// From a thread, with a throttle that is to be looked after.
+    pub fn put(&mut self, brake: Box<dyn Brake>, throttle: Option<Quota>) {
+        let usage = self.memcg.usage().unwrap_or(0);
+        self.care = throttle.map(|quota| Care::begin(quota, usage));
         self.brake = Some(brake);
         // Bells that rang meanwhile were heard, and more may have happened.
         self.look_at = Instant::now();
@@ -127,7 +163,8 @@ impl Post {
     /// Says anew what is to be given back, where that has changed.
     pub fn tell_watchdog(&mut self) {
         let Some(brake) = &self.brake else { return };
-        let debts = brake.debts();
+        let mut debts = brake.debts();
+        debts.extend(self.care.as_ref().map(Care::debt));
         if debts == self.debts {
             return;
         }
@@ -213,6 +250,8 @@ impl Post {
     /// Leaves it as it was found; false where the watchdog has to go on with that.
     pub fn release(&mut self) -> bool {
         let Some(brake) = self.brake.as_mut() else { return false };
+        // Nobody would look after it.
+        self.care = None;
         match brake.put_back() {
             Err(_) if self.memcg.exists() => false,
             // One that is gone needs nothing.

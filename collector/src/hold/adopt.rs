@@ -3,6 +3,7 @@
 //! What has to be written to leave one is known three times: to us, to the watchdog, and
 //! to the memcg itself, for the next guardian when both of us have died.
 
+use super::debt::{debt, pay};
 use super::watchdog::Debt;
 use super::{Brake, BrakeChoice, BrakeError, HighBrake, ReserveBrake, V1Brake};
 use crate::cgroup::{self, Memcg, Version, note};
@@ -50,13 +51,20 @@ pub fn undo(memcg: &Memcg) -> Result<(), BrakeError> {
         return Err(BrakeError::Guarded { path: memcg.path().to_owned() });
     }
     let writes = text.lines().filter_map(|line| line.split_once(' '));
-    let undone = writes.filter(|(file, content)| memcg.write(file, content).is_err()).count();
+    let undone = writes.filter(|(file, content)| pay(&debt(memcg, file, *content)).is_err()).count();
     // A limit that is refused, since more is in use, stays too high for now; nobody is
     // held by it.
     if undone == 0 {
         note::forget(memcg);
     }
     Ok(())
+}
+
+/// What [`undo`] could not write to a limit's file, since more was in use: a guardian before
+/// us had raised it.
+pub(super) fn noted(memcg: &Memcg, file: &str) -> Option<u64> {
+    let note = note::read(memcg)?;
+    note.lines().find_map(|line| line.strip_prefix(file)?.strip_prefix(' ')?.trim().parse().ok())
 }
 
 /// Remembers with the memcg itself what [`undo`] has to write, and who we are.

@@ -5,8 +5,9 @@
 //! (`mem_cgroup_handle_over_high`, mm/memcontrol.c), which leaves time to freeze
 //! it; one huge system call can still reach `memory.max`: then the kernel wins.
 
+use super::debt::pay;
 use super::stop::{LATE_AGAIN, StoppedThreads};
-use super::{Alarm, Brake, BrakeError, HandBack, Look, debt, remember};
+use super::{Alarm, Brake, BrakeError, HandBack, Look, debt, noted, remember};
 use crate::cgroup::{CgroupError, Memcg, note};
 use crate::hold::watchdog::Debt;
 use nix::poll::{PollFd, PollFlags, poll};
@@ -29,6 +30,11 @@ const FULL_SLACK_BYTES: u64 = 1 << 20;
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// In a memcg that others made, for the threads by which the gap grows.
 const LOOK_AGAIN_CALM: Duration = Duration::from_secs(5);
+/// The same while something is granted, which goes back when it is not in use.
+const LOOK_AGAIN_GRANTED: Duration = Duration::from_secs(1);
+/// A grant goes back when this share of the limit is free without it.
+const BACK_SHARE: u64 = 8;
+const MAX: &str = "memory.max";
 
 /// Holds by `memory.high`.
 #[derive(Debug)]
@@ -55,7 +61,7 @@ impl HighBrake {
     /// Sets `memory.max` and, below it, `memory.high`.
     pub fn arm(memcg: Memcg, limit: u64) -> Result<Self, BrakeError> {
         fits(limit)?;
-        memcg.write("memory.max", &limit.to_string())?;
+        memcg.write(MAX, &limit.to_string())?;
         // Swap would only delay the OOM and make the limit mean less.
         let _ = memcg.write("memory.swap.max", "0");
         Self::below(memcg, limit, None)
@@ -65,7 +71,9 @@ impl HighBrake {
     pub fn adopt(memcg: Memcg) -> Result<Self, BrakeError> {
         let limit = memcg.limit()?.ok_or_else(|| BrakeError::Unlimited { path: memcg.path().to_owned() })?;
         fits(limit)?;
-        let before = Before { high: memcg.read_number("memory.high")?, max: limit };
+        // Less where a guard before us raised it, and more than that is in use.
+        let max = noted(&memcg, MAX).map_or(limit, |noted| noted.min(limit));
+        let before = Before { high: memcg.read_number("memory.high")?, max };
         remember(&memcg, &writes(&memcg, Some(before)));
         Self::below(memcg, limit, Some(before))
     }
@@ -86,6 +94,24 @@ impl HighBrake {
         // One that is too small for us is the kernel's to keep.
         if written != self.limit && fits(written).is_ok() {
             (before.max, self.limit) = (written, written);
+            remember(&self.memcg, &self.debts());
+        }
+        Ok(())
+    }
+
+    /// Takes back what was granted, once it is not in use any more.
+    fn take_back_grant(&mut self) -> Result<(), CgroupError> {
+        let Some(before) = self.before.filter(|before| before.max < self.limit) else { return Ok(()) };
+        let usage = self.memcg.usage()? + FULL_SLACK_BYTES;
+        if usage >= before.max - before.max / BACK_SHARE {
+            return Ok(());
+        }
+        let high = high_below(before.max, self.memcg.tids()?.len());
+        if usage < high {
+            // In this order: who grows meanwhile waits above high.
+            self.set_high(high)?;
+            self.memcg.write(MAX, &before.max.to_string())?;
+            self.limit = before.max;
         }
         Ok(())
     }
@@ -98,11 +124,10 @@ impl HighBrake {
         Ok(())
     }
 
-    /// Widens the gap as threads appear. It never eats more than half the
-    /// limit: rather a kill that the kernel wins than a program that cannot run.
+    /// Widens the gap as threads appear.
     fn adapt_gap(&mut self) -> Result<(), CgroupError> {
-        let threads = self.memcg.tids()?.len() as u64;
-        self.set_high(self.limit - gap(threads).min(self.limit / 2))
+        let threads = self.memcg.tids()?.len();
+        self.set_high(high_below(self.limit, threads))
     }
 
     fn freeze(&self, frozen: bool) -> Result<(), CgroupError> {
@@ -147,10 +172,12 @@ fn fits(limit: u64) -> Result<(), BrakeError> {
     if limit < 2 * gap { Err(BrakeError::TooSmall { limit, gap, least: 2 * gap }) } else { Ok(()) }
 }
 
-/// What the kernel is given back.
+/// What the kernel is given back. Who grows goes on to the limit, so that is last.
 fn writes(memcg: &Memcg, before: Option<Before>) -> Vec<Debt> {
     let high = before.and_then(|before| before.high).map_or("max".to_owned(), |bytes| bytes.to_string());
-    vec![debt(memcg, "memory.high", high), debt(memcg, "cgroup.freeze", "0")]
+    let mut writes = vec![debt(memcg, "memory.high", high), debt(memcg, "cgroup.freeze", "0")];
+    writes.extend(before.map(|before| debt(memcg, MAX, before.max.to_string())));
+    writes
 }
 
 /// For the watchdog: tasks that crawl above high.
@@ -161,6 +188,12 @@ pub fn alarm(memcg: &Memcg) -> Option<Alarm> {
     };
     let bell = File::open(memcg.dir().join("memory.events")).ok()?;
     Some(Alarm { bell: bell.into(), events: PollFlags::POLLPRI, memcg: memcg.clone(), waits })
+}
+
+/// Where high is below a limit. The gap never eats more than half of it: rather a kill
+/// that the kernel wins than a program that cannot run.
+fn high_below(limit: u64, threads: usize) -> u64 {
+    limit - gap(threads as u64).min(limit / 2)
 }
 
 /// Distance of high below max for a number of threads.
@@ -182,6 +215,7 @@ impl Brake for HighBrake {
         // Of many memcgs most are well below.
         let is_calm = || self.memcg.usage().is_ok_and(|usage| usage + GAP_MIN_BYTES < self.high);
         match self.late.is_empty() {
+            true if self.granted() > 0 && !self.given_up && is_calm() => LOOK_AGAIN_GRANTED,
             true if self.before.is_some() && !self.given_up && is_calm() => LOOK_AGAIN_CALM,
             true => LOOK_AGAIN,
             false => LATE_AGAIN,
@@ -208,6 +242,7 @@ impl Brake for HighBrake {
         if is_full(&self.memcg, self.high)? {
             return Ok(Look::OutOfMemory);
         }
+        self.take_back_grant()?;
         self.adapt_gap()?;
         Ok(Look::Well)
     }
@@ -237,9 +272,13 @@ impl Brake for HighBrake {
 
     fn grant(&mut self, bytes: u64) -> Result<(), CgroupError> {
         let limit = self.limit.saturating_add(bytes);
-        self.memcg.write("memory.max", &limit.to_string())?;
+        self.memcg.write(MAX, &limit.to_string())?;
         self.limit = limit;
         self.adapt_gap()
+    }
+
+    fn granted(&self) -> u64 {
+        self.before.map_or(0, |before| self.limit.saturating_sub(before.max))
     }
 
     fn give_up(&mut self) -> Result<(), CgroupError> {
@@ -257,18 +296,11 @@ impl Brake for HighBrake {
 
     fn put_back(&mut self) -> Result<(), CgroupError> {
         self.given_up = true;
-        for Debt { file, content } in writes(&self.memcg, self.before) {
-            std::fs::write(&file, &content).map_err(|source| CgroupError::Write {
-                path: file,
-                value: content,
-                source,
-            })?;
-        }
-        // A grant that is in use stays: below the usage the kernel would kill for it.
-        if let Some(before) = self.before.filter(|before| before.max < self.limit)
-            && self.memcg.usage()? < before.max
-        {
-            self.memcg.write("memory.max", &before.max.to_string())?;
+        // What somebody wrote since the last look is not ours to undo, nor what was too small.
+        self.follow_owner()?;
+        let is_ours = self.memcg.limit()?.unwrap_or(u64::MAX) == self.limit;
+        for debt in writes(&self.memcg, self.before).into_iter().filter(|debt| is_ours || !debt.file.ends_with(MAX)) {
+            pay(&debt).map_err(|source| CgroupError::Write { path: debt.file, value: debt.content, source })?;
         }
         note::forget(&self.memcg);
         Ok(())
@@ -277,6 +309,7 @@ impl Brake for HighBrake {
     fn follow(&mut self, bytes: u64) -> Result<(), CgroupError> {
         if let Some(before) = &mut self.before {
             before.max = before.max.saturating_add(bytes);
+            remember(&self.memcg, &self.debts());
         }
         self.grant(bytes)
     }
@@ -311,10 +344,75 @@ impl Brake for HighBrake {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+    use crate::hold::plain::Plain;
+    use crate::hold::{BrakeChoice, Cushion};
+
+    #[test]
+    fn what_was_granted_goes_back_when_the_usage_has() {
+        let plain = Plain::new(64, 40);
+        let mut brake = HighBrake::adopt(plain.memcg.clone()).unwrap();
+        let says = || (plain.mib("memory.high"), plain.mib(MAX));
+        assert_eq!(says(), (56, 64));
+        brake.grant(64 << 20).unwrap();
+        assert_eq!((says(), brake.granted()), ((120, 128), 64 << 20));
+        for (usage, is) in [(100, (120, 128)), (55, (120, 128)), (54, (56, 64))] {
+            plain.set("memory.current", usage << 20);
+            assert_eq!(brake.look().unwrap(), Look::Well);
+            assert_eq!(says(), is, "{usage} MiB in use");
+        }
+        assert_eq!(brake.granted(), 0);
+        // What is written now is the owner's, and stays; also for the next guard.
+        plain.set(MAX, 80 << 20);
+        brake.look().unwrap();
+        assert_eq!((brake.limit(), says()), (80 << 20, (72, 80)));
+        brake.put_back().unwrap();
+        assert_eq!((&*plain.text("memory.high"), plain.mib(MAX), plain.note()), ("max", 80, None));
+    }
+
+    #[test]
+    fn what_the_owner_writes_last_is_left() {
+        for mib in [256, 48, 4] {
+            let plain = Plain::new(64, 1);
+            let mut brake = HighBrake::adopt(plain.memcg.clone()).unwrap();
+            brake.grant(64 << 20).unwrap();
+            // While the kernel decides nobody looks at limits.
+            brake.give_up().unwrap();
+            plain.set(MAX, mib << 20);
+            brake.put_back().unwrap();
+            assert_eq!((&*plain.text("memory.high"), plain.mib(MAX), plain.note()), ("max", mib, None));
+        }
+    }
+
+    #[test]
+    fn a_limit_that_was_raised_is_known_to_watchdog_and_memcg() {
+        let plain = Plain::new(64, 40);
+        let mut dead = HighBrake::adopt(plain.memcg.clone()).unwrap();
+        dead.grant(64 << 20).unwrap();
+        plain.set("memory.current", 100 << 20);
+        assert!(dead.debts().contains(&debt(&plain.memcg, MAX, (64 << 20).to_string())));
+        assert!(dead.put_back().is_err(), "the kernel would kill for it");
+        assert_eq!((&*plain.text("memory.high"), plain.mib(MAX)), ("max", 128));
+        drop(dead);
+        plain.maker_dies();
+        // It is in use: the next one goes on with it.
+        let mut next = crate::hold::adopt(&plain.memcg, BrakeChoice::High, Cushion::Auto).unwrap();
+        assert_eq!((plain.mib("memory.high"), plain.mib(MAX), next.granted()), (120, 128, 64 << 20));
+        plain.set("memory.current", 40 << 20);
+        next.look().unwrap();
+        assert_eq!((plain.mib("memory.high"), plain.mib(MAX), next.granted()), (56, 64, 0));
+        // Where both died and the usage has fallen before, it is undone at once.
+        next.grant(64 << 20).unwrap();
+        drop(next);
+        plain.maker_dies();
+        crate::hold::undo(&plain.memcg).unwrap();
+        assert_eq!((&*plain.text("memory.high"), plain.mib(MAX), plain.note()), ("max", 64, None));
+    }
+
     #[test]
     fn gap_grows_with_threads() {
-        assert_eq!(super::gap(1), 8 << 20);
-        assert_eq!(super::gap(32), 8 << 20);
-        assert_eq!(super::gap(200), 50 << 20);
+        assert_eq!(gap(1), 8 << 20);
+        assert_eq!(gap(32), 8 << 20);
+        assert_eq!(gap(200), 50 << 20);
     }
 }

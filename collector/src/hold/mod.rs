@@ -4,14 +4,19 @@
 //! own OOM killer is never further away than a [`watchdog`].
 
 mod adopt;
+mod debt;
 mod high;
+#[cfg(test)]
+mod plain;
 pub mod reserve;
 pub mod stop;
 mod v1;
 pub mod watchdog;
 
-use adopt::remember;
 pub use adopt::{Cushion, adopt, undo};
+use adopt::{noted, remember};
+use debt::debt;
+pub use debt::pay;
 pub use high::HighBrake;
 pub use reserve::ReserveBrake;
 pub use v1::V1Brake;
@@ -191,6 +196,11 @@ pub trait Brake: fmt::Debug + Send {
     /// Raises the limit by `bytes`.
     fn grant(&mut self, bytes: u64) -> Result<(), CgroupError>;
 
+    /// Bytes by which the limit is above that of whoever owns the memcg.
+    fn granted(&self) -> u64 {
+        0
+    }
+
     /// Raises the limit by `bytes`, as somebody else has done already.
     fn follow(&mut self, bytes: u64) -> Result<(), CgroupError> {
         self.grant(bytes)
@@ -356,9 +366,4 @@ pub fn alarm_of(brake: &str, memcg: &Memcg) -> Option<Alarm> {
         "reserve" => reserve::alarm(memcg),
         _ => None,
     }
-}
-
-/// What `file` of a memcg is to say again.
-fn debt(memcg: &Memcg, file: &str, content: impl Into<String>) -> Debt {
-    Debt { file: memcg.dir().join(file), content: content.into() }
 }

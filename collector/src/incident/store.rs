@@ -15,6 +15,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Disk space kept in hand while guarding, enough for an incident.
@@ -70,6 +71,17 @@ pub enum StoreError {
         /// What is wrong.
         reason: String,
     },
+}
+
+impl StoreError {
+    /// Whether the disk is to blame, and not who named the folder: it is full, or came to
+    /// be read-only, or fails. That may be otherwise later.
+    #[must_use]
+    pub fn is_of_the_disk(&self) -> bool {
+        let (StoreError::Unusable { reason, .. } | StoreError::File { reason, .. }) = self else { return false };
+        let of_the_disk = [Errno::ENOSPC, Errno::EDQUOT, Errno::EROFS, Errno::EIO];
+        of_the_disk.iter().any(|&errno| reason.raw_os_error() == Some(errno as i32))
+    }
 }
 
 /// What to do about a folder that cannot be written to.
@@ -138,7 +150,7 @@ impl Store {
     pub fn open(dir: Option<PathBuf>) -> Result<Self, StoreError> {
         let store = Self::at(dir);
         let unusable = |reason| StoreError::Unusable { path: store.dir.clone(), reason };
-        DirBuilder::new().recursive(true).mode(0o700).create(&store.dir).map_err(unusable)?;
+        store.make_dir().map_err(unusable)?;
         store.dir.canonicalize().map_err(unusable).map(|dir| Store { dir }).inspect(Store::salvage)
     }
 
@@ -148,10 +160,23 @@ impl Store {
         &self.dir
     }
 
+    fn make_dir(&self) -> io::Result<()> {
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)
+    }
+
+    /// Bytes that we may still write there; `None` where nobody can tell.
+    #[must_use]
+    pub fn free_bytes(&self) -> Option<u64> {
+        nix::sys::statvfs::statvfs(&self.dir).ok().map(|fs| fs.blocks_available() * fs.fragment_size())
+    }
+
     /// Keeps disk space in hand. Fails when there is none now.
     pub fn reserve(&self) -> Result<DiskReserve, StoreError> {
-        let path = self.dir.join(format!("{RESERVE}{}", own_mark()));
+        // One may be there until another takes its place.
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let path = self.dir.join(format!("{RESERVE}{}.{}", own_mark(), NUMBER.fetch_add(1, Relaxed)));
         let unusable = |reason| StoreError::Unusable { path: self.dir.clone(), reason };
+        self.make_dir().map_err(unusable)?;
         let file =
             OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path).map_err(unusable)?;
         let reserve = DiskReserve { path };
@@ -179,10 +204,13 @@ impl Store {
     /// Begins to write an incident.
     pub fn stage(&self, id: &str) -> Result<Staging, StoreError> {
         let path = self.dir.join(format!("{STAGING}{}-{id}", own_mark()));
-        DirBuilder::new()
-            .mode(0o700)
-            .create(&path)
-            .map_err(|reason| StoreError::Unusable { path: path.clone(), reason })?;
+        let make = || DirBuilder::new().mode(0o700).create(&path);
+        let made = match make() {
+            // When it was opened, there was no room even for the folder.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.make_dir().and_then(|()| make()),
+            made => made,
+        };
+        made.map_err(|reason| StoreError::Unusable { path: path.clone(), reason })?;
         Ok(Staging { path, id: id.to_owned(), published: false })
     }
 
@@ -242,7 +270,8 @@ impl Store {
         // IDs begin with the time, in an order of their own.
         let oldest =
             limits.max_age.map(|age| super::units::compact_time(now_us.saturating_sub(age.as_micros() as u64)));
-        let free = free_bytes(&self.dir);
+        // Where nobody can tell, nothing is removed for it.
+        let free = self.free_bytes().unwrap_or(u64::MAX);
         let missing = limits.keep_free_bytes.saturating_sub(free);
         let own: Vec<(String, u64)> = self
             .ids()?
@@ -294,7 +323,7 @@ impl Store {
         for entry in entries.flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
             if let Some(rest) = name.strip_prefix(RESERVE) {
-                if mark_is_dead(rest) {
+                if mark_is_dead(rest.split('.').next().unwrap_or_default()) {
                     let _ = fs::remove_file(entry.path());
                 }
             } else if let Some(rest) = name.strip_prefix(STAGING) {
@@ -437,12 +466,6 @@ pub fn write_atomically(dir: &Path, name: &str, content: &[u8]) -> Result<(), St
     })
 }
 
-/// Bytes that we may still write there; where nobody can tell, nothing is removed
-/// for their sake.
-fn free_bytes(dir: &Path) -> u64 {
-    nix::sys::statvfs::statvfs(dir).map_or(u64::MAX, |fs| fs.blocks_available() * fs.fragment_size())
-}
-
 fn size_of_dir(dir: &Path) -> u64 {
     let Ok(entries) = fs::read_dir(dir) else { return 0 };
     entries.flatten().filter_map(|e| e.metadata().ok()).map(|m| m.len()).sum()
@@ -514,6 +537,21 @@ mod tests {
         for refused in [Errno::EACCES, Errno::EPERM, Errno::EROFS] {
             assert!(told(refused).ends_with("; make it writable or name another folder with --out"));
         }
+        // A wrong name stays wrong, a disk may be mended.
+        let is_of_the_disk =
+            |errno: Errno| StoreError::Unusable { path: "/x".into(), reason: errno.into() }.is_of_the_disk();
+        assert!([Errno::ENOSPC, Errno::EDQUOT, Errno::EROFS, Errno::EIO].into_iter().all(is_of_the_disk));
+        assert!(![Errno::EACCES, Errno::EPERM, Errno::ENOTDIR].into_iter().any(is_of_the_disk));
+    }
+
+    #[test]
+    fn a_folder_that_could_not_be_made_is_made_when_it_can() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::at(Some(dir.path().join("a/b")));
+        drop(store.stage("first").unwrap());
+        fs::remove_dir_all(dir.path().join("a")).unwrap();
+        drop(store.reserve().unwrap());
+        assert!(store.dir().is_dir());
     }
 
     #[test]
@@ -551,8 +589,10 @@ mod tests {
             fs::create_dir(staged(id)).unwrap();
             fs::write(staged(id).join(file), id).unwrap();
         }
-        let reserve = dir.path().join(format!("{RESERVE}{dead}"));
+        let reserve = dir.path().join(format!("{RESERVE}{dead}.7"));
         fs::write(&reserve, "").unwrap();
+        let (first, second) = (store.reserve().unwrap(), store.reserve().unwrap());
+        drop(first);
         let mine = store.stage("mine").unwrap();
         // One whose writer died just before or after it took the other's place.
         let first = publish(&store, 1, 1000);
@@ -564,7 +604,7 @@ mod tests {
         assert_eq!(fs::read(dir.path().join(first).join(INCIDENT)).unwrap(), [b' '; 1000]);
         assert_eq!(fs::read(dir.path().join("in-the-hold").join(INCIDENT)).unwrap(), b"in-the-hold");
         assert!(!staged("empty").exists() && !reserve.exists());
-        assert!(mine.path().exists(), "its writer lives");
+        assert!(mine.path().exists() && second.path.exists(), "its writer lives");
     }
 
     #[test]

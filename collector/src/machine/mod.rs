@@ -20,9 +20,9 @@ use crate::guardian::{self, Priority};
 use crate::hold::reserve::{self, Device};
 use crate::hold::watchdog::Watchdog;
 use crate::hold::{BrakeError, HandBack};
-use crate::incident::store::{Limits, Store};
+use crate::incident::store::Limits;
 use crate::incident::units;
-use crate::run::{Recorder, RunError};
+use crate::run::{Recorder, RunError, open_store};
 use crate::signals::{Interrupt, Signals};
 use crate::snapshot::Options;
 use crate::verdict::machine_memory;
@@ -88,8 +88,7 @@ pub struct Request {
 /// Answers OOMs until a signal ends it.
 pub fn watch(request: &Request) -> Result<(), RunError> {
     let mut signals = Signals::block().map_err(|e| RunError::System("signals could not be blocked", e))?;
-    let store = Store::open(request.out.clone())?;
-    let disk = store.reserve()?;
+    let (store, in_hand) = open_store(request.out.clone(), &request.limits)?;
     let hierarchy = Hierarchy::memory()?;
     let root = Memcg::at(&hierarchy, "/");
     // The root of a container is none of the machine: it has a limit.
@@ -116,7 +115,7 @@ pub fn watch(request: &Request) -> Result<(), RunError> {
     guardian::sigbus::install().map_err(|e| RunError::System("the SIGBUS handler could not be installed", e.into()))?;
     guardian::allow_many_files();
     let unstarted = |e| RunError::System("a thread could not be started", e);
-    let recorder = Recorder::with_subject(store, request.limits, Some(disk), "machine".to_owned())?;
+    let recorder = Recorder::with_subject(store, request.limits, in_hand, "machine".to_owned())?;
     // Who waits in the allocator tries again and again, which takes time from everybody
     // else. Of ours, who decides goes first.
     let urgent = Priority::of_this_thread();

@@ -18,7 +18,8 @@ use crate::snapshot;
 use crate::snapshot::Options;
 use crate::snapshot::kernel_log::KernelLog;
 use crate::verdict::policy::Policy;
-use crate::verdict::{self, Asking, Ladders, Scene};
+use crate::verdict::purse::Allowance;
+use crate::verdict::{self, Asking, Ladders, Quota, Scene};
 use crate::witness::{self, GrowthWitness, HeapTable};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -84,6 +85,10 @@ pub struct Answerer<'a> {
     pub on_terminal: bool,
     /// Where it is counted.
     pub feed: Option<&'a Feed>,
+    /// What it may be granted; `None` where nobody says.
+    pub allowance: Option<&'a Allowance>,
+    /// Where a throttle is left that helped, for who looks after it.
+    pub throttle: Option<&'a mut Option<Quota>>,
 }
 
 /// What came of an OOM.
@@ -181,6 +186,8 @@ impl Answerer<'_> {
             other_victims: Vec::new(),
             was_helped: false,
             worths: &self.manner.policy.worths,
+            allowance: self.allowance,
+            throttle: self.throttle.as_deref_mut(),
         };
         let verdict = match self.manner.is_dry {
             true => verdict::rehearse(&mut scene, ladders),

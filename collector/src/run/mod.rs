@@ -10,7 +10,7 @@ mod session;
 pub use answer::{Answered, Answerer, Manner};
 pub use on_demand::snapshot;
 pub use recorder::Recorder;
-pub use scribe::Staged;
+pub use scribe::{InHand, Staged};
 
 use crate::cgroup::{self, CgroupError, CpuGroup, Hierarchy, Memcg, Version};
 use crate::desk::{Desk, Place};
@@ -90,6 +90,29 @@ pub enum RunError {
     /// A system call of ours.
     #[error("{0}: {1}")]
     System(&'static str, io::Error),
+}
+
+/// Opens the store of a guard, with space in hand. Where the disk is full or ails, that is
+/// told: what is guarded must not wait for it.
+pub fn open_store(out: Option<PathBuf>, limits: &Limits) -> Result<(Store, InHand), StoreError> {
+    let store = match Store::open(out.clone()) {
+        // Its folder is made with the first incident that can be.
+        Err(error) if error.is_of_the_disk() => Store::at(out),
+        opened => opened?,
+    };
+    let reserve = store.reserve().or_else(|_| {
+        // Old incidents may be what is in the way.
+        store.trim(limits, 1);
+        store.reserve()
+    });
+    match reserve {
+        Ok(reserve) => Ok((store, InHand::Space(reserve))),
+        Err(error) if error.is_of_the_disk() => {
+            scribe::warn_of(&error, &store);
+            Ok((store, InHand::Missing))
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Runs the command to its end; returns its exit code, 128+N for signal N.

@@ -2,6 +2,7 @@
 
 use super::RunError;
 use super::recorder::{Recorder, state_of};
+use super::scribe::InHand;
 use crate::accounting;
 use crate::cgroup::{Hierarchy, Memcg};
 use crate::guardian;
@@ -112,7 +113,7 @@ pub fn snapshot(
         Target::Process(_) => evidence.processes.first().map_or(target, |p| &p.comm).to_owned(),
         Target::Cgroup(_) => target.rsplit('/').next().unwrap_or(target).to_owned(),
     };
-    let recorder = Recorder::with_subject(store, limits, None, subject)?;
+    let recorder = Recorder::with_subject(store, limits, InHand::Nothing, subject)?;
     let mut incident = recorder.draft(Trigger::Snapshot, memcg, evidence);
     incident.accounting = accounting;
     let micros = |d: Duration| d.as_micros() as u64;

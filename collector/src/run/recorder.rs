@@ -1,6 +1,6 @@
 //! From evidence to a published incident, without ever hindering the hold.
 
-use super::scribe::{Page, Scribe, Space, Staged, write_incident};
+use super::scribe::{InHand, Page, Scribe, Space, Staged, write_incident};
 use super::{Request, RunError};
 use crate::analyst::{Analyst, AnalystFailure, Kind, Phase, SYMBOLS};
 use crate::cgroup::{self, Memcg};
@@ -30,27 +30,16 @@ impl Recorder {
         let program = request.command.first().map(|c| c.to_string_lossy().into_owned()).unwrap_or_default();
         let subject = program.rsplit('/').next().unwrap_or_default().to_owned();
         let kind = if is_inside { Kind::Thread } else { Kind::Process };
-        Self::of_kind(kind, store, request.limits, Some(reserve), subject)
+        Self::of_kind(kind, store, request.limits, InHand::Space(reserve), subject)
     }
 
     /// A recorder for something else than a command.
-    pub fn with_subject(
-        store: Store,
-        limits: Limits,
-        reserve: Option<DiskReserve>,
-        subject: String,
-    ) -> Result<Self, RunError> {
-        Self::of_kind(Kind::Process, store, limits, reserve, subject)
+    pub fn with_subject(store: Store, limits: Limits, in_hand: InHand, subject: String) -> Result<Self, RunError> {
+        Self::of_kind(Kind::Process, store, limits, in_hand, subject)
     }
 
-    fn of_kind(
-        kind: Kind,
-        store: Store,
-        limits: Limits,
-        reserve: Option<DiskReserve>,
-        subject: String,
-    ) -> Result<Self, RunError> {
-        let space = Space::new(store.clone(), reserve);
+    fn of_kind(kind: Kind, store: Store, limits: Limits, in_hand: InHand, subject: String) -> Result<Self, RunError> {
+        let space = Space::new(store.clone(), in_hand);
         let scribe = Scribe::start(store.clone(), limits, kind)
             .map_err(|e| RunError::System("the thread that writes incidents could not be started", e))?;
         Ok(Recorder { store, limits, subject, kind, space, scribe })

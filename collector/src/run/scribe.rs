@@ -7,7 +7,10 @@
 use crate::analyst::{Analyst, AnalystFailure, Kind, Phase};
 use crate::guardian;
 use crate::incident::model::Incident;
-use crate::incident::store::{DiskReserve, INCIDENT, Limits, Staging, Store, StoreError, write_atomically};
+use crate::incident::store::{
+    DiskReserve, INCIDENT, Limits, RESERVE_BYTES, Staging, Store, StoreError, write_atomically,
+};
+use crate::incident::units;
 use crate::say;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -44,16 +47,30 @@ impl Staged {
     }
 }
 
+/// What is kept on the disk while no incident needs it.
+#[derive(Debug)]
+pub enum InHand {
+    /// Nothing: there is one incident, now.
+    Nothing,
+    /// Space for one.
+    Space(DiskReserve),
+    /// There is no room for that, as has been told.
+    Missing,
+}
+
 /// Disk space kept in hand while no incident needs it.
 #[derive(Debug)]
 pub struct Space {
     store: Store,
+    is_wanted: bool,
     held: Mutex<Held>,
 }
 
 #[derive(Debug)]
 struct Held {
     reserve: Option<DiskReserve>,
+    /// Whether it could not be had when it was wanted last.
+    is_missing: bool,
     /// Incidents staged and not published yet.
     claims: usize,
 }
@@ -63,9 +80,14 @@ struct Held {
 struct Claim(Arc<Space>);
 
 impl Space {
-    /// Space of `store`, of which `reserve` is in hand.
-    pub fn new(store: Store, reserve: Option<DiskReserve>) -> Arc<Self> {
-        Arc::new(Space { store, held: Mutex::new(Held { reserve, claims: 0 }) })
+    /// Space of `store`, and what of it is in hand.
+    pub fn new(store: Store, in_hand: InHand) -> Arc<Self> {
+        let (is_wanted, is_missing) = (!matches!(in_hand, InHand::Nothing), matches!(in_hand, InHand::Missing));
+        let reserve = match in_hand {
+            InHand::Space(reserve) => Some(reserve),
+            InHand::Nothing | InHand::Missing => None,
+        };
+        Arc::new(Space { store, is_wanted, held: Mutex::new(Held { reserve, is_missing, claims: 0 }) })
     }
 
     /// Begins to write an incident, into the space that was in hand.
@@ -84,15 +106,41 @@ impl Space {
     fn held(&self) -> MutexGuard<'_, Held> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Takes space in hand again; where there is none, the next incident has to do with
+    /// what is free by then.
+    fn refill(&self, held: &mut Held) {
+        match self.store.reserve() {
+            Ok(reserve) => {
+                held.reserve = Some(reserve);
+                if std::mem::take(&mut held.is_missing) {
+                    say!(Info; "incidents can be written to {} again", self.store.dir().display());
+                }
+            }
+            Err(error) if !std::mem::replace(&mut held.is_missing, true) => warn_of(&error, &self.store),
+            Err(_) => {}
+        }
+    }
+}
+
+/// Says that there is no room for incidents, and what becomes of OOMs.
+pub fn warn_of(error: &StoreError, store: &Store) {
+    let free = store
+        .free_bytes()
+        .map_or("It is not known how much is".to_owned(), |free| format!("{} are", units::bytes(free)));
+    let needed = units::bytes(RESERVE_BYTES as u64);
+    say!(
+        Warning, event = "no_room", folder = store.dir().display();
+        "warning: {error}. {free} free there, and {needed} needed; OOMs are answered all the same, each tries to write its incident"
+    );
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
         let mut held = self.0.held();
         held.claims -= 1;
-        if held.claims == 0 {
-            // Best effort now: the start insisted on it.
-            held.reserve = self.0.store.reserve().ok();
+        if held.claims == 0 && self.0.is_wanted {
+            self.0.refill(&mut held);
         }
     }
 }
@@ -194,7 +242,6 @@ pub fn write_incident(incident: &Incident, staging: &Path) -> Result<(), StoreEr
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::incident::store::RESERVE_BYTES;
 
     fn bytes_in_hand(store: &Store) -> u64 {
         std::fs::read_dir(store.dir())
@@ -210,7 +257,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(Some(dir.path().to_owned())).unwrap();
         let reserve = store.reserve().unwrap();
-        let space = Space::new(store.clone(), Some(reserve));
+        let space = Space::new(store.clone(), InHand::Space(reserve));
         assert_eq!(bytes_in_hand(&store), RESERVE_BYTES as u64);
         let first = space.stage("first").unwrap();
         let second = space.stage("second").unwrap();
@@ -221,5 +268,19 @@ mod tests {
         assert!(space.stage("second").is_err());
         drop(second);
         assert_eq!(bytes_in_hand(&store), RESERVE_BYTES as u64);
+    }
+
+    #[test]
+    fn what_was_missing_is_taken_when_there_is_room() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(Some(dir.path().to_owned())).unwrap();
+        let space = Space::new(store.clone(), InHand::Missing);
+        drop(space.stage("first").unwrap());
+        assert_eq!(bytes_in_hand(&store), RESERVE_BYTES as u64);
+        // Who writes one incident, and ends, keeps none.
+        drop(space);
+        let space = Space::new(store.clone(), InHand::Nothing);
+        drop(space.stage("second").unwrap());
+        assert_eq!(bytes_in_hand(&store), 0);
     }
 }

@@ -200,6 +200,8 @@ impl<'a> Session<'a> {
             desk: self.desk.as_ref(),
             on_terminal: true,
             feed: None,
+            allowance: None,
+            throttle: None,
         };
         (answerer, &mut self.kernel_log)
     }

@@ -9,8 +9,10 @@ mod others;
 mod patience;
 mod person;
 pub mod policy;
-mod quota;
+pub mod purse;
+pub mod quota;
 mod terminal;
+mod throttle;
 mod view;
 pub mod worth;
 
@@ -18,6 +20,8 @@ pub use action::Action;
 pub use condition::Condition;
 pub use ladders::Ladders;
 pub use person::Asking;
+pub use quota::Quota;
+pub use throttle::{THROTTLE_ROOM_SHARE, Turn};
 pub use view::View;
 
 use crate::cgroup::{CgroupError, CpuGroup, Memcg, Version};
@@ -30,26 +34,16 @@ use crate::signals::Interrupt;
 use crate::snapshot::process::Stat;
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::signal::Signal;
-use quota::Quota;
+use purse::Allowance;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// A memcg has room when this share of its limit, or [`ROOM_MIN_BYTES`], is free.
 const ROOM_SHARE: u64 = 64;
-/// A throttle is lifted when this share of the limit is free: less would be
-/// used up again at once.
-const THROTTLE_ROOM_SHARE: u64 = 8;
-/// Loans to a throttled memcg. One is enough for most; but what needs memory may take
-/// all of it at once, and then who would free some parks beside it.
-const THROTTLE_LOANS: u32 = 4;
-/// A throttled memcg in which nobody gets any further for so long is lent more.
-const STUCK_TIME: Duration = Duration::from_millis(500);
 /// Least room.
 const ROOM_MIN_BYTES: u64 = 1 << 20;
 /// A grant must leave the machine this much (or a twentieth of its memory).
 const MACHINE_KEEPS_BYTES: u64 = 64 << 20;
-/// Share of one CPU that a throttled memcg gets.
-const THROTTLE_CPU_PERCENT: u32 = 10;
 /// How often the effect of an action is looked at.
 const GLANCE: Duration = Duration::from_millis(20);
 
@@ -88,6 +82,11 @@ pub struct Scene<'a> {
     pub was_helped: bool,
     /// Which memcgs are worth what.
     pub worths: &'a worth::Worths,
+    /// What it may be granted; `None` where nobody says.
+    pub allowance: Option<&'a Allowance>,
+    /// A throttle that is not lifted yet, and where one is left that helped; `None` where
+    /// nobody would look after it.
+    pub throttle: Option<&'a mut Option<Quota>>,
 }
 
 /// What one action came to.
@@ -272,60 +271,6 @@ impl Scene<'_> {
         Ok(Effect::new(if enough { StepOutcome::Relieved } else { StepOutcome::NotEnough }, reason, effect))
     }
 
-    fn throttle(&mut self, time: Duration) -> Result<Effect, CgroupError> {
-        let quota = Quota::set(self.memcg, self.cpu, THROTTLE_CPU_PERCENT, self.watchdog)?;
-        let reason = match (&quota, self.memcg.has_us()) {
-            (Some(_), _) => format!("given {THROTTLE_CPU_PERCENT} % of a CPU to see whether it frees memory by itself"),
-            (None, true) => {
-                "let run to see whether it frees memory by itself; its CPU is the guardian's, too".to_owned()
-            }
-            (None, false) => "let run to see whether it frees memory by itself; its CPU cannot be limited".to_owned(),
-        };
-        let (outcome, effect) = self.let_recover(time)?;
-        drop(quota);
-        Ok(Effect::new(outcome, reason, effect))
-    }
-
-    /// Lets it run, with a little room, and sees whether usage falls.
-    fn let_recover(&mut self, time: Duration) -> Result<(StepOutcome, String), CgroupError> {
-        let mut loans = 1;
-        self.brake.lend(loans)?;
-        self.let_go()?;
-        let before = self.memcg.usage()?;
-        let begun = Instant::now();
-        let mut well = false;
-        let mut better = (before, begun);
-        while !well && begun.elapsed() < time && !self.interrupted(GLANCE) {
-            let usage = self.memcg.usage()?;
-            let needs_no_hold = self.brake.is_well()?;
-            well = self.room()?.0 >= self.brake.level() / THROTTLE_ROOM_SHARE && needs_no_hold;
-            if needs_no_hold || usage < better.0 {
-                better = (usage, Instant::now());
-            } else if loans < THROTTLE_LOANS && better.1.elapsed() >= STUCK_TIME {
-                loans += 1;
-                self.brake.lend(loans)?;
-                better = (usage, Instant::now());
-            }
-        }
-        self.brake.take_back()?;
-        let after = self.memcg.usage()?;
-        let took = begun.elapsed().as_secs_f64();
-        Ok(match well {
-            true => {
-                let fell = units::bytes(before.saturating_sub(after));
-                (StepOutcome::Relieved, format!("usage fell by {fell} in {took:.1} s"))
-            }
-            false => {
-                // What it was lent is above the limit that the user knows.
-                let left = match after.saturating_sub(self.brake.limit()) {
-                    0 => format!("{} free", units::bytes(self.room()?.0)),
-                    over => format!("{} above the limit, on loan", units::bytes(over)),
-                };
-                (StepOutcome::NotEnough, format!("usage did not fall enough in {took:.1} s ({left})"))
-            }
-        })
-    }
-
     fn signal(&mut self, signal: Signal, time: Duration) -> Result<Effect, CgroupError> {
         let send = |process: &&Process| kill::signal(process.pid, process.start_ticks, signal).is_ok();
         let told = self.processes.iter().filter(send).count();
@@ -333,7 +278,7 @@ impl Scene<'_> {
         if told == 0 {
             return Ok(Effect::new(StepOutcome::Failed, reason, "nobody could be told"));
         }
-        let (outcome, effect) = self.let_recover(time)?;
+        let (outcome, effect) = self.let_recover(time, None)?;
         Ok(Effect::new(outcome, reason, effect))
     }
 
@@ -364,7 +309,12 @@ impl Scene<'_> {
         }
         let before = progress(self.processes);
         let usage_before = self.memcg.usage()?;
-        self.brake.grant(bytes)?;
+        if let Some(Err(why)) = self.allowance.map(|allowance| allowance.take(bytes)) {
+            return Ok(Effect::new(StepOutcome::Failed, reason, format!("refused: {why}")));
+        }
+        let granted = self.brake.grant(bytes);
+        self.allowance.iter().for_each(|allowance| allowance.settle(self.brake.granted()));
+        granted?;
         self.let_go()?;
         let begun = Instant::now();
         let mut ran_on = false;

@@ -52,6 +52,9 @@ impl Brake for Told {
         self.grants += 1;
         Ok(())
     }
+    fn granted(&self) -> u64 {
+        u64::from(self.grants) << 20
+    }
     fn give_up(&mut self) -> Result<(), CgroupError> {
         self.given_up = true;
         Ok(())
@@ -78,10 +81,11 @@ impl Brake for Told {
 
 /// The verdict on a hold of nobody, in a memcg that is full.
 fn decided(is_over: bool, ladder: &[Action]) -> (Verdict, Told) {
-    decided_by(&Policy::fixed(ladder.to_vec()), is_over)
+    decided_by(None, &Policy::fixed(ladder.to_vec()), is_over)
 }
 
-fn decided_by(policy: &Policy, is_over: bool) -> (Verdict, Told) {
+/// The same by a policy, and where it may be granted so much.
+fn decided_by(allowance: Option<&Allowance>, policy: &Policy, is_over: bool) -> (Verdict, Told) {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("memory.current"), (60 << 20).to_string()).unwrap();
     std::fs::write(dir.path().join("memory.max"), (64 << 20).to_string()).unwrap();
@@ -107,6 +111,8 @@ fn decided_by(policy: &Policy, is_over: bool) -> (Verdict, Told) {
         other_victims: Vec::new(),
         was_helped: false,
         worths: &worth::Worths::default(),
+        allowance,
+        throttle: None,
     };
     let incident = serde_json::from_str(include_str!("../../../fixtures/incidents/sort.json")).unwrap();
     let verdict = decide(&mut scene, Ladders::of(policy, &incident));
@@ -160,7 +166,7 @@ fn a_rule_takes_over_when_it_holds_by_what_was_tried() {
         rule("more", in_vain, Action::Grant(1 << 20)),
         rule("slow", "true", Action::Throttle(Duration::from_millis(50))),
     ];
-    let (verdict, brake) = decided_by(&Policy { rules, ..Policy::fixed(vec![Action::Kill]) }, false);
+    let (verdict, brake) = decided_by(None, &Policy { rules, ..Policy::fixed(vec![Action::Kill]) }, false);
     let told: Vec<_> = verdict.steps.iter().map(|step| (&*step.action, step.rule.as_deref(), step.outcome)).collect();
     let expected =
         [("throttle=50ms", Some("slow"), StepOutcome::NotEnough), ("grant=1M", Some("more"), StepOutcome::Relieved)];
@@ -172,6 +178,20 @@ fn a_rule_takes_over_when_it_holds_by_what_was_tried() {
 fn whose_verdict_it_was_is_told_where_nothing_was_done() {
     let when = Condition::parse("true").unwrap();
     let rules = vec![Rule { name: "a".to_owned(), matches: None, when, ladder: vec![Action::Kill] }];
-    let (verdict, _) = decided_by(&Policy { rules, ..Policy::default() }, true);
+    let (verdict, _) = decided_by(None, &Policy { rules, ..Policy::default() }, true);
     assert_eq!((verdict.rule.as_deref(), verdict.steps.len()), (Some("a"), 0));
+}
+
+#[test]
+fn what_would_be_too_much_is_not_granted() {
+    let purse = purse::Purse::new(Some(2 << 20));
+    let allowance = purse.allowance(7, Some(2 << 20));
+    let ladder = [Action::Grant(3 << 20), Action::Grant(1 << 20)];
+    let (verdict, brake) = decided_by(Some(&allowance), &Policy::fixed(ladder.to_vec()), false);
+    assert_eq!(verdict.steps[0].outcome, StepOutcome::Failed);
+    assert!(verdict.steps[0].effect.starts_with("refused: it would have been granted 3.0 MiB"), "{verdict:?}");
+    assert_eq!((verdict.relieved, verdict.steps.len(), brake.grants), (true, 2, 1));
+    // What is out by then counts.
+    let (verdict, brake) = decided_by(Some(&allowance), &Policy::fixed(vec![Action::Grant(3 << 19)]), false);
+    assert!(verdict.steps[0].effect.contains("2.5 MiB") && brake.grants == 0, "{verdict:?}");
 }

@@ -28,8 +28,14 @@ impl Grove {
 
     /// A memcg of so many MiB.
     pub fn memcg(&self, name: &str, mib: u64) -> PathBuf {
-        let dir = self.root.0.join(name);
-        fs::create_dir_all(&dir).unwrap();
+        let mut dir = self.root.0.clone();
+        for part in name.split('/') {
+            if !is_v1() {
+                fs::write(dir.join("cgroup.subtree_control"), "+memory").unwrap();
+            }
+            dir.push(part);
+            fs::create_dir_all(&dir).unwrap();
+        }
         limit(&dir, mib);
         dir
     }
@@ -54,14 +60,21 @@ impl Drop for Grove {
 }
 
 pub fn limit(dir: &Path, mib: u64) {
-    fs::write(dir.join("memory.limit_in_bytes"), (mib << 20).to_string()).unwrap();
+    fs::write(dir.join(limit_file()), (mib << 20).to_string()).unwrap();
+}
+
+/// The file that has the kernel's limit.
+pub fn limit_file() -> &'static str {
+    if is_v1() { "memory.limit_in_bytes" } else { "memory.max" }
 }
 
 /// All that a guard may change in a memcg.
 pub fn files(dir: &Path) -> BTreeMap<String, String> {
     let read = |name: &str| fs::read_to_string(dir.join(name)).unwrap_or_default().trim().to_owned();
     let mut files: BTreeMap<String, String> =
-        ["memory.limit_in_bytes", "memory.memsw.limit_in_bytes"].map(|name| (name.to_owned(), read(name))).into();
+        ["memory.limit_in_bytes", "memory.memsw.limit_in_bytes", "memory.max", "memory.high", "cgroup.freeze"]
+            .map(|name| (name.to_owned(), read(name)))
+            .into();
     files.insert("oom_kill_disable".to_owned(), is_guarded(dir).to_string());
     let hierarchy = Hierarchy::memory().unwrap();
     let path = format!("/{}", dir.strip_prefix(&hierarchy.mount).unwrap().display());
@@ -69,10 +82,13 @@ pub fn files(dir: &Path) -> BTreeMap<String, String> {
     files
 }
 
-/// By the kernel's killer being off, or, on a kernel with the series, by a handler.
+/// By the kernel's killer being off, or on version 2 by a memory.high that nobody else
+/// writes here, or, on a kernel with the series, by a handler.
 pub fn is_guarded(dir: &Path) -> bool {
-    let has = |file: &str, part: &str| fs::read_to_string(dir.join(file)).is_ok_and(|text| text.contains(part));
-    has("memory.oom_control", "oom_kill_disable 1") || has("memory.oom.state", "handler 1")
+    let read = |file: &str| fs::read_to_string(dir.join(file)).unwrap_or_default();
+    read("memory.oom_control").contains("oom_kill_disable 1")
+        || read("memory.oom.state").contains("handler 1")
+        || !matches!(read("memory.high").trim(), "" | "max")
 }
 
 /// Whether memcgs are of version 1.

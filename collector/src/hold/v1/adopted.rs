@@ -1,9 +1,9 @@
 //! What is different in a memcg that others made and limited.
 
-use super::{Cushion, LOOK_AGAIN, OWN_SHARE, V1Brake, bells};
+use super::{Cushion, LOOK_AGAIN, OWN_SHARE, V1Brake, bells, below};
 use crate::cgroup::{CgroupError, Memcg, UNLIMITED, note};
 use crate::hold::watchdog::Debt;
-use crate::hold::{Brake, BrakeError, remember};
+use crate::hold::{Brake, BrakeError, noted, remember};
 use std::fs;
 use std::io;
 use std::time::Duration;
@@ -31,10 +31,8 @@ impl Before {
     fn of(memcg: &Memcg) -> Result<Self, BrakeError> {
         let limit = memcg.limit()?.ok_or_else(|| BrakeError::Unlimited { path: memcg.path().to_owned() })?;
         // One that a guard before us raised, and could not put back yet.
-        let note = note::read(memcg).unwrap_or_default();
-        let noted = |file| note.lines().find_map(|line| line.strip_prefix(file)?.trim().parse::<u64>().ok());
-        let limit = noted(LIMIT).map_or(limit, |noted| noted.min(limit));
-        let memsw = noted(MEMSW).or(memcg.read_number(MEMSW).ok().flatten());
+        let limit = noted(memcg, LIMIT).map_or(limit, |noted| noted.min(limit));
+        let memsw = noted(memcg, MEMSW).or(memcg.read_number(MEMSW).ok().flatten());
         // What memory+swap allows beyond the limit is swap's, if there is any.
         let has_swap = std::fs::read_to_string("/proc/swaps").is_ok_and(|text| text.lines().count() > 1);
         let memsw = memsw.filter(|&bytes| bytes < UNLIMITED);
@@ -51,11 +49,16 @@ impl V1Brake {
         }
         let before = Before::of(&memcg)?;
         let wall = memcg.limit()?.unwrap_or(before.limit);
-        let mut brake = Self::new(memcg, before.limit, wall, cushion)?;
+        // What a guard before us granted is still out if its wall could not be put back.
+        let limit = if wall > before.limit { below(wall, cushion).max(before.limit) } else { before.limit };
+        let mut brake = Self::new(memcg, limit, wall, cushion)?;
         (brake.memsw, brake.before) = (before.memsw.is_some(), Some(before));
         brake.again = LOOK_AGAIN_CALM;
         remember(&brake.memcg, &brake.debts());
-        let armed = brake.set_wall(brake.home()).and_then(|()| brake.memcg.write("memory.oom_control", "1"));
+        let home = brake.home();
+        // What is in use between the two is no reason not to guard it.
+        let set = if home < wall { brake.lower_wall() } else { brake.set_wall(home) };
+        let armed = set.and_then(|()| brake.memcg.write("memory.oom_control", "1"));
         if let Err(error) = armed {
             // As it was found, as far as it was changed.
             let _ = brake.put_back();

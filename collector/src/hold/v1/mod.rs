@@ -13,7 +13,7 @@
 use super::stop::{LATE_AGAIN, StoppedThreads};
 mod adopted;
 
-use super::{Alarm, Brake, BrakeError, Cushion, HandBack, Look, debt};
+use super::{Alarm, Brake, BrakeError, Cushion, HandBack, Look, debt, remember};
 use crate::cgroup::{CgroupError, Memcg, UNLIMITED};
 use crate::hold::watchdog::Debt;
 use crate::snapshot::page_size;
@@ -238,6 +238,16 @@ fn cushion(limit: u64, wanted: Cushion) -> u64 {
     (CUSHION_BYTES + cpus * CUSHION_PER_CPU_BYTES).min(share)
 }
 
+/// The limit that has its wall there.
+fn below(wall: u64, wanted: Cushion) -> u64 {
+    let limit = match wanted {
+        Cushion::Bytes(bytes) => wall.saturating_sub(bytes),
+        // The cushion is the whole of it, or a share of a small limit.
+        Cushion::Auto => wall.saturating_sub(cushion(u64::MAX, wanted)).max(wall / (CUSHION_SHARE + 1) * CUSHION_SHARE),
+    };
+    limit / page_size() * page_size()
+}
+
 /// A bell that rings when usage passes `limit` and when a task parks.
 fn bells(memcg: &Memcg, limit: u64) -> Result<EventFd, BrakeError> {
     let bell = new_bell()?;
@@ -369,6 +379,10 @@ impl Brake for V1Brake {
         Ok(())
     }
 
+    fn granted(&self) -> u64 {
+        self.before.map_or(0, |before| self.limit.saturating_sub(before.limit))
+    }
+
     fn give_up(&mut self) -> Result<(), CgroupError> {
         self.given_up = true;
         self.memcg.write("memory.oom_control", "0")
@@ -389,6 +403,7 @@ impl Brake for V1Brake {
         if let Some(before) = &mut self.before {
             before.limit = before.limit.saturating_add(bytes);
             before.memsw = before.memsw.map(|memsw| memsw.saturating_add(bytes));
+            remember(&self.memcg, &self.debts());
         }
         self.grant(bytes)
     }
@@ -425,5 +440,21 @@ impl Brake for V1Brake {
 
     fn level(&self) -> u64 {
         self.limit
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_is_found_again_by_its_wall() {
+        for mib in [16, 48, 64, 200, 4096] {
+            for wanted in [Cushion::Auto, Cushion::Bytes(0), Cushion::Bytes(5 << 20)] {
+                let limit = mib << 20;
+                let found = below(limit + cushion(limit, wanted), wanted);
+                assert!(limit.abs_diff(found) <= page_size(), "{mib} MiB, {wanted:?}: {found}");
+            }
+        }
     }
 }

@@ -1,10 +1,9 @@
 //! One memcg that the watchdog watches over.
 
+use super::super::debt::{is_for_now, pay};
 use super::super::{Alarm, HandBack};
 use super::word::Debt;
 use crate::cgroup::note;
-use nix::errno::Errno;
-use std::io::{self, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -120,11 +119,7 @@ impl Ward {
     /// Writes what is to be written; whether all of it is. What the kernel refuses for
     /// now, as a limit below the usage, can be tried again.
     pub fn give_back(&mut self) -> bool {
-        self.hand_back.writes.retain(|debt| {
-            let file = std::fs::OpenOptions::new().write(true).open(&debt.file);
-            let written = file.and_then(|mut file| file.write_all(debt.content.as_bytes()));
-            matches!(written, Err(error) if is_for_now(&error))
-        });
+        self.hand_back.writes.retain(|debt| matches!(pay(debt), Err(error) if is_for_now(&error)));
         let is_done = self.hand_back.writes.is_empty();
         if is_done && let Some(memcg) = self.hand_back.adopted.take() {
             note::forget(&memcg);
@@ -144,13 +139,6 @@ impl Ward {
         }
         true
     }
-}
-
-/// Whether a write may succeed later. Gone with the memcg is fine; there is nobody to
-/// tell anything else.
-fn is_for_now(error: &io::Error) -> bool {
-    // EINVAL: a limit above memory+swap's, which comes down only after it.
-    [Errno::EBUSY, Errno::EINVAL].iter().any(|&errno| error.raw_os_error() == Some(errno as i32))
 }
 
 #[cfg(test)]
@@ -174,6 +162,20 @@ mod tests {
         assert!(ward.give_back() && ward.is_removed());
         let read = |name| std::fs::read_to_string(dir.path().join(name)).unwrap();
         assert_eq!((&*read("a"), &*read("b")), ("2", "untouched"));
+    }
+
+    #[test]
+    fn a_limit_that_was_raised_comes_down_when_the_usage_has() {
+        let dir = tempfile::tempdir().unwrap();
+        let (max, current) = (dir.path().join("memory.max"), dir.path().join("memory.current"));
+        std::fs::write(&max, (192_u64 << 20).to_string()).unwrap();
+        std::fs::write(&current, (100_u64 << 20).to_string()).unwrap();
+        let mut ward = ward(vec![Debt { file: max.clone(), content: (64_u64 << 20).to_string() }]);
+        assert!(!ward.give_back(), "the kernel would kill for it");
+        assert_eq!(std::fs::read_to_string(&max).unwrap(), (192_u64 << 20).to_string());
+        std::fs::write(&current, (40_u64 << 20).to_string()).unwrap();
+        assert!(ward.give_back());
+        assert_eq!(std::fs::read_to_string(&max).unwrap(), (64_u64 << 20).to_string());
     }
 
     #[test]

@@ -5,19 +5,20 @@
 //! there. The session is an open file; when we die the kernel ends the hold, and
 //! it ends it anyway at `memory.oom.delay_ms`.
 
+mod adopted;
+mod device;
+
+pub use device::Device;
+
 use super::stop::{LATE_AGAIN, StoppedThreads};
-use super::{Alarm, Brake, BrakeError, HandBack, Look, debt, remember};
+use super::{Alarm, Brake, BrakeError, HandBack, Look};
 use crate::cgroup::{CgroupError, Memcg, note};
 use crate::hold::watchdog::Debt;
 use crate::incident::model::KernelHold;
-use crate::say;
-use nix::errno::Errno;
+use adopted::{Before, writes};
 use nix::poll::{PollFd, PollFlags};
-use reprieve_oom_uapi::{ATTACH, Attach, DEVICE, Event, Kind, Reason, STATE, VERDICT, Verdict};
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read};
-use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::OpenOptionsExt;
+use reprieve_oom_uapi::{DEVICE, Event, Kind, Reason, Verdict};
+use std::fs::File;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -43,27 +44,10 @@ const ROOM_BYTES: u64 = 256 << 10;
 const ROOM_INSIDE_BYTES: u64 = 2 << 20;
 /// The bell tells all that happens; this is for what the reserve must grow by.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// The same in memcgs that others made, of which there may be many.
+/// The same in memcgs that others made, of which there may be many, as long as nothing is
+/// granted.
 const LOOK_AGAIN_CALM: Duration = Duration::from_secs(5);
-
-nix::ioctl_write_ptr_bad!(
-    /// Becomes the handler of a cgroup.
-    attach,
-    ATTACH,
-    Attach
-);
-nix::ioctl_write_ptr_bad!(
-    /// Decides on a hold.
-    decide,
-    VERDICT,
-    Verdict
-);
-nix::ioctl_read_bad!(
-    /// Describes the hold that lasts.
-    state,
-    STATE,
-    Event
-);
+const MAX: &str = "memory.max";
 
 /// Holds by `/dev/oom_reserve`.
 #[derive(Debug)]
@@ -93,14 +77,6 @@ pub struct ReserveBrake {
     is_inside: bool,
 }
 
-/// Files of a memcg as somebody else wrote them.
-#[derive(Debug, Clone, Copy)]
-struct Before {
-    limit: u64,
-    reserve: u64,
-    delay_ms: u64,
-}
-
 impl ReserveBrake {
     /// Whether this kernel has it.
     pub fn is_there() -> bool {
@@ -110,14 +86,19 @@ impl ReserveBrake {
     /// Limits `memcg` and becomes its handler.
     pub fn arm(memcg: Memcg, limit: u64) -> Result<Self, BrakeError> {
         let device = Device::open()?;
-        memcg.write("memory.max", &limit.to_string())?;
+        memcg.write(MAX, &limit.to_string())?;
         // Swap would only delay the OOM and make the limit mean less.
         let _ = memcg.write("memory.swap.max", "0");
         let dir = File::open(memcg.dir()).map_err(BrakeError::Bell)?;
         device.attach(&dir).map_err(|errno| BrakeError::NoReserve(errno.into()))?;
-        let kernel_kills = memcg.kernel_kills()?;
-        let mut brake = ReserveBrake {
-            memcg,
+        let mut brake = Self::of(memcg, device, limit)?;
+        brake.adapt_reserve()?;
+        brake.memcg.write("memory.oom.delay_ms", &DELAY_MS.to_string())?;
+        Ok(brake)
+    }
+
+    fn of(memcg: Memcg, device: Device, limit: u64) -> Result<Self, CgroupError> {
+        Ok(ReserveBrake {
             device,
             limit,
             lent: 0,
@@ -128,76 +109,12 @@ impl ReserveBrake {
             told: None,
             stopped: None,
             late: StoppedThreads::default(),
-            kernel_kills,
+            kernel_kills: memcg.kernel_kills()?,
             given_up: false,
             before: None,
             is_inside: false,
-        };
-        brake.adapt_reserve()?;
-        brake.memcg.write("memory.oom.delay_ms", &DELAY_MS.to_string())?;
-        Ok(brake)
-    }
-
-    /// Becomes the handler of a memcg that somebody else made and limited. What of its
-    /// files we may write is raised for as long as we are there; by more where we may be
-    /// in it ourselves.
-    pub fn adopt(memcg: Memcg, is_inside: bool) -> Result<Self, BrakeError> {
-        let device = Device::open()?;
-        let path = || memcg.path().to_owned();
-        let limit = memcg.limit()?.ok_or_else(|| BrakeError::NoLimit { path: path() })?;
-        let number = |file| memcg.read_number(file).ok().flatten().unwrap_or(0);
-        let before = Before { limit, reserve: number("memory.oom.reserve"), delay_ms: number("memory.oom.delay_ms") };
-        let dir = File::open(memcg.dir()).map_err(BrakeError::Bell)?;
-        device.attach(&dir).map_err(|errno| match errno {
-            Errno::EBUSY => BrakeError::Taken { path: path() },
-            Errno::EACCES | Errno::EPERM => BrakeError::NotDelegated { path: path(), source: errno.into() },
-            _ => BrakeError::NoReserve(errno.into()),
-        })?;
-        if memcg.write("memory.oom.delay_ms", &DELAY_MS.to_string()).is_err() && before.delay_ms == 0 {
-            return Err(BrakeError::NoDelay { path: path() });
-        }
-        if !is_inside {
-            remember(&memcg, &writes(&memcg, Some(before)));
-        }
-        let kernel_kills = memcg.kernel_kills()?;
-        let mut brake = ReserveBrake {
             memcg,
-            device,
-            limit,
-            lent: 0,
-            reserve: before.reserve,
-            held: None,
-            ended: None,
-            answered: None,
-            told: None,
-            stopped: None,
-            late: StoppedThreads::default(),
-            kernel_kills,
-            given_up: false,
-            before: Some(before),
-            is_inside,
-        };
-        let threads = brake.adapt_reserve()?.len();
-        let needed = brake.needed_reserve(threads);
-        if brake.reserve < needed {
-            say!(
-                Warning, cgroup = brake.memcg.path();
-                "warning: {}/memory.oom.reserve is {} bytes and may not be written; with less than {needed} a hold can break off",
-                brake.memcg.path(),
-                before.reserve
-            );
-        }
-        Ok(brake)
-    }
-
-    /// Takes over a limit that somebody else wrote into a memcg of his.
-    fn follow_owner(&mut self) -> Result<(), CgroupError> {
-        let Some(before) = self.before.as_mut().filter(|_| !self.is_inside) else { return Ok(()) };
-        let written = self.memcg.limit()?.unwrap_or(u64::MAX);
-        if written != self.limit.saturating_add(self.lent) {
-            (before.limit, self.limit, self.lent) = (written, written, 0);
-        }
-        Ok(())
+        })
     }
 
     /// What must be free below a limit that is written: it can be used up meanwhile.
@@ -216,7 +133,7 @@ impl ReserveBrake {
     /// memcg, is lent.
     fn set_max(&mut self, limit: u64, lent: u64) -> Result<(), CgroupError> {
         let lent = lent.max((self.memcg.usage()? + self.room()).saturating_sub(limit));
-        self.memcg.write("memory.max", &limit.saturating_add(lent).to_string())?;
+        self.memcg.write(MAX, &limit.saturating_add(lent).to_string())?;
         (self.limit, self.lent) = (limit, lent);
         Ok(())
     }
@@ -274,94 +191,6 @@ impl ReserveBrake {
     }
 }
 
-/// A session: an open file of the device.
-#[derive(Debug)]
-pub struct Device(File);
-
-impl Device {
-    /// Opens it; it has nothing to tell before it is attached.
-    pub fn open() -> Result<Self, BrakeError> {
-        let mut options = OpenOptions::new();
-        // Records are taken when the bell has rung; std sets O_CLOEXEC.
-        options.read(true).write(true).custom_flags(libc::O_NONBLOCK);
-        options.open(DEVICE).map(Device).map_err(BrakeError::NoReserve)
-    }
-
-    /// A session whose records come out of a file.
-    #[cfg(test)]
-    pub fn of_file(file: File) -> Self {
-        Device(file)
-    }
-
-    /// Becomes the handler of the cgroup whose directory is open as `dir`.
-    pub fn attach(&self, dir: &File) -> nix::Result<()> {
-        // SAFETY: the request lives longer than the call, and has the size that it
-        // tells and the command's number says.
-        unsafe { attach(self.0.as_raw_fd(), &Attach::new(dir.as_raw_fd())) }.map(drop)
-    }
-
-    /// Ready when there is a record.
-    #[must_use]
-    pub fn bell(&self) -> PollFd<'_> {
-        PollFd::new(self.0.as_fd(), PollFlags::POLLIN)
-    }
-
-    /// What the kernel has to tell, one after the other.
-    pub fn record(&self) -> Option<Event> {
-        let mut bytes = [0; size_of::<Event>()];
-        // EAGAIN is no more of them; ENODEV the end of the memcg, which shows elsewhere.
-        matches!((&self.0).read(&mut bytes), Ok(n) if n == bytes.len()).then(|| Event::from_bytes(bytes))
-    }
-
-    /// The hold that lasts.
-    pub fn state(&self) -> io::Result<Option<Event>> {
-        let mut event = Event::default();
-        // SAFETY: the kernel writes one record, whose size the command's number
-        // says, to a live local.
-        match unsafe { state(self.0.as_raw_fd(), &raw mut event) } {
-            Ok(_) => Ok(Some(event)),
-            Err(Errno::ENODATA | Errno::ENODEV) => Ok(None),
-            Err(errno) => Err(errno.into()),
-        }
-    }
-
-    /// Decides on a hold; ESTALE: it is over.
-    pub fn decide(&self, verdict: &Verdict) -> nix::Result<()> {
-        // SAFETY: the verdict lives longer than the call, and has the size that it
-        // tells and the command's number says.
-        unsafe { decide(self.0.as_raw_fd(), verdict) }.map(drop)
-    }
-}
-
-impl Drop for ReserveBrake {
-    /// A memcg that is not ours is left as it was. A limit that was raised stays where
-    /// the usage does not fit below the old one: the kernel would kill for it.
-    fn drop(&mut self) {
-        let Some(before) = self.before else { return };
-        let _ = self.memcg.write("memory.oom.delay_ms", &before.delay_ms.to_string());
-        let _ = self.memcg.write("memory.oom.reserve", &before.reserve.to_string());
-        let now = self.limit.saturating_add(self.lent);
-        if now <= before.limit {
-            return;
-        }
-        if self.memcg.usage().is_ok_and(|usage| usage + ROOM_BYTES <= before.limit) {
-            let _ = self.memcg.write("memory.max", &before.limit.to_string());
-        } else {
-            let path = self.memcg.path();
-            say!(Warning, cgroup = path; "{path}/memory.max stays at {now}: more than before is in use");
-        }
-    }
-}
-
-/// What the kernel is given back: no holds, or as many as others had allowed.
-fn writes(memcg: &Memcg, before: Option<Before>) -> Vec<Debt> {
-    let Some(before) = before else { return vec![debt(memcg, "memory.oom.delay_ms", "0")] };
-    vec![
-        debt(memcg, "memory.oom.delay_ms", before.delay_ms.to_string()),
-        debt(memcg, "memory.oom.reserve", before.reserve.to_string()),
-    ]
-}
-
 /// For the watchdog: tasks that wait for a handler.
 pub fn alarm(memcg: &Memcg) -> Option<Alarm> {
     let bell = File::open(memcg.dir().join("memory.oom.state")).ok()?;
@@ -414,7 +243,7 @@ impl Brake for ReserveBrake {
 
     fn look_again(&self) -> Duration {
         match self.late.is_empty() {
-            true if self.before.is_some() && !self.is_inside => LOOK_AGAIN_CALM,
+            true if self.before.is_some() && !self.is_inside && self.granted() == 0 => LOOK_AGAIN_CALM,
             true => LOOK_AGAIN,
             false => LATE_AGAIN,
         }
@@ -438,6 +267,7 @@ impl Brake for ReserveBrake {
             return Ok(Look::OutOfMemory);
         }
         self.follow_owner()?;
+        self.take_back_grant()?;
         self.take_back()?;
         self.adapt_reserve()?;
         Ok(Look::Well)
@@ -514,6 +344,10 @@ impl Brake for ReserveBrake {
         self.set_max(self.limit.saturating_add(bytes), 0)
     }
 
+    fn granted(&self) -> u64 {
+        self.before.map_or(0, |before| self.limit.saturating_sub(before.limit))
+    }
+
     fn give_up(&mut self) -> Result<(), CgroupError> {
         self.given_up = true;
         self.leave_to_kernel();
@@ -535,6 +369,7 @@ impl Brake for ReserveBrake {
     fn follow(&mut self, bytes: u64) -> Result<(), CgroupError> {
         if let Some(before) = &mut self.before {
             before.limit = before.limit.saturating_add(bytes);
+            self.remember();
         }
         self.grant(bytes)
     }
@@ -542,6 +377,7 @@ impl Brake for ReserveBrake {
     /// The rest is put back when it is dropped.
     fn put_back(&mut self) -> Result<(), CgroupError> {
         self.give_up()?;
+        self.put_limit_back()?;
         note::forget(&self.memcg);
         Ok(())
     }
