@@ -6,9 +6,10 @@
 //! it; one huge system call can still reach `memory.max`: then the kernel wins.
 
 use super::stop::{LATE_AGAIN, StoppedThreads};
-use super::{Alarm, Brake, BrakeError, HandBack, Look, debt, remember};
+use super::{Alarm, Brake, BrakeError, HandBack, Look, debt, has_no_use_of_grant, remember, whole_pages};
 use crate::cgroup::{CgroupError, Memcg, note};
 use crate::hold::watchdog::Debt;
+use crate::say;
 use nix::poll::{PollFd, PollFlags, poll};
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -27,7 +28,7 @@ const FULL_SLACK_BYTES: u64 = 1 << 20;
 /// The bell also rings when page cache is reclaimed at high; whether that
 /// succeeds shows only later.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
-/// In a memcg that others made, for the threads by which the gap grows.
+/// In a memcg that others made, for the threads by which the gap grows, and for grants.
 const LOOK_AGAIN_CALM: Duration = Duration::from_secs(5);
 
 /// Holds by `memory.high`.
@@ -90,6 +91,19 @@ impl HighBrake {
         Ok(())
     }
 
+    /// Takes back what was granted, once it is not in use any more.
+    fn take_back_grant(&mut self) -> Result<(), CgroupError> {
+        let Some(before) = self.before.filter(|before| before.max < self.limit) else { return Ok(()) };
+        // Below the limit of before it is held at high already.
+        if has_no_use_of_grant(self.memcg.usage()?, self.high_below(before.max)?) {
+            self.limit = before.max;
+            // In this order: who grows meanwhile is slowed down, not killed.
+            self.adapt_gap()?;
+            self.memcg.write("memory.max", &before.max.to_string())?;
+        }
+        Ok(())
+    }
+
     fn set_high(&mut self, bytes: u64) -> Result<(), CgroupError> {
         if bytes != self.high {
             self.memcg.write("memory.high", &bytes.to_string())?;
@@ -98,11 +112,16 @@ impl HighBrake {
         Ok(())
     }
 
-    /// Widens the gap as threads appear. It never eats more than half the
-    /// limit: rather a kill that the kernel wins than a program that cannot run.
+    /// Widens the gap as threads appear.
     fn adapt_gap(&mut self) -> Result<(), CgroupError> {
+        self.set_high(self.high_below(self.limit)?)
+    }
+
+    /// Where high belongs below a limit. The gap never eats more than half of it: rather a
+    /// kill that the kernel wins than a program that cannot run.
+    fn high_below(&self, limit: u64) -> Result<u64, CgroupError> {
         let threads = self.memcg.tids()?.len() as u64;
-        self.set_high(self.limit - gap(threads).min(self.limit / 2))
+        Ok(limit - gap(threads).min(limit / 2))
     }
 
     fn freeze(&self, frozen: bool) -> Result<(), CgroupError> {
@@ -208,6 +227,7 @@ impl Brake for HighBrake {
         if is_full(&self.memcg, self.high)? {
             return Ok(Look::OutOfMemory);
         }
+        self.take_back_grant()?;
         self.adapt_gap()?;
         Ok(Look::Well)
     }
@@ -236,7 +256,7 @@ impl Brake for HighBrake {
     }
 
     fn grant(&mut self, bytes: u64) -> Result<(), CgroupError> {
-        let limit = self.limit.saturating_add(bytes);
+        let limit = whole_pages(self.limit.saturating_add(bytes));
         self.memcg.write("memory.max", &limit.to_string())?;
         self.limit = limit;
         self.adapt_gap()
@@ -264,11 +284,14 @@ impl Brake for HighBrake {
                 source,
             })?;
         }
-        // A grant that is in use stays: below the usage the kernel would kill for it.
-        if let Some(before) = self.before.filter(|before| before.max < self.limit)
-            && self.memcg.usage()? < before.max
-        {
-            self.memcg.write("memory.max", &before.max.to_string())?;
+        if let Some(before) = self.before.filter(|before| before.max < self.limit) {
+            // A grant that is in use stays: below the usage the kernel would kill for it.
+            if self.memcg.usage()? < before.max {
+                self.memcg.write("memory.max", &before.max.to_string())?;
+            } else {
+                let (path, now) = (self.memcg.path(), self.limit);
+                say!(Warning, cgroup = path; "{path}/memory.max stays at {now}: more than before is in use");
+            }
         }
         note::forget(&self.memcg);
         Ok(())

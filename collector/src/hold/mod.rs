@@ -18,6 +18,7 @@ pub use v1::V1Brake;
 
 use crate::cgroup::{CgroupError, Memcg, Version};
 use crate::incident::model::KernelHold;
+use crate::snapshot::page_size;
 use nix::poll::{PollFd, PollFlags};
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
@@ -356,6 +357,19 @@ pub fn alarm_of(brake: &str, memcg: &Memcg) -> Option<Alarm> {
         "reserve" => reserve::alarm(memcg),
         _ => None,
     }
+}
+
+/// A grant is over once usage is by this share below where it would be held without it.
+const GRANT_SHARE: u64 = 8;
+
+/// Whether a memcg has no use of a grant any more; without it, it is held at `level`.
+fn has_no_use_of_grant(usage: u64, level: u64) -> bool {
+    usage < level - level / GRANT_SHARE
+}
+
+/// A limit as the kernel takes it. One that it had to round down would look like another's.
+fn whole_pages(bytes: u64) -> u64 {
+    bytes / page_size() * page_size()
 }
 
 /// What `file` of a memcg is to say again.

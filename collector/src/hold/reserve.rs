@@ -6,7 +6,7 @@
 //! it ends it anyway at `memory.oom.delay_ms`.
 
 use super::stop::{LATE_AGAIN, StoppedThreads};
-use super::{Alarm, Brake, BrakeError, HandBack, Look, debt, remember};
+use super::{Alarm, Brake, BrakeError, HandBack, Look, debt, has_no_use_of_grant, remember, whole_pages};
 use crate::cgroup::{CgroupError, Memcg, note};
 use crate::hold::watchdog::Debt;
 use crate::incident::model::KernelHold;
@@ -196,6 +196,17 @@ impl ReserveBrake {
         let written = self.memcg.limit()?.unwrap_or(u64::MAX);
         if written != self.limit.saturating_add(self.lent) {
             (before.limit, self.limit, self.lent) = (written, written, 0);
+        }
+        Ok(())
+    }
+
+    /// Takes back what was granted to a memcg of others, once it is not in use any more.
+    fn take_back_grant(&mut self) -> Result<(), CgroupError> {
+        let Some(before) = self.before.filter(|before| !self.is_inside && before.limit < self.limit) else {
+            return Ok(());
+        };
+        if has_no_use_of_grant(self.memcg.usage()?, before.limit) {
+            self.set_max(before.limit, 0)?;
         }
         Ok(())
     }
@@ -434,11 +445,13 @@ impl Brake for ReserveBrake {
         }
         let missed = begun.filter(|_| self.held.is_none() && self.ended == Some(Reason::Margin));
         self.answered = self.held.or(missed);
+        // Before an answer, which may grant more than what the owner wrote last.
+        self.follow_owner()?;
         if self.answered.is_some() && !self.given_up {
             return Ok(Look::OutOfMemory);
         }
-        self.follow_owner()?;
         self.take_back()?;
+        self.take_back_grant()?;
         self.adapt_reserve()?;
         Ok(Look::Well)
     }
@@ -511,7 +524,7 @@ impl Brake for ReserveBrake {
     }
 
     fn grant(&mut self, bytes: u64) -> Result<(), CgroupError> {
-        self.set_max(self.limit.saturating_add(bytes), 0)
+        self.set_max(whole_pages(self.limit.saturating_add(bytes)), 0)
     }
 
     fn give_up(&mut self) -> Result<(), CgroupError> {

@@ -1,9 +1,9 @@
 //! What is different in a memcg that others made and limited.
 
-use super::{Cushion, LOOK_AGAIN, OWN_SHARE, V1Brake, bells};
+use super::{Cushion, LOOK_AGAIN, V1Brake, bells};
 use crate::cgroup::{CgroupError, Memcg, UNLIMITED, note};
 use crate::hold::watchdog::Debt;
-use crate::hold::{Brake, BrakeError, remember};
+use crate::hold::{Brake, BrakeError, has_no_use_of_grant, remember};
 use std::fs;
 use std::io;
 use std::time::Duration;
@@ -90,7 +90,7 @@ impl V1Brake {
     /// Takes back what was granted, once it is not in use any more.
     pub(super) fn take_back_grant(&mut self) -> Result<(), CgroupError> {
         let Some(before) = self.before.filter(|before| before.limit < self.limit) else { return Ok(()) };
-        if self.memcg.usage()? < before.limit - before.limit / OWN_SHARE {
+        if has_no_use_of_grant(self.memcg.usage()?, before.limit) {
             self.limit = before.limit;
             if let Ok(bell) = bells(&self.memcg, before.limit) {
                 self.bell = bell;
