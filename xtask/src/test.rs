@@ -98,7 +98,10 @@ const DISK: &str = "/run/disk";
 const RESERVE_TESTS: &[&str] = &["reserve", "inside", "run", SNAPSHOT, "guardian_dies", "unharmed"];
 /// Tests of guards under each of the two brakes. What a guard does in how many milliseconds,
 /// and how often it wakes, is measured on the host.
-const GUARDING_TESTS: &[&str] = &["guard --skip new_ones_are_found_in_time --skip an_idle_guard"];
+const GUARDING_TESTS: &[&str] = &[
+    "guard --skip new_ones_are_found_in_time --skip an_idle_guard",
+    "console a_hold_of_a_guard without_a_decision a_webhook_and_a_hook what_a_dead_guardian a_console_that",
+];
 /// The test of `machine` that wants a kernel without the series.
 const MACHINE_ON_STOCK: &str = "the_stock_kernel_beside_it";
 /// Its test that has rounds, and the time for one under emulation.
@@ -292,7 +295,7 @@ fn reserve(root: &Path, out: Out<'_>) -> Result<()> {
     in_guest(root, vm::Flavor::Reserve, RESERVE_TESTS, 1024, out)
 }
 
-/// Guards under version 2, by either of its brakes.
+/// Guards and their operators under version 2, by either of its brakes.
 fn guarding(root: &Path, out: Out<'_>) -> Result<()> {
     in_guest(root, vm::Flavor::Stock, GUARDING_TESTS, 1024, out)?;
     in_guest(root, vm::Flavor::Reserve, GUARDING_TESTS, 1024, out)
@@ -308,11 +311,13 @@ fn trees(root: &Path, out: Out<'_>) -> Result<()> {
     run_guest(root, &spec, out)
 }
 
-/// The same kernel in a machine that three programs fill, and the stock one beside it.
+/// The same kernel in a machine that three programs fill, and the stock one beside it; then in one
+/// that is filled while somebody decides at the console.
 fn machine(root: &Path, out: Out<'_>) -> Result<()> {
     let on_stock = &format!("machine {MACHINE_ON_STOCK} --nocapture");
     in_guest(root, vm::Flavor::Reserve, &[&format!("machine --nocapture --skip {MACHINE_ON_STOCK}")], 256, out)?;
-    in_guest(root, vm::Flavor::Stock, &[on_stock], 256, out)
+    in_guest(root, vm::Flavor::Stock, &[on_stock], 256, out)?;
+    in_guest(root, vm::Flavor::Reserve, &["overload --nocapture"], 384, out)
 }
 
 /// Rounds of the machine's OOMs, as many, in such an order and of such jobs as asked for.
