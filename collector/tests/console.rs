@@ -1,78 +1,37 @@
 //! Persons who decide: the console as its user sees it, `decide`, and what becomes of those
 //! who hang, die, come late or may not.
 
+#[path = "common/asked.rs"]
+mod asked;
 mod common;
+#[path = "common/guard.rs"]
+mod guard;
 #[path = "common/store.rs"]
 mod store;
 #[path = "common/tmux.rs"]
 mod tmux;
 
-use common::{Doomed, Group, Lab, fixture, wait_for};
+use asked::{Guarded, Here, REPRIEVE, said};
+use common::wait_for;
+use guard::Brake;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use reprieve::desk::{Announce, Desk, Manner, Place, Question, Standing, Subject};
 use reprieve::incident::read::read_incident;
 use reprieve::incident::{show, units};
 use reprieve::verdict::Action;
-use std::fs::{self, File, Permissions};
+use std::fs::{self, Permissions};
 use std::io::Read;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 use store::{golden, recorded};
 use tmux::{Tmux, timeless};
 
-const REPRIEVE: &str = env!("CARGO_BIN_EXE_reprieve");
-
-/// A folder with a configuration, a store and sockets.
-struct Here {
-    lab: Lab,
-    config: tempfile::TempDir,
-}
-
 impl Here {
-    fn new(toml: &str) -> Self {
-        let (lab, config) = (Lab::new(), tempfile::tempdir().unwrap());
-        let ours = format!("guard.run_dir = {:?}\nstore.dir = {:?}\n", config.path().join("run"), lab.out());
-        fs::write(config.path().join("reprieve.toml"), format!("{ours}{toml}")).unwrap();
-        Here { lab, config }
-    }
-
-    fn run_dir(&self) -> PathBuf {
-        self.config.path().join("run")
-    }
-
-    fn config(&self) -> &str {
-        self.config.path().to_str().unwrap()
-    }
-
-    fn console(&self) -> Tmux {
-        assert!(Path::new(env!("CARGO_BIN_EXE_reprieve-console")).is_file());
-        Tmux::start(&[REPRIEVE, "--config", self.config(), "console"])
-    }
-
-    fn decide(&self, words: &[&str]) -> Output {
-        Command::new(REPRIEVE).args(["--config", self.config(), "decide"]).args(words).output().unwrap()
-    }
-
-    /// Starts a guardian; what it says goes to a file.
-    fn start(&self, words: &[&str]) -> (Doomed, PathBuf) {
-        let said = self.config.path().join(format!("said-{}", words[0]));
-        // Without a terminal, whatever that of the tests is. It forks only where it leads a
-        // process group, which a child of ours does not: the PID is the guardian's.
-        let child = Command::new("setsid")
-            .args(["env", "--default-signal", REPRIEVE, "--config", self.config()])
-            .args(words)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(File::create(&said).unwrap())
-            .spawn()
-            .unwrap();
-        (Doomed(child), said)
-    }
-
     /// A desk of the test's own, where a hold with recorded evidence waits.
     fn desk(&self) -> Desk {
         let manner = Manner { most: Duration::from_secs(9000), announce: Announce::default() };
@@ -107,10 +66,6 @@ impl Here {
         };
         desk.ask(&subject, time).unwrap()
     }
-}
-
-fn said(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
 const LONG: Duration = Duration::from_secs(5000);
@@ -278,79 +233,6 @@ fn another_user_is_refused() {
     assert!(matches!(question.look(), Standing::Open(_)));
 }
 
-/// A victim in a memcg of 48 MiB below a guard with this ladder, and how it is asked.
-struct Guarded {
-    here: Here,
-    guard: Doomed,
-    said: PathBuf,
-    victim: Doomed,
-    group: Group,
-}
-
-impl Guarded {
-    fn new(on_oom: &str, more: &str) -> Self {
-        let group = Group::new("asked");
-        fs::write(group.0.join("memory.limit_in_bytes"), (48 << 20).to_string()).unwrap();
-        let path = format!("/{}", group.0.file_name().unwrap().to_str().unwrap());
-        let here = Here::new(&format!("guard.cgroups = ['{path}']\nguard.on_oom = [{on_oom}]\n{more}\n"));
-        let (guard, said) = here.start(&["guard"]);
-        wait_for("the guard", || fs::read_to_string(&said).unwrap().contains("guarding 1 cgroup"));
-        let mut shell = Command::new("sh");
-        group.entered_by(&mut shell).args([&fixture("steady_leak"), "--mib", "96"]);
-        let victim = Doomed(shell.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap());
-        Guarded { here, guard, said, victim, group }
-    }
-
-    fn says(&self, part: &str) {
-        wait_for(part, || fs::read_to_string(&self.said).unwrap().contains(part));
-    }
-
-    /// ID of what waits.
-    fn id(&self) -> String {
-        let mut id = String::new();
-        wait_for("a question", || {
-            let listed = String::from_utf8(self.here.decide(&["--json"]).stdout).unwrap();
-            let json: Option<serde_json::Value> =
-                listed.lines().next().and_then(|line| serde_json::from_str(line).ok());
-            id = json.map(|json| json["id"].as_str().unwrap().to_owned()).unwrap_or_default();
-            !id.is_empty()
-        });
-        id
-    }
-
-    /// With a signal, and waits for its end; nothing where it is dead already.
-    fn kill_guard(&mut self, signal: Signal) {
-        if let Ok(None) = self.guard.0.try_wait() {
-            kill(Pid::from_raw(self.guard.pid()), signal).unwrap();
-            self.guard.0.wait().unwrap();
-        }
-    }
-
-    fn end_of_victim(&mut self) -> std::process::ExitStatus {
-        let mut status = None;
-        wait_for("the end of the victim", || {
-            status = self.victim.0.try_wait().unwrap();
-            status.is_some()
-        });
-        status.unwrap()
-    }
-
-    /// The only incident, once it is published.
-    fn incident(&self) -> serde_json::Value {
-        self.says("report ");
-        self.here.lab.incident()
-    }
-}
-
-impl Drop for Guarded {
-    fn drop(&mut self) {
-        let _ = self.victim.0.kill();
-        let _ = self.victim.0.wait();
-        self.kill_guard(Signal::SIGTERM);
-        assert!(self.group.0.exists());
-    }
-}
-
 #[test]
 fn a_hold_of_a_guard_is_decided_at_the_console_which_has_a_shell_meanwhile() {
     let mut guarded = Guarded::new("'ask=120s', 'kill'", "");
@@ -361,8 +243,9 @@ fn a_hold_of_a_guard_is_decided_at_the_console_which_has_a_shell_meanwhile() {
     console.wait_for(&["anonymous memory", "steady_leak"]);
     console.press(&["s"]);
     console.wait_for(&["a shell in /reprieve-", "16.0 MiB that were set aside"]);
-    console.press(&["grep memory: /proc/self/cgroup; ps -o comm= -p $$; cat /proc/sys/kernel/ostype", "Enter"]);
-    console.wait_for(&[":memory:/reprieve-", "\nsh\n", "\nLinux\n"]);
+    console.press(&["grep /reprieve- /proc/self/cgroup; ps -o comm= -p $$; cat /proc/sys/kernel/ostype", "Enter"]);
+    let own = if Brake::here() == Brake::V1 { ":memory:/reprieve-" } else { "\n0::/reprieve-" };
+    console.wait_for(&[own, "\nsh\n", "\nLinux\n"]);
     console.press(&["exit", "Enter"]);
     console.wait_for(&["the shell has ended", "1 hold waits"]);
     console.press(&["+"]);
@@ -377,6 +260,30 @@ fn a_hold_of_a_guard_is_decided_at_the_console_which_has_a_shell_meanwhile() {
     assert_eq!((&step["action"], &step["outcome"]), (&"ask=120s".into(), &"relieved".into()), "{step}");
     let effect = step["effect"].as_str().unwrap();
     assert!(effect.starts_with("the operator (uid 0") && effect.contains(") chose grant=64M: the limit"), "{effect}");
+}
+
+#[test]
+fn a_console_that_was_started_in_the_full_memcg_is_not_held_with_it() {
+    let mut guarded = Guarded::idle("'ask=120s', 'kill'", "");
+    let console = guarded.here.console_in(&guarded.group);
+    console.wait_for(&["nothing waits", "1 guardian"]);
+    guarded.start_victim();
+    console.wait_for(&["1 hold waits", "then kill", "recommended  kill: steady_leak ["]);
+    console.wait_for_seconds(2);
+    console.press(&["s"]);
+    console.wait_for(&["a shell in /reprieve-", "16.0 MiB that were set aside"]);
+    console.press(&[&format!("ps -o stat= -p {}; ps -o comm= -p $$", guarded.victim().pid()), "Enter"]);
+    // The victim is stopped meanwhile, for its tracer.
+    console.wait_for(&["\nt", "\nsh\n"]);
+    console.press(&["exit", "Enter"]);
+    console.wait_for(&["the shell has ended", "1 hold waits"]);
+    console.press(&["k"]);
+    console.wait_for(&["kill in /asked-"]);
+    console.press(&["y"]);
+    console.wait_for(&["over", "killed steady_leak"]);
+    assert_eq!(guarded.end_of_victim().signal(), Some(9));
+    console.press(&["q"]);
+    assert_eq!(console.end(), "0");
 }
 
 #[test]

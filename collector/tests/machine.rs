@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Doomed, Group, Lab, assert_unharmed, fixture, rounds, text, wait_for};
+use common::{Doomed, Group, Lab, assert_unharmed, fixture, prioritize, rounds, text, wait_for};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -82,15 +82,6 @@ fn job(group: &Group, eater: &Eater, available_mib: u64) -> Child {
     job.args(["--mib", &mib, "--linger", "1"]).stdin(Stdio::piped()).spawn().unwrap()
 }
 
-fn prioritize(group: &Group, priority: &str) {
-    let path = std::ffi::CString::new(group.0.to_str().unwrap()).unwrap();
-    // SAFETY: the strings live through the call, the length is the value's.
-    let result = unsafe {
-        libc::setxattr(path.as_ptr(), c"user.reprieve.priority".as_ptr(), priority.as_ptr().cast(), priority.len(), 0)
-    };
-    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
-}
-
 /// Somebody with a little memory, who has nothing to do with it.
 struct Bystander {
     service: Doomed,
@@ -100,7 +91,7 @@ struct Bystander {
 impl Bystander {
     fn start() -> Self {
         let group = Group::new("bystander");
-        prioritize(&group, "100");
+        prioritize(&group.0, "100");
         let mut service = in_group(&group, "parked/service", &["--mib", "12"]).stdin(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(service.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
@@ -137,7 +128,7 @@ struct Ended {
 fn three_jobs(eater: &Eater, priorities: [&str; 3], set: impl FnOnce(&[Group])) -> Ended {
     let bystander = Bystander::start();
     let groups: Vec<Group> = ["a", "b", "c"].iter().map(|name| Group::new(name)).collect();
-    groups.iter().zip(priorities).for_each(|(group, priority)| prioritize(group, priority));
+    groups.iter().zip(priorities).for_each(|(group, priority)| prioritize(&group.0, priority));
     set(&groups);
     let available = available_mib();
     let children: Vec<Child> = groups.iter().map(|group| job(group, eater, available)).collect();

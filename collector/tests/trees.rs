@@ -6,14 +6,12 @@ mod common;
 #[path = "common/guard.rs"]
 mod guard;
 
-use common::{Doomed, Lab, fixture, rounds, wait_for};
-use guard::{Grove, Guard, is_guarded, is_v1};
+use common::{Doomed, Lab, fixture, prioritize, rounds, wait_for};
+use guard::{Brake, Grove, Guard, is_guarded};
 use std::cmp::Reverse;
-use std::ffi::CString;
 use std::fmt;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::ExitStatusExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -197,6 +195,11 @@ impl Process {
         assert_eq!(line.trim(), word);
     }
 
+    /// Has it take more.
+    fn grow(&mut self) {
+        self.lines.as_mut().unwrap().write_all(b"\n").unwrap();
+    }
+
     /// The signal that killed it; none where it has ended well, with its memory as it was.
     fn end(mut self) -> Option<i32> {
         self.lines = None;
@@ -206,33 +209,11 @@ impl Process {
     }
 }
 
-fn say_priority(dir: &Path, priority: i32) {
-    let path = CString::new(dir.as_os_str().as_bytes()).unwrap();
-    let value = priority.to_string();
-    // SAFETY: two C strings, and as many bytes as the live text has.
-    let set = unsafe {
-        libc::setxattr(path.as_ptr(), c"user.reprieve.priority".as_ptr(), value.as_ptr().cast(), value.len(), 0)
-    };
-    assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
-}
-
-/// Makes a memcg below another one, and all between them.
-fn make(top: &Path, dir: &Path) {
-    let mut at = top.to_owned();
-    for part in dir.strip_prefix(top).unwrap() {
-        if !is_v1() {
-            fs::write(at.join("cgroup.subtree_control"), "+memory").unwrap();
-        }
-        at.push(part);
-        if !at.is_dir() {
-            fs::create_dir(&at).unwrap();
-        }
-    }
-}
-
-/// Its limit, and what it is not to be reclaimed below.
-fn of_version() -> (&'static str, &'static str) {
-    if is_v1() { ("memory.limit_in_bytes", "memory.soft_limit_in_bytes") } else { ("memory.max", "memory.low") }
+/// Limits a tree whose jobs have their memory, and waits until it is guarded.
+fn leave_little(root: &Path) {
+    let limit = common::usage(root) + (LEFT_KIB << 10);
+    fs::write(root.join(Brake::here().limit_file()), limit.to_string()).unwrap();
+    wait_for("the guard", || is_guarded(root));
 }
 
 /// Removes a tree whose processes have ended.
@@ -251,26 +232,21 @@ fn fell(root: &Path) {
 /// Has a tree run out of memory, and tells what came of it.
 fn round(guard: &Guard, grove: &Grove, tree: &Tree, seed: u64) -> String {
     let root = grove.root.0.join(format!("tree{seed}"));
-    let (limit_file, reservation_file) = of_version();
     let mut jobs: Vec<Vec<Process>> = Vec::new();
     for job in &tree.jobs {
-        let dir = root.join(&job.path);
-        make(&grove.root.0, &dir);
+        let dir = grove.group(&format!("tree{seed}/{}", job.path));
         if let Said::Owner(priority) = job.priority {
-            say_priority(&dir, priority);
+            prioritize(&dir, &priority.to_string());
         }
         if let Said::Owner(units) = job.reserved {
-            fs::write(dir.join(reservation_file), ((units * UNIT_MIB) << 20).to_string()).unwrap();
+            fs::write(dir.join(Brake::here().reservation_file()), ((units * UNIT_MIB) << 20).to_string()).unwrap();
         }
         let each = job.size * UNIT_MIB / job.processes;
         jobs.push((0..job.processes).map(|_| Process::start(&dir, each)).collect());
     }
     jobs.iter_mut().flatten().for_each(|process| process.wait_for("ready"));
-    let limit = common::usage(&root) + (LEFT_KIB << 10);
-    fs::write(root.join(limit_file), limit.to_string()).unwrap();
-    wait_for("the guard", || is_guarded(&root));
-    let grows = &mut jobs[tree.grows][0];
-    grows.lines.as_mut().unwrap().write_all(b"\n").unwrap();
+    leave_little(&root);
+    jobs[tree.grows][0].grow();
     let begins = format!("{}/tree{seed}: out of memory", grove.path());
     guard.wait_for(&begins);
     if tree.grows != tree.dies {
@@ -322,4 +298,36 @@ fn the_lowest_priority_over_its_reservation_dies() {
     let step = &incident["verdict"]["steps"][0];
     assert!(step["reason"].as_str().unwrap().starts_with("job /"), "{step:#}\n{said}");
     assert!(step["candidates"].as_array().unwrap().iter().all(|candidate| candidate["pid"] == 0), "{step:#}");
+}
+
+#[test]
+fn the_second_verdict_follows_a_priority_that_was_changed_after_the_first() {
+    let (lab, grove) = (Lab::new(), Grove::new());
+    let guard = Guard::start(&lab, "guard.on_oom = ['kill']\n", &[&format!("{}/*", grove.path())]);
+    let dirs = ["first", "second", "third"].map(|name| grove.group(&format!("tree/{name}")));
+    dirs.iter().zip(["1", "2", "3"]).for_each(|(dir, priority)| prioritize(dir, priority));
+    let mib = 4 * UNIT_MIB;
+    let [mut first, mut second, mut third] = dirs.each_ref().map(|dir| Process::start(dir, mib));
+    [&mut first, &mut second, &mut third].into_iter().for_each(|process| process.wait_for("ready"));
+    leave_little(&grove.root.0.join("tree"));
+    third.grow();
+    third.wait_for("grown");
+    assert_eq!(first.end(), Some(9), "{}", guard.said());
+    // Its owner thinks less of the one that was worth most.
+    prioritize(&dirs[2], "0");
+    // More than what the first had, less than what two have.
+    let mut more = Process::start(&dirs[1], mib + 3 * UNIT_MIB);
+    more.wait_for("ready");
+    assert_eq!(third.end(), Some(9), "{}", guard.said());
+    assert_eq!((second.end(), more.end()), (None, None), "{}", guard.said());
+    fell(&grove.root.0.join("tree"));
+    let said = guard.end();
+    let path = grove.path();
+    let killed: Vec<&str> = said.lines().filter_map(|line| Some(line.split_once("killed all of ")?.1)).collect();
+    assert!(
+        killed.len() == 2
+            && killed[0].starts_with(&format!("{path}/tree/first,"))
+            && killed[1].starts_with(&format!("{path}/tree/third,")),
+        "{said}"
+    );
 }

@@ -77,6 +77,7 @@ const GUESTS: &[Stage] = &[
     ("guest", guest),
     ("accounting", accounting),
     ("reserve", reserve),
+    ("guarding", guarding),
     ("trees", trees),
     ("selftests", selftests),
     ("machine", machine),
@@ -97,12 +98,19 @@ const MAKE_DISK: &str = "echo 512M >/sys/block/zram0/disksize; mkfs.ext4 -q /dev
 const DISK: &str = "/run/disk";
 /// The same on the kernel with the series, under its brake; `reserve` only there.
 const RESERVE_TESTS: &[&str] = &["reserve", "inside", "run", SNAPSHOT, "guardian_dies", "unharmed", GRANTS];
+/// Tests of guards under each of the two brakes. What a guard does in how many milliseconds,
+/// and how often it wakes, is measured on the host.
+const GUARDING_TESTS: &[&str] = &[
+    "guard --skip new_ones_are_found_in_time --skip an_idle_guard",
+    "console a_hold_of_a_guard without_a_decision a_webhook_and_a_hook what_a_dead_guardian a_console_that",
+];
 /// The test of `machine` that wants a kernel without the series.
 const MACHINE_ON_STOCK: &str = "the_stock_kernel_beside_it";
 /// Its test that has rounds, and the time for one under emulation.
 const MACHINE_ROUNDS: &str = "the_job_of_the_lowest_priority_dies";
 const MACHINE_ROUND_TIME: Duration = Duration::from_secs(30);
 /// Share of the host's rounds that tests which repeat do there, under emulation.
+const ROUNDS_PERCENT: &str = "REPRIEVE_ROUNDS_PERCENT";
 const GUEST_ROUNDS_PERCENT: &str = "20";
 /// Time for each fuzz target, in seconds.
 const FUZZ_SECONDS: u64 = 5;
@@ -289,16 +297,29 @@ fn reserve(root: &Path, out: Out<'_>) -> Result<()> {
     in_guest(root, vm::Flavor::Reserve, RESERVE_TESTS, 1024, out)
 }
 
-/// Whom a guard kills of several jobs in one memcg, under version 2.
-fn trees(root: &Path, out: Out<'_>) -> Result<()> {
-    in_guest(root, vm::Flavor::Reserve, &["trees --nocapture"], 1024, out)
+/// Guards and their operators under version 2, by either of its brakes.
+fn guarding(root: &Path, out: Out<'_>) -> Result<()> {
+    in_guest(root, vm::Flavor::Stock, GUARDING_TESTS, 1024, out)?;
+    in_guest(root, vm::Flavor::Reserve, GUARDING_TESTS, 1024, out)
 }
 
-/// The same kernel in a machine that three programs fill, and the stock one beside it.
+/// Whom a guard kills of several jobs in one memcg, under version 2: in all trees.
+fn trees(root: &Path, out: Out<'_>) -> Result<()> {
+    let fixtures = fixtures::build(root)?;
+    let script = script(root, ":", &["trees --nocapture"])?;
+    let mut spec = guest_spec(root, &fixtures, vm::Flavor::Reserve, script, 1024);
+    spec.env.retain(|(name, _)| name != ROUNDS_PERCENT);
+    spec.timeout = 2 * GUEST_TIME;
+    run_guest(root, &spec, out)
+}
+
+/// The same kernel in a machine that three programs fill, and the stock one beside it; then in one
+/// that is filled while somebody decides at the console.
 fn machine(root: &Path, out: Out<'_>) -> Result<()> {
     let on_stock = &format!("machine {MACHINE_ON_STOCK} --nocapture");
     in_guest(root, vm::Flavor::Reserve, &[&format!("machine --nocapture --skip {MACHINE_ON_STOCK}")], 256, out)?;
-    in_guest(root, vm::Flavor::Stock, &[on_stock], 256, out)
+    in_guest(root, vm::Flavor::Stock, &[on_stock], 256, out)?;
+    in_guest(root, vm::Flavor::Reserve, &["overload --nocapture"], 384, out)
 }
 
 /// Rounds of the machine's OOMs, as many, in such an order and of such jobs as asked for.
@@ -347,7 +368,7 @@ fn guest_spec(root: &Path, fixtures: &Path, kernel: vm::Flavor, script: String, 
         command: vec!["sh".to_owned(), "-c".to_owned(), script],
         env: vec![
             ("REPRIEVE_FIXTURES".to_owned(), fixtures.display().to_string()),
-            ("REPRIEVE_ROUNDS_PERCENT".to_owned(), GUEST_ROUNDS_PERCENT.to_owned()),
+            (ROUNDS_PERCENT.to_owned(), GUEST_ROUNDS_PERCENT.to_owned()),
         ],
         cwd: root.join("collector"),
         memory_mib,

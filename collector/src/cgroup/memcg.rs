@@ -48,7 +48,7 @@ impl Memcg {
         if memcg.dir.join(marker).exists() { Ok(memcg) } else { Err(CgroupError::NotAMemcg { path: name.to_owned() }) }
     }
 
-    /// The nearest memcg with a limit, from our own upwards; on version 2.
+    /// The nearest memcg with a limit, from our own upwards.
     pub fn limited_around_us(hierarchy: &Hierarchy) -> Option<Self> {
         let mut paths = Path::new(&hierarchy.own).ancestors();
         paths.find_map(|path| {

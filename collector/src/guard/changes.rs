@@ -248,13 +248,11 @@ impl Guard {
             self.manager.live();
             std::thread::sleep(Duration::from_millis(5));
         }
-        let mut is_all = true;
-        for post in self.posts.values_mut() {
-            is_all &= post.release();
-        }
+        // With its brake, which is what ends a handler: the watchdog may take its time.
+        self.posts.retain(|_, post| !post.release());
         if let Some(watchdog) = self.watchdog.take() {
             // What was refused for now, or is still with a thread, is the watchdog's.
-            if is_all { watchdog.dismiss() } else { watchdog.give_back() }
+            if self.posts.is_empty() { watchdog.dismiss() } else { watchdog.give_back() }
         }
         drop(self.posts);
         // A thread may be about to let go of it.

@@ -7,7 +7,7 @@
 
 use super::debt::pay;
 use super::stop::{LATE_AGAIN, StoppedThreads};
-use super::{Alarm, Brake, BrakeError, HandBack, Look, debt, noted, remember};
+use super::{Alarm, Brake, BrakeError, HandBack, Look, debt, noted, remember, whole_pages};
 use crate::cgroup::{CgroupError, Memcg, note};
 use crate::hold::watchdog::Debt;
 use nix::poll::{PollFd, PollFlags, poll};
@@ -271,7 +271,7 @@ impl Brake for HighBrake {
     }
 
     fn grant(&mut self, bytes: u64) -> Result<(), CgroupError> {
-        let limit = self.limit.saturating_add(bytes);
+        let limit = whole_pages(self.limit.saturating_add(bytes));
         self.memcg.write(MAX, &limit.to_string())?;
         self.limit = limit;
         self.adapt_gap()

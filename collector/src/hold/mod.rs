@@ -23,6 +23,7 @@ pub use v1::V1Brake;
 
 use crate::cgroup::{CgroupError, Memcg, Version};
 use crate::incident::model::KernelHold;
+use crate::snapshot::page_size;
 use nix::poll::{PollFd, PollFlags};
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
@@ -366,4 +367,9 @@ pub fn alarm_of(brake: &str, memcg: &Memcg) -> Option<Alarm> {
         "reserve" => reserve::alarm(memcg),
         _ => None,
     }
+}
+
+/// A limit as the kernel takes it. One that it had to round down would look like another's.
+fn whole_pages(bytes: u64) -> u64 {
+    bytes / page_size() * page_size()
 }

@@ -5,11 +5,49 @@ use crate::common::{Doomed, Group, Lab, fixture, wait_for};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use reprieve::cgroup::{Hierarchy, Memcg, Version, note};
+use reprieve::hold::ReserveBrake;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
+
+/// The brake that a guard takes on this machine: what files a memcg has there, and what of
+/// them a guard changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Brake {
+    V1,
+    High,
+    Reserve,
+}
+
+impl Brake {
+    pub fn here() -> Self {
+        match Hierarchy::memory().unwrap().version {
+            Version::V1 => Brake::V1,
+            Version::V2 if ReserveBrake::is_there() => Brake::Reserve,
+            Version::V2 => Brake::High,
+        }
+    }
+
+    pub fn limit_file(self) -> &'static str {
+        if self == Brake::V1 { "memory.limit_in_bytes" } else { "memory.max" }
+    }
+
+    /// What a memcg is not to be reclaimed below.
+    pub fn reservation_file(self) -> &'static str {
+        if self == Brake::V1 { "memory.soft_limit_in_bytes" } else { "memory.low" }
+    }
+
+    /// What a guard may write to.
+    fn files(self) -> &'static [&'static str] {
+        match self {
+            Brake::V1 => &["memory.limit_in_bytes", "memory.memsw.limit_in_bytes"],
+            Brake::High => &["memory.max", "memory.high", "cgroup.freeze"],
+            Brake::Reserve => &["memory.max", "memory.oom.reserve", "memory.oom.delay_ms"],
+        }
+    }
+}
 
 /// A tree of memcgs of a test's own.
 pub struct Grove {
@@ -28,15 +66,23 @@ impl Grove {
 
     /// A memcg of so many MiB.
     pub fn memcg(&self, name: &str, mib: u64) -> PathBuf {
+        let dir = self.group(name);
+        limit(&dir, mib);
+        dir
+    }
+
+    /// One without a limit, and all between it and the tree.
+    pub fn group(&self, name: &str) -> PathBuf {
         let mut dir = self.root.0.clone();
-        for part in name.split('/') {
-            if !is_v1() {
+        for part in Path::new(name) {
+            if Brake::here() != Brake::V1 {
                 fs::write(dir.join("cgroup.subtree_control"), "+memory").unwrap();
             }
             dir.push(part);
-            fs::create_dir_all(&dir).unwrap();
+            if !dir.is_dir() {
+                fs::create_dir(&dir).unwrap();
+            }
         }
-        limit(&dir, mib);
         dir
     }
 }
@@ -60,40 +106,59 @@ impl Drop for Grove {
 }
 
 pub fn limit(dir: &Path, mib: u64) {
-    fs::write(dir.join(limit_file()), (mib << 20).to_string()).unwrap();
+    fs::write(dir.join(Brake::here().limit_file()), (mib << 20).to_string()).unwrap();
 }
 
 /// The file that has the kernel's limit.
 pub fn limit_file() -> &'static str {
-    if is_v1() { "memory.limit_in_bytes" } else { "memory.max" }
+    Brake::here().limit_file()
+}
+
+/// Whether memcgs are of version 1.
+pub fn is_v1() -> bool {
+    Brake::here() == Brake::V1
 }
 
 /// All that a guard may change in a memcg.
 pub fn files(dir: &Path) -> BTreeMap<String, String> {
     let read = |name: &str| fs::read_to_string(dir.join(name)).unwrap_or_default().trim().to_owned();
     let mut files: BTreeMap<String, String> =
-        ["memory.limit_in_bytes", "memory.memsw.limit_in_bytes", "memory.max", "memory.high", "cgroup.freeze"]
-            .map(|name| (name.to_owned(), read(name)))
-            .into();
-    files.insert("oom_kill_disable".to_owned(), is_guarded(dir).to_string());
+        Brake::here().files().iter().map(|name| ((*name).to_owned(), read(name))).collect();
+    files.insert("guarded".to_owned(), is_guarded(dir).to_string());
     let hierarchy = Hierarchy::memory().unwrap();
     let path = format!("/{}", dir.strip_prefix(&hierarchy.mount).unwrap().display());
     files.insert("note".to_owned(), note::read(&Memcg::at(&hierarchy, &path)).unwrap_or_default());
     files
 }
 
-/// By the kernel's killer being off, or on version 2 by a memory.high that nobody else
-/// writes here, or, on a kernel with the series, by a handler.
+/// By the kernel's killer being off, by a limit below the limit, or by a handler.
 pub fn is_guarded(dir: &Path) -> bool {
-    let read = |file: &str| fs::read_to_string(dir.join(file)).unwrap_or_default();
-    read("memory.oom_control").contains("oom_kill_disable 1")
-        || read("memory.oom.state").contains("handler 1")
-        || !matches!(read("memory.high").trim(), "" | "max")
+    let is = |file: &str, told: fn(&str) -> bool| fs::read_to_string(dir.join(file)).is_ok_and(|text| told(&text));
+    match Brake::here() {
+        Brake::V1 => is("memory.oom_control", |text| text.contains("oom_kill_disable 1")),
+        Brake::High => is("memory.high", |text| text.trim() != "max"),
+        Brake::Reserve => is("memory.oom.state", |text| text.contains("handler 1")),
+    }
 }
 
-/// Whether memcgs are of version 1.
-pub fn is_v1() -> bool {
-    Hierarchy::memory().unwrap().version == Version::V1
+/// The limit that the kernel has.
+pub fn limit_of(dir: &Path) -> u64 {
+    number(dir, Brake::here().limit_file())
+}
+
+/// Whether a guard has seen that the owner wrote another limit, by what it sets about it.
+pub fn has_followed(dir: &Path, mib: u64) -> bool {
+    let bytes = mib << 20;
+    match Brake::here() {
+        Brake::V1 => limit_of(dir) > bytes,
+        Brake::High => (bytes / 2 + 1..bytes).contains(&number(dir, "memory.high")),
+        // Nothing: the kernel itself holds at what was written.
+        Brake::Reserve => true,
+    }
+}
+
+fn number(dir: &Path, file: &str) -> u64 {
+    fs::read_to_string(dir.join(file)).unwrap().trim().parse().unwrap()
 }
 
 /// Starts a program in a memcg.

@@ -2,8 +2,10 @@
 #![allow(dead_code, reason = "each test program uses its part")]
 
 use serde_json::Value;
+use std::ffi::CString;
 use std::fs;
 use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -213,6 +215,15 @@ impl Resident {
         assert_eq!(self.anonymous, before.anonymous, "{whose}: {self:?} after {before:?}");
         assert!(self.all <= before.all, "{whose}: {self:?} after {before:?}");
     }
+}
+
+/// Says what a job is worth, as its owner does.
+pub fn prioritize(dir: &Path, priority: &str) {
+    let path = CString::new(dir.as_os_str().as_bytes()).unwrap();
+    let name = c"user.reprieve.priority";
+    // SAFETY: two C strings, and as many bytes as the live text has.
+    let set = unsafe { libc::setxattr(path.as_ptr(), name.as_ptr(), priority.as_ptr().cast(), priority.len(), 0) };
+    assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
 }
 
 /// Bytes that are charged to a memcg.

@@ -1,4 +1,5 @@
 //! A program on a terminal, as a person sees and uses it.
+#![allow(dead_code, reason = "each test program uses its part")]
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -60,6 +61,21 @@ impl Tmux {
         }
     }
 
+    /// Waits until the countdown of the hold that is chosen has gone on by so many seconds.
+    pub fn wait_for_seconds(&self, seconds: u32) {
+        let begun = Instant::now();
+        let mut first = None;
+        loop {
+            let left = seconds_left(&self.screen());
+            first = first.or(left);
+            if left.zip(first).is_some_and(|(left, first)| left + seconds <= first) {
+                return;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(60), "the countdown stands still:\n{}", self.screen());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     /// Waits for the end of the command; returns its exit status. (tmux says so on the
     /// screen, too, but not always where the program had another screen until then.)
     pub fn end(&self) -> String {
@@ -96,6 +112,11 @@ impl Drop for Tmux {
     fn drop(&mut self) {
         self.tmux(&["kill-server"]);
     }
+}
+
+/// The seconds that are left of the hold that is chosen.
+fn seconds_left(screen: &str) -> Option<u32> {
+    screen.lines().find_map(|line| line.strip_prefix('>')?.split_once(" s  ")?.0.trim().parse().ok())
 }
 
 /// A screen without the seconds that are left of holds.

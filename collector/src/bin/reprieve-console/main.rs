@@ -7,6 +7,7 @@ mod evidence;
 mod flame;
 mod keys;
 mod page;
+mod place;
 mod screen;
 mod shell;
 mod state;
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
 }
 
 fn run(mut console: Console) -> std::io::Result<()> {
+    console.said = place::leave_limits().err().unwrap_or_default();
     // Before anything else is: while memory is out nothing new may be had.
     let mut shell = Shell::set_aside();
     let mut terminal = ratatui::try_init()?;

@@ -11,7 +11,7 @@ mod device;
 pub use device::Device;
 
 use super::stop::{LATE_AGAIN, StoppedThreads};
-use super::{Alarm, Brake, BrakeError, HandBack, Look};
+use super::{Alarm, Brake, BrakeError, HandBack, Look, whole_pages};
 use crate::cgroup::{CgroupError, Memcg, note};
 use crate::hold::watchdog::Debt;
 use crate::incident::model::KernelHold;
@@ -341,7 +341,7 @@ impl Brake for ReserveBrake {
     }
 
     fn grant(&mut self, bytes: u64) -> Result<(), CgroupError> {
-        self.set_max(self.limit.saturating_add(bytes), 0)
+        self.set_max(whole_pages(self.limit.saturating_add(bytes)), 0)
     }
 
     fn granted(&self) -> u64 {

@@ -13,10 +13,9 @@
 use super::stop::{LATE_AGAIN, StoppedThreads};
 mod adopted;
 
-use super::{Alarm, Brake, BrakeError, Cushion, HandBack, Look, debt, remember};
+use super::{Alarm, Brake, BrakeError, Cushion, HandBack, Look, debt, remember, whole_pages};
 use crate::cgroup::{CgroupError, Memcg, UNLIMITED};
 use crate::hold::watchdog::Debt;
-use crate::snapshot::page_size;
 use adopted::Before;
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -93,7 +92,7 @@ impl V1Brake {
     /// Limits `memcg` and disables the kernel's OOM killer in it.
     pub fn arm(memcg: Memcg, limit: u64) -> Result<Self, BrakeError> {
         // The kernel rounds down to pages.
-        let limit = limit / page_size() * page_size();
+        let limit = whole_pages(limit);
         let wall = limit + cushion(limit, Cushion::Auto);
         memcg.write("memory.limit_in_bytes", &wall.to_string())?;
         // Equal limits leave no room for swap: the limit means what it says.
@@ -231,10 +230,10 @@ impl V1Brake {
 /// Distance of the wall above the limit.
 fn cushion(limit: u64, wanted: Cushion) -> u64 {
     if let Cushion::Bytes(bytes) = wanted {
-        return bytes / page_size() * page_size();
+        return whole_pages(bytes);
     }
     let cpus = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
-    let share = limit / CUSHION_SHARE / page_size() * page_size();
+    let share = whole_pages(limit / CUSHION_SHARE);
     (CUSHION_BYTES + cpus * CUSHION_PER_CPU_BYTES).min(share)
 }
 
@@ -245,7 +244,7 @@ fn below(wall: u64, wanted: Cushion) -> u64 {
         // The cushion is the whole of it, or a share of a small limit.
         Cushion::Auto => wall.saturating_sub(cushion(u64::MAX, wanted)).max(wall / (CUSHION_SHARE + 1) * CUSHION_SHARE),
     };
-    limit / page_size() * page_size()
+    whole_pages(limit)
 }
 
 /// A bell that rings when usage passes `limit` and when a task parks.
@@ -359,7 +358,7 @@ impl Brake for V1Brake {
     /// At the wall reclaim takes the clean pages of the program's own code, and then the
     /// thread that would free memory parks as well as the one that needs it.
     fn lend(&mut self, loans: u32) -> Result<(), CgroupError> {
-        self.lent = u64::from(loans) * RELIEF_BYTES.min(self.limit / RELIEF_SHARE / page_size() * page_size());
+        self.lent = u64::from(loans) * RELIEF_BYTES.min(whole_pages(self.limit / RELIEF_SHARE));
         self.set_wall(self.home().max(self.wall + WAKE_BYTES))
     }
 
@@ -369,7 +368,7 @@ impl Brake for V1Brake {
     }
 
     fn grant(&mut self, bytes: u64) -> Result<(), CgroupError> {
-        let limit = self.limit.saturating_add(bytes) / page_size() * page_size();
+        let limit = whole_pages(self.limit.saturating_add(bytes));
         self.set_wall((limit + cushion(limit, self.cushion)).max(self.wall))?;
         self.limit = limit;
         // Without a threshold at the new limit the wall and the looks remain.
@@ -446,6 +445,7 @@ impl Brake for V1Brake {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::snapshot::page_size;
 
     #[test]
     fn a_limit_is_found_again_by_its_wall() {
