@@ -97,10 +97,15 @@ fn a_guard_that_hangs_is_silent() {
 
 #[test]
 fn json_has_a_line_for_each_thing_and_fields() {
+    // Where nobody reads along, it need not be asked for.
+    ["json", "auto"].into_iter().for_each(json_has_all);
+}
+
+fn json_has_all(form: &str) {
     let (lab, grove) = (Lab::new(), Grove::new());
     let dir = grove.memcg("one", 48);
     let path = format!("{}/one", grove.path());
-    let guard = Guard::start_only(&lab, "guard.on_oom = ['kill']\n", &["--log", "json", &path]);
+    let guard = Guard::start_only(&lab, "guard.on_oom = ['kill']\n", &["--log", form, &path]);
     guard.wait_for("\"guarding 1 cgroup\"");
     end_of(&mut leak_in(&dir, "96"));
     guard.wait_for("report  ");
@@ -119,6 +124,18 @@ fn json_has_a_line_for_each_thing_and_fields() {
     assert!(of("report")["file"].as_str().unwrap().ends_with("/report.html"));
     let armed = lines.iter().find(|line| line["brake"].is_string()).unwrap();
     assert_eq!(armed["limit_bytes"].as_str(), Some((48 << 20).to_string().as_str()));
+}
+
+#[test]
+fn on_a_terminal_the_log_is_text() {
+    let lab = Lab::new();
+    let toml = format!("guard.run_dir = {:?}\nstore.dir = {:?}\n", lab.out().join("run"), lab.out());
+    let config = tempfile::tempdir().unwrap();
+    std::fs::write(config.path().join("reprieve.toml"), toml).unwrap();
+    let reprieve = env!("CARGO_BIN_EXE_reprieve");
+    let guard = format!("timeout 2 {reprieve} --config {} guard {}", config.path().display(), NOWHERE.join(" "));
+    let output = Command::new("script").args(["-qec", &guard, "/dev/null"]).stdin(Stdio::null()).output().unwrap();
+    assert!(text(&output).contains("reprieve: guarding 0 cgroups\r\n"), "{}", text(&output));
 }
 
 /// A journal of its own, in a mount namespace of its own; the guard in it is connected as

@@ -58,6 +58,21 @@ pub(super) fn line_of(incident: &Incident, functions: Vec<Grown>) -> Option<Stri
     Some(format!("{what}, {time}"))
 }
 
+/// `71 % of the heap in Cache::insert`; `None` where no heap was recorded, or no function
+/// stands out.
+#[must_use]
+pub fn owner(incident: &Incident) -> Option<String> {
+    let heap = profile::heap(incident);
+    let mut sums: BTreeMap<&str, u64> = BTreeMap::new();
+    for sample in &heap.samples {
+        let live = sample.values.first().map_or(0, |value| value.unsigned_abs());
+        *sums.entry(who_asked(&heap, &sample.stack)).or_default() += live;
+    }
+    let share = |live: u64| live as f64 / sums.values().sum::<u64>().max(1) as f64;
+    let (place, live) = sums.iter().max_by_key(|(_, live)| **live)?;
+    (share(*live) >= TELLING).then(|| format!("{:.0} % of the heap in {place}", share(*live) * 100.0))
+}
+
 /// All that is charged.
 #[must_use]
 pub fn charged(baseline: &Baseline) -> Grown {
@@ -208,6 +223,12 @@ mod tests {
             processes: vec![ProcessGrowth { pid: 7, comm: "shop".into(), before_bytes: None, after_bytes: 310 << 20 }],
             ..Baseline::default()
         }
+    }
+
+    #[test]
+    fn who_owns_most_of_the_heap_is_named() {
+        assert_eq!(owner(&recorded("sort")), None);
+        assert_eq!(owner(&recorded("shop")).unwrap(), "86 % of the heap in Cache.insert");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::guardian::{heap, own_status_bytes};
 use crate::hold::Brake;
 use crate::hold::watchdog::Line;
 use crate::incident::model::{HoldReport, Incident, SymbolState, Symbols, Trigger, Verdict};
-use crate::incident::{others, show, units};
+use crate::incident::{others, show, since, units};
 use crate::killers;
 use crate::metrics::{Event, Feed};
 use crate::say;
@@ -248,6 +248,7 @@ impl Answerer<'_> {
             count => format!(", {count} not stopped,"),
         };
         let usage = incident.memcg.as_ref().map_or(0, |m| m.usage_bytes);
+        let owner = since::owner(incident).map_or(String::new(), |owner| format!("; {owner}"));
         let labels = incident.memcg.as_ref().map(|m| m.labels.clone()).unwrap_or_default();
         let text = |label: &Option<String>| label.clone().unwrap_or_default();
         say!(
@@ -260,8 +261,9 @@ impl Answerer<'_> {
             usage_bytes = usage,
             held_us = hold.held_us,
             action = verdict.steps.last().map_or("", |step| step.action.as_str()),
+            rule = verdict.rule.as_deref().unwrap_or_default(),
             relieved = verdict.relieved;
-            "{}out of memory at {}; {}{not} held {}. {}",
+            "{}out of memory at {}; {}{not} held {}. {}{owner}",
             self.teller,
             units::bytes(usage),
             units::count(hold.threads_stopped.into(), "thread"),

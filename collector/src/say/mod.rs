@@ -10,6 +10,7 @@ mod json;
 
 use journal::Journal;
 use std::fmt;
+use std::io::IsTerminal;
 use std::str::FromStr;
 use std::sync::OnceLock;
 
@@ -50,7 +51,8 @@ fn texts<'a>(fields: &'a [Field<'a>]) -> impl Iterator<Item = (&'static str, Str
 /// Where to and in which form.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Form {
-    /// To the journal where standard error is connected to it, else as text.
+    /// To the journal where standard error is connected to it; as text on a terminal; else
+    /// somebody collects it, and it is JSON.
     #[default]
     Auto,
     /// Text for people.
@@ -84,17 +86,19 @@ enum Sink {
 
 static SINK: OnceLock<Sink> = OnceLock::new();
 
-/// Chooses for the rest of the process; before that it is text, as it is where the journal
-/// is not there.
+/// Chooses for the rest of the process; before that it is text, as it is where a journal
+/// was asked for that is not there.
 pub fn choose(form: Form) {
     let journal = match form {
         Form::Auto if journal::is_standard_error() => Journal::open().ok(),
         Form::Journal => Journal::open().inspect_err(|e| eprintln!("reprieve: warning: no journal: {e}")).ok(),
         _ => None,
     };
+    let is_read = std::io::stderr().is_terminal();
     let sink = match (form, journal) {
         (Form::Json, _) => Sink::Json,
         (_, Some(journal)) => Sink::Journal(journal),
+        (Form::Auto, None) if !is_read => Sink::Json,
         (_, None) => Sink::Text,
     };
     let _ = SINK.set(sink);

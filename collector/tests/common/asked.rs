@@ -93,7 +93,7 @@ impl Guarded {
         fs::write(group.0.join(Brake::here().limit_file()), (48 << 20).to_string()).unwrap();
         let path = format!("/{}", group.0.file_name().unwrap().to_str().unwrap());
         let here = Here::new(&format!("guard.cgroups = ['{path}']\nguard.on_oom = [{on_oom}]\n{more}\n"));
-        let (guard, said) = here.start(&["guard"]);
+        let (guard, said) = here.start(&["guard", "--log", "text"]);
         wait_for("the guard", || fs::read_to_string(&said).unwrap().contains("guarding 1 cgroup"));
         Guarded { here, guard, said, victim: None, group }
     }

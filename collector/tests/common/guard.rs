@@ -207,7 +207,8 @@ impl Guard {
     pub fn start_in_environment(lab: &Lab, toml: &str, arguments: &[&str], env: &[(&str, &str)]) -> Self {
         let config = tempfile::tempdir().unwrap();
         let said = config.path().join("said");
-        let ours = format!("guard.run_dir = {:?}\nstore.dir = {:?}\n", lab.out().join("run"), lab.out());
+        let dirs = format!("guard.run_dir = {:?}\nstore.dir = {:?}\n", lab.out().join("run"), lab.out());
+        let ours = format!("{dirs}guard.log = 'text'\n");
         fs::create_dir(config.path().join("conf.d")).unwrap();
         fs::write(config.path().join("conf.d/lab.toml"), ours).unwrap();
         fs::write(config.path().join("reprieve.toml"), toml).unwrap();
