@@ -5,7 +5,7 @@ mod common;
 mod guard;
 
 use common::{Lab, Urgent, ended_by_itself, wait_for};
-use guard::{Brake, Grove, Guard, end_of, files, has_followed, is_guarded, leak_in, limit, limit_of};
+use guard::{Brake, Grove, Guard, end_of, files, has_followed, is_guarded, leak_in, limit, limit_of, start_in};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -326,6 +326,36 @@ fn a_dry_run_tells_and_the_kernel_decides() {
     wait_for("the brake", || is_guarded(&dir));
     guard.end();
     assert!(!is_guarded(&dir));
+}
+
+#[test]
+fn jobs_of_a_dry_run_are_recorded_and_a_replay_ranks_them_anew() {
+    let (lab, grove) = (Lab::new(), Grove::new());
+    grove.memcg("shop", 48);
+    let [nightly, web] = ["shop/nightly", "shop/web"].map(|name| grove.group(name));
+    let shop = format!("{}/shop", grove.path());
+    let worth = |priority| format!("[[cgroup]]\nmatch = '{shop}/nightly'\npriority = {priority}\n");
+    let toml = format!("[guard]\non_oom = ['kill']\n{}", worth(-5));
+    let guard = Guard::start(&lab, &toml, &["--dry-run", &shop]);
+    let _server = start_in(&web, &["sleep", "1000"]);
+    assert!(!end_of(&mut leak_in(&nightly, "96")).success());
+    wait_for("both incidents", || guard.said().matches("report ").count() == 2);
+    let said = guard.end();
+    let incidents = lab.incidents();
+    let oom = incidents.iter().find(|incident| incident["trigger"] == "oom").unwrap();
+    let names: Vec<&str> =
+        oom["candidates"].as_array().unwrap().iter().map(|job| job["comm"].as_str().unwrap()).collect();
+    assert_eq!(names, [format!("{shop}/nightly"), format!("{shop}/web")], "{said}");
+    assert!(said.contains(&format!("kill (job {shop}/nightly is first of 2 candidates")), "{said}");
+    let policy = lab.out().join("policy.toml");
+    let begins_with = |priority| {
+        fs::write(&policy, format!("guard.cgroups = ['{shop}']\nguard.on_oom = ['kill']\n{}", worth(priority)))
+            .unwrap();
+        let output = lab.reprieve("replay").arg(&policy).arg(oom["id"].as_str().unwrap()).output().unwrap();
+        common::text(&output)
+    };
+    assert!(begins_with(-1).contains(&format!("job {shop}/nightly, ")), "{}", begins_with(-1));
+    assert!(begins_with(7).contains(&format!("job {shop}/web, ")), "{}", begins_with(7));
 }
 
 #[test]

@@ -167,9 +167,17 @@ impl Memcg {
         }
     }
 
-    /// How often the kernel's OOM killer killed here.
+    /// How often the kernel's OOM killer killed here and below. On version 1 those of a
+    /// memcg that was removed are not among them any more.
     pub fn kernel_kills(&self) -> Result<u64, CgroupError> {
-        Ok(self.events()?.get("oom_kill").copied().unwrap_or(0))
+        let own = |memcg: &Memcg| Ok(memcg.events()?.get("oom_kill").copied().unwrap_or(0));
+        let kills = own(self)?;
+        Ok(match self.version {
+            // There a kill counts for the victim's memcg alone (memcg_memory_event,
+            // include/linux/memcontrol.h).
+            Version::V1 => kills + self.subtree().iter().skip(1).filter_map(|memcg| own(memcg).ok()).sum::<u64>(),
+            Version::V2 => kills,
+        })
     }
 
     /// Whether the guardian is in it.

@@ -49,6 +49,10 @@ pub struct Incident {
     /// Who was killed while stopped, by somebody else than the kernel and us.
     #[serde(default)]
     pub other_victims: Vec<OtherVictim>,
+    /// Whom a kill could have hit when everybody was stopped, first to go in front; empty in
+    /// incidents without a hold of a memcg, and in older ones.
+    #[serde(default)]
+    pub candidates: Vec<Candidate>,
     /// ELF images mapped executable in any process; `Mapping::module` and
     /// `ResolvedAddress::module` index into it.
     pub modules: Vec<Module>,

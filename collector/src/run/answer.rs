@@ -141,6 +141,7 @@ impl Answerer<'_> {
         let compared = self.history.zip(compared);
         incident.baseline =
             compared.and_then(|(history, record)| history.tell(noticed, record, self.memcg, &incident.processes));
+        incident.candidates = verdict::candidates(&incident.processes, self.memcg, &self.manner.policy.worths);
         // The draft was made when the evidence was complete.
         incident.time_unix_us -= noticed.elapsed().as_micros() as u64;
 

@@ -86,6 +86,7 @@ impl Recorder {
             growth: evidence.growth,
             other_killers: Vec::new(),
             other_victims: Vec::new(),
+            candidates: Vec::new(),
             modules: evidence.modules,
             symbols: Symbols::default(),
             verdict: None,

@@ -3,7 +3,7 @@
 use super::worth::{Worths, order};
 use crate::cgroup::Memcg;
 use crate::hold::watchdog::{open_pidfd, signal_pidfd, wait_pidfd};
-use crate::incident::model::{Candidate, Process};
+use crate::incident::model::{Candidate, Incident, Process};
 use crate::incident::units;
 use crate::snapshot::process::start_ticks;
 use nix::sys::signal::Signal;
@@ -170,6 +170,29 @@ pub fn rank(processes: &[Process], homes: &Homes) -> Vec<Target> {
     targets
 }
 
+/// The same of who can be killed in a memcg, to be recorded.
+#[must_use]
+pub fn candidates(processes: &[Process], memcg: &Memcg, worths: &Worths) -> Vec<Candidate> {
+    rank(processes, &Homes::below(memcg, worths)).into_iter().map(|target| target.candidate).collect()
+}
+
+/// Those that were recorded, as a configuration would have ranked them: what it says of a
+/// job goes before what was so then. Which cgroups were jobs is as it was; of an incident
+/// without such a record all processes are ranked, and no jobs.
+#[must_use]
+pub fn ranked_again(incident: &Incident, worths: &Worths) -> Vec<Candidate> {
+    if incident.candidates.is_empty() {
+        return rank(&incident.processes, &Homes::default()).into_iter().map(|target| target.candidate).collect();
+    }
+    let mut candidates = incident.candidates.clone();
+    for job in candidates.iter_mut().filter(|candidate| candidate.pid == 0) {
+        job.priority = worths.configured_priority(&job.comm).unwrap_or(job.priority);
+        job.reservation_bytes = worths.configured_reservation(&job.comm).unwrap_or(job.reservation_bytes);
+    }
+    candidates.sort_by_key(|c| (order(c.priority, c.size_bytes, c.reservation_bytes), c.pid));
+    candidates
+}
+
 /// Why the first of them is the one.
 #[must_use]
 pub fn reason(targets: &[Target]) -> String {
@@ -253,6 +276,33 @@ mod tests {
         let all = [process(1, 0, 10), process(2, 0, 50), process(3, 500, 1), process(4, EXEMPT, 900), zombie];
         let ranked = rank(&all, &Homes::default());
         assert_eq!(ranked.iter().map(|t| t.candidate.pid).collect::<Vec<_>>(), [3, 2, 1]);
+    }
+
+    #[test]
+    fn recorded_jobs_are_ranked_by_what_is_said_of_them_now() {
+        let mut incident: Incident =
+            serde_json::from_str(include_str!("../../../fixtures/incidents/sort.json")).unwrap();
+        let none = Worths::default();
+        let first = |incident: &Incident, worths: &Worths| ranked_again(incident, worths).swap_remove(0);
+        assert_eq!(first(&incident, &none).comm, "sort", "older incidents have processes only");
+        let one = |pid, comm: &str, priority, mib: u64, reservation_bytes| Candidate {
+            pid,
+            comm: comm.to_owned(),
+            priority,
+            size_bytes: mib << 20,
+            reservation_bytes,
+        };
+        incident.candidates = vec![one(0, "/a", -5, 10, 0), one(7, "sort", 0, 90, 0), one(0, "/b", 3, 20, 0)];
+        assert_eq!(first(&incident, &none).comm, "/a");
+        let said = |path: &str, priority, reservation_bytes| Said {
+            matches: Some(Which::at(path).unwrap()),
+            priority,
+            reservation_bytes,
+        };
+        assert_eq!(first(&incident, &Worths(vec![said("/b", Some(-6), None)])).comm, "/b");
+        assert_eq!(first(&incident, &Worths(vec![said("/a", None, Some(10 << 20))])).comm, "sort");
+        // What is said of a cgroup is not said of a process of that name.
+        assert_eq!(first(&incident, &Worths(vec![said("/sort", Some(-9), None)])).comm, "/a");
     }
 
     /// A memcg of version 2 made of ordinary files.

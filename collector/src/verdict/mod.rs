@@ -18,6 +18,7 @@ pub mod worth;
 
 pub use action::Action;
 pub use condition::Condition;
+pub use kill::candidates;
 pub use ladders::Ladders;
 pub use person::Asking;
 pub use quota::Quota;

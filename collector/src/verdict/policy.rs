@@ -4,7 +4,7 @@ use super::ladders::Ladders;
 use super::worth::Worths;
 use super::{Action, Condition, kill};
 use crate::cgroup::Which;
-use crate::incident::model::{Incident, Step, StepOutcome};
+use crate::incident::model::{Candidate, Incident, Step, StepOutcome};
 use crate::incident::units;
 use std::str::FromStr;
 
@@ -41,6 +41,8 @@ pub struct Choice<'p> {
     pub actions: Vec<&'p Action>,
     /// Rules that could not be told, each a sentence.
     pub problems: Vec<String>,
+    /// Which memcgs are worth what.
+    pub worths: &'p Worths,
 }
 
 impl Choice<'_> {
@@ -52,13 +54,10 @@ impl Choice<'_> {
         first == wanted || first.split_once('=').is_some_and(|(name, _)| name == wanted)
     }
 
-    /// Whom a kill would have begun with, where there is one: name, PID, and bytes that
-    /// it frees. Jobs and reservations below the memcg are not recorded, so they do not
-    /// count.
-    fn victim(&self, incident: &Incident) -> Option<(String, i32, u64)> {
-        let targets = kill::rank(&incident.processes, &kill::Homes::default());
-        let first = targets.into_iter().next().filter(|_| self.actions.contains(&&Action::Kill))?.candidate;
-        Some((first.comm, first.pid, first.size_bytes))
+    /// Whom a kill would have begun with, where there is one.
+    fn victim(&self, incident: &Incident) -> Option<Candidate> {
+        let candidates = kill::ranked_again(incident, self.worths);
+        candidates.into_iter().next().filter(|_| self.actions.contains(&&Action::Kill))
     }
 
     fn actions(&self) -> Vec<String> {
@@ -69,8 +68,13 @@ impl Choice<'_> {
     #[must_use]
     pub fn told(&self, incident: &Incident) -> [String; 3] {
         let victim = self.victim(incident);
-        let victim = victim
-            .map_or_else(|| "-".to_owned(), |(comm, pid, bytes)| format!("{comm} [{pid}], {}", units::bytes(bytes)));
+        let victim = victim.map_or_else(
+            || "-".to_owned(),
+            |Candidate { pid, comm, size_bytes, .. }| match pid {
+                0 => format!("job {comm}, {}", units::bytes(size_bytes)),
+                _ => format!("{comm} [{pid}], {}", units::bytes(size_bytes)),
+            },
+        );
         let rules: Vec<&str> = self.rules.iter().map(|rule| rule.unwrap_or("(no rule)")).collect();
         [rules.join(", then "), victim, self.actions().join(", ")]
     }
@@ -81,8 +85,8 @@ impl Choice<'_> {
         let (id, actions, problems) = (&incident.id, self.actions(), &self.problems);
         let (rule, then) = (self.rules.first().copied().flatten(), self.rules.get(1..).unwrap_or_default());
         let victim = self.victim(incident);
-        let victim =
-            victim.map(|(comm, pid, bytes)| serde_json::json!({ "comm": comm, "pid": pid, "size_bytes": bytes }));
+        // As incidents have candidates: the PID of a job is 0, and its name its cgroup's.
+        let victim = victim.map(|c| serde_json::json!({ "comm": c.comm, "pid": c.pid, "size_bytes": c.size_bytes }));
         let json = serde_json::json!({
             "id": id, "rule": rule, "then": then, "actions": actions, "kill_begins_with": victim,
             "problems": problems,
@@ -132,7 +136,7 @@ impl Policy {
                 break;
             }
         }
-        Choice { rules, actions, problems: ladders.into_problems() }
+        Choice { rules, actions, problems: ladders.into_problems(), worths: &self.worths }
     }
 }
 
@@ -162,7 +166,12 @@ mod tests {
     fn a_replay_is_what_the_first_rule_would_do() {
         let mut policy = Policy::fixed(vec![Action::Kill]);
         let recorded = incident(&[("kill", StepOutcome::Relieved)]);
-        let none = Choice { rules: vec![None], actions: vec![&Action::Kill], problems: Vec::new() };
+        let none = Choice {
+            rules: vec![None],
+            actions: vec![&Action::Kill],
+            problems: Vec::new(),
+            worths: &Worths::default(),
+        };
         assert_eq!(policy.replay(&recorded), none);
         policy.rules = vec![
             rule("no", "memcg.limit > size_of('1T')", &["kill"]),

@@ -17,7 +17,7 @@ pub fn order(priority: i32, size_bytes: u64, reservation_bytes: u64) -> impl Ord
 }
 
 /// What is configured of some memcgs.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Said {
     /// Which; all of them without.
     pub matches: Option<Which>,
@@ -28,7 +28,7 @@ pub struct Said {
 }
 
 /// What is configured of all of them; the last that has a word on a memcg wins.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Worths(pub Vec<Said>);
 
 impl Worths {

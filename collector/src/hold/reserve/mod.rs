@@ -263,10 +263,11 @@ impl Brake for ReserveBrake {
         }
         let missed = begun.filter(|_| self.held.is_none() && self.ended == Some(Reason::Margin));
         self.answered = self.held.or(missed);
+        // Before an answer, which may grant more than what the owner wrote last.
+        self.follow_owner()?;
         if self.answered.is_some() && !self.given_up {
             return Ok(Look::OutOfMemory);
         }
-        self.follow_owner()?;
         self.take_back_grant()?;
         self.take_back()?;
         self.adapt_reserve()?;

@@ -60,6 +60,7 @@ fn collect(incident: &Incident, names: &mut BTreeSet<String>) {
         verdict.rule.iter().chain(verdict.steps.iter().flat_map(|step| &step.rule)).for_each(|rule| add(rule));
         verdict.steps.iter().flat_map(|step| &step.candidates).for_each(|candidate| add(&candidate.comm));
     }
+    incident.candidates.iter().for_each(|candidate| add(&candidate.comm));
     incident.accounting.iter().for_each(|accounting| accounts::collect(accounting, &mut add));
     // These are no more than numbers and marks, which sentences are full of.
     names.retain(|name| name.chars().any(char::is_alphabetic));
@@ -81,6 +82,7 @@ impl Redactor<'_> {
             growth,
             other_killers,
             other_victims,
+            candidates,
             modules,
             symbols,
             verdict,
@@ -103,6 +105,7 @@ impl Redactor<'_> {
             growth,
             other_killers: other_killers.into_iter().map(|killer| self.other_killer(killer)).collect(),
             other_victims: other_victims.into_iter().map(|victim| self.other_victim(victim)).collect(),
+            candidates: candidates.into_iter().map(|candidate| self.candidate(candidate)).collect(),
             modules: modules.into_iter().map(|module| self.module(module)).collect(),
             symbols: self.symbols(symbols),
             verdict: verdict.map(|verdict| self.verdict(verdict)),
