@@ -15,6 +15,7 @@ pub mod hostile;
 mod layout;
 mod ledger;
 mod look;
+mod office;
 mod record;
 mod ring;
 mod samples;

@@ -2,6 +2,7 @@
 
 use super::ledger::Ledger;
 use super::look::{self, Grown, Loss};
+use super::office::Office;
 use super::ring::{Ring, What, Whose, online_cpus};
 use super::samples::{BookId, Sample};
 use super::sweep;
@@ -16,8 +17,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -36,9 +36,8 @@ const IDLE: Duration = Duration::from_millis(250);
 /// How often pages are looked for that are no more, and how much longer than that takes.
 const SWEEP: Duration = Duration::from_secs(1);
 const SWEEP_SHARE: u32 = 100;
-/// How long a snapshot waits for the thread, and how often who waits looks.
+/// How long a snapshot waits for the thread.
 const PATIENCE: Duration = Duration::from_millis(300);
-const LOOK: Duration = Duration::from_micros(200);
 /// Processes told that ended, where it is not known whom the kernel killed.
 const MOST_ENDED: usize = 4;
 
@@ -63,21 +62,12 @@ enum State {
 
 #[derive(Debug)]
 struct Watch {
-    office: Arc<Office>,
+    office: Arc<Office<Desk>>,
     scope: GrowthScope,
     what: What,
     ring_bytes: usize,
     stop: Arc<EventFd>,
     thread: Option<JoinHandle<()>>,
-}
-
-/// The desk, which the thread has nearly all the time that it is busy: a mutex alone would go
-/// back to it whenever it lets go.
-#[derive(Debug)]
-struct Office {
-    desk: Mutex<Desk>,
-    /// Whether a snapshot waits.
-    is_asked_for: AtomicBool,
 }
 
 /// What the thread and a snapshot work on, one at a time.
@@ -246,8 +236,8 @@ impl Watch {
     fn work_on(ledger: Ledger, scope: GrowthScope, (rings, what): (Vec<Ring>, What)) -> io::Result<Self> {
         let bells = rings.iter().map(|ring| ring.bell().try_clone_to_owned()).collect::<io::Result<Vec<_>>>()?;
         let ring_bytes = rings.iter().map(Ring::data_bytes).sum();
-        let desk = Mutex::new(Desk { rings, ledger, scratch: Vec::with_capacity(1 << 16) });
-        let office = Arc::new(Office { desk, is_asked_for: AtomicBool::new(false) });
+        let desk = Desk { rings, ledger, scratch: Vec::with_capacity(1 << 16) };
+        let office = Arc::new(Office::of(desk));
         let stop = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?);
         let (for_thread, stop_thread) = (Arc::clone(&office), Arc::clone(&stop));
         let thread =
@@ -277,31 +267,6 @@ impl Drop for Watch {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
-    }
-}
-
-impl Office {
-    /// The desk, as soon as the thread lets go of it.
-    fn ask(&self, until: Instant) -> Option<MutexGuard<'_, Desk>> {
-        self.is_asked_for.store(true, Ordering::Relaxed);
-        let desk = loop {
-            match self.desk.try_lock() {
-                Ok(desk) => break Some(desk),
-                Err(TryLockError::Poisoned(poisoned)) => break Some(poisoned.into_inner()),
-                Err(TryLockError::WouldBlock) if Instant::now() >= until => break None,
-                Err(TryLockError::WouldBlock) => std::thread::sleep(LOOK),
-            }
-        };
-        self.is_asked_for.store(false, Ordering::Relaxed);
-        desk
-    }
-
-    /// The desk for the thread, which lets a snapshot have it first.
-    fn take(&self) -> MutexGuard<'_, Desk> {
-        while self.is_asked_for.load(Ordering::Relaxed) {
-            std::thread::sleep(LOOK);
-        }
-        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -348,7 +313,7 @@ fn ring_bytes(period: u64, cpus: usize) -> usize {
 }
 
 /// What the thread does until it is told to stop.
-fn work(office: &Office, mut bells: Vec<OwnedFd>, stop: &EventFd) {
+fn work(office: &Office<Desk>, mut bells: Vec<OwnedFd>, stop: &EventFd) {
     let mut timeout = IDLE;
     let mut sweep_at = Instant::now() + SWEEP;
     loop {
@@ -497,30 +462,6 @@ impl Desk {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// A thread that lets go of the desk for a moment only.
-    #[test]
-    fn a_snapshot_need_not_wait_until_the_thread_is_idle() {
-        let desk = Mutex::new(Desk { rings: Vec::new(), ledger: Ledger::new(), scratch: Vec::new() });
-        let office = Office { desk, is_asked_for: AtomicBool::new(false) };
-        let is_over = AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                while !is_over.load(Ordering::Relaxed) {
-                    let desk = office.take();
-                    std::thread::sleep(Duration::from_millis(2));
-                    drop(desk);
-                }
-            });
-            let had = (0..50).filter(|_| {
-                std::thread::sleep(Duration::from_millis(1));
-                office.ask(Instant::now() + Duration::from_secs(5)).is_some()
-            });
-            let had = had.count();
-            is_over.store(true, Ordering::Relaxed);
-            assert_eq!(had, 50);
-        });
-    }
 
     #[test]
     fn rings_fit_what_there_is_to_write() {
