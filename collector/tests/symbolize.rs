@@ -222,6 +222,48 @@ fn what_cannot_be_done_is_refused_and_changes_nothing() {
     refused(&[stripped.id()], 1, "is not a readable incident");
 }
 
+/// Another program lies at the same path where we are.
+#[test]
+fn a_binary_that_only_its_own_mount_namespace_has_is_named() {
+    let (dir, hidden) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    fs::write(dir.path().join("p.c"), C).unwrap();
+    fs::write(dir.path().join("q.c"), C.replace("outer", "lure").replace("inner", "bait")).unwrap();
+    let path = hidden.path().join("p").to_str().unwrap().to_owned();
+    run_in(dir.path(), "cc", &["-g", "-O1", "-Wl,--build-id", "-o", "p", "p.c"]);
+    run_in(dir.path(), "cc", &["-g", "-O1", "-Wl,--build-id", "-o", &path, "q.c"]);
+    let script = "mount -t tmpfs none \"$1\" && cp p \"$1/p\" && exec \"$1/p\"";
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", script, "sh"]).arg(hidden.path()).current_dir(dir.path());
+    let waiting = Running(command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap());
+    let pid = waiting.0.id().to_string();
+    wait_for("the program to read", || {
+        let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
+        read("comm") == "p\n" && read("wchan").contains("pipe")
+    });
+    // With what the kernel says is mapped; and without the right to see that, through the
+    // process's root alone (proc_pid_map_files(5)).
+    let unprivileged = ["setpriv", "--bounding-set=-checkpoint_restore,-sys_admin"];
+    for (before, missed) in [(&["env"][..], &[][..]), (&unprivileged, &["not_readable", "used"])] {
+        let lab = Lab::new();
+        let reprieve = lab.reprieve("snapshot");
+        let mut snapshot = Command::new(before[0]);
+        snapshot.args(&before[1..]).arg(reprieve.get_program()).args(reprieve.get_args()).arg(&pid);
+        let output = snapshot.output().unwrap();
+        assert!(output.status.success(), "{}", text(&output));
+        let incident = lab.incident();
+        let all = modules(&incident);
+        let index = all.iter().position(|m| m["path"] == path).unwrap_or_else(|| panic!("{all:#?}"));
+        assert_eq!(all[index]["deleted"], false);
+        let searches = incident["symbols"]["searches"].as_array().unwrap();
+        let tried = searches.iter().find(|s| s["module"] == index).map(|s| s["tried"].as_array().unwrap());
+        let outcomes: Vec<&Value> = tried.into_iter().flatten().map(|t| &t["outcome"]).collect();
+        assert_eq!(outcomes, missed, "{tried:#?}");
+        let folded = String::from_utf8(lab.file("stacks.folded")).unwrap();
+        assert!(folded.contains(";main (p.c:6);outer (p.c:5);inner (p.c:3);"), "{missed:?}: {folded}");
+        assert!(!incident["gaps"].to_string().contains(&path), "{}", incident["gaps"]);
+    }
+}
+
 const SCRIPT: &str = "\
 function leak(x) { let s = 0;\n\
   for (let i = 0; i < 2000; i++) s += (x * i) % 7;\n\
