@@ -8,10 +8,13 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{self, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::Duration;
 
 /// Waits in `inner`, which is called from `outer`.
 const C: &str = "\
@@ -105,6 +108,24 @@ fn named(incident: &Value) -> BTreeMap<String, Value> {
     named.map(|a| (a["at"].to_string(), a["frames"].clone())).collect()
 }
 
+/// Whether all functions of the program have names and lines now, and what had a name has
+/// the same; returns all names.
+#[track_caller]
+fn assert_names_more(before: &Value, after: &Value) -> BTreeMap<String, Value> {
+    let (known, now) = (named(before), named(after));
+    assert!(!known.is_empty() && known.len() < now.len(), "{known:?} {now:?}");
+    for (at, frames) in &known {
+        assert_eq!(now.get(at), Some(frames), "{at} was lost or told otherwise");
+    }
+    let functions: Vec<&Value> = now.values().flat_map(|f| f.as_array().unwrap()).collect();
+    for (function, line) in [("inner", 3), ("outer", 5), ("main", 6)] {
+        let frame =
+            functions.iter().find(|f| f["function"] == function).unwrap_or_else(|| panic!("{function}: {now:?}"));
+        assert_eq!(frame["line"], line, "{frame}");
+    }
+    now
+}
+
 #[test]
 fn a_debug_file_that_comes_later_names_more_and_loses_nothing() {
     let stripped = Stripped::new();
@@ -140,16 +161,7 @@ fn a_debug_file_that_comes_later_names_more_and_loses_nothing() {
     assert!(said.contains(&format!("named, {} before", known.len())), "{said}");
 
     let mut after = stripped.lab.incident();
-    let now = named(&after);
-    for (at, frames) in &known {
-        assert_eq!(now.get(at), Some(frames), "{at} was lost or told otherwise");
-    }
-    let functions: Vec<&Value> = now.values().flat_map(|f| f.as_array().unwrap()).collect();
-    for (function, line) in [("inner", 3), ("outer", 5), ("main", 6)] {
-        let frame =
-            functions.iter().find(|f| f["function"] == function).unwrap_or_else(|| panic!("{function}: {said}"));
-        assert_eq!(frame["line"], line, "{frame}");
-    }
+    let now = assert_names_more(&before, &after);
     assert!(after["symbols"]["completed_unix_us"].as_u64() >= before["time_unix_us"].as_u64());
     // All renderings, and nothing but the symbols of the evidence.
     let folded = stripped.read("stacks.folded");
@@ -172,6 +184,78 @@ fn a_debug_file_that_comes_later_names_more_and_loses_nothing() {
     let report: Value = serde_json::from_slice(&again.stdout).unwrap();
     assert_eq!(report["names"]["named"], report["names"]["named_before"]);
     assert_eq!(report["names"]["improved"], 0);
+    assert_eq!(named(&stripped.lab.incident()), now);
+}
+
+/// Debian's server on a port of loopback, with the files of one folder.
+struct Server {
+    child: Running,
+    url: String,
+}
+
+impl Server {
+    /// Returns when it has seen the debug file with this build ID.
+    fn start(folder: &Path, id: &str) -> Self {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let mut command = Command::new("debuginfod");
+        command.args(["--port", &port.to_string(), "--database", ":memory:", "-F"]).arg(folder);
+        command.env_remove("DEBUGINFOD_URLS").stdout(Stdio::null()).stderr(Stdio::null());
+        let child = Running(command.spawn().unwrap_or_else(|e| panic!("debuginfod: {e}")));
+        let has_it = || -> io::Result<bool> {
+            let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+            write!(stream, "GET /buildid/{id}/debuginfo HTTP/1.0\r\n\r\n")?;
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer)?;
+            Ok(answer.starts_with(b"HTTP/1.") && answer[8..].starts_with(b" 200 "))
+        };
+        wait_for("debuginfod's look at the file", || {
+            std::thread::sleep(Duration::from_millis(100));
+            has_it().unwrap_or(false)
+        });
+        Server { child, url: format!("http://127.0.0.1:{port}") }
+    }
+}
+
+#[test]
+fn a_debuginfod_server_that_is_named_names_more_and_loses_nothing() {
+    let stripped = Stripped::new();
+    let mut before = stripped.lab.incident();
+    let is_program = |m: &&Value| m["path"].as_str().unwrap().ends_with("/p");
+    let all = modules(&before);
+    let index = all.iter().position(|m| is_program(&m)).unwrap();
+    let server = Server::start(&stripped.symbols, all[index]["build_id"].as_str().unwrap());
+    let cache = tempfile::tempdir().unwrap();
+    let ask = |cache: &str, more: &[&str]| -> Value {
+        let mut command = stripped.lab.reprieve("symbolize");
+        command.env("DEBUGINFOD_URLS", &server.url).args([stripped.id(), "--json"]);
+        let output = command.arg("--debuginfod-cache").arg(cache).args(more).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output));
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let [first, second] = ["first", "second"].map(|name| format!("{}/{name}", cache.path().display()));
+    // The environment alone sends nobody's build IDs anywhere.
+    assert_eq!(ask(&first, &[])["names"]["improved"], 0);
+    assert!(!fs::exists(&first).unwrap());
+    assert_eq!(named(&stripped.lab.incident()), named(&before));
+
+    let url = &server.url;
+    let report = ask(&first, &["--debuginfod", url]);
+    let mut after = stripped.lab.incident();
+    let now = assert_names_more(&before, &after);
+    assert_eq!(report["names"]["named"], now.len());
+    assert_eq!(report["names"]["improved"], now.len() - named(&before).len());
+    let search = report["searches"].as_array().unwrap().iter().find(|s| s["module"] == index).unwrap();
+    let of_server = |t: &&Value| t["place"].as_str().unwrap().starts_with(url);
+    let used = search["tried"].as_array().unwrap().iter().filter(of_server).find(|t| t["outcome"] == "used");
+    assert!(used.is_some(), "{search:#}");
+    assert!(stripped.read("stacks.folded").contains(";main (p.c:6);outer (p.c:5);inner (p.c:3);"));
+    after["symbols"] = before["symbols"].take();
+    before["symbols"] = after["symbols"].clone();
+    assert_eq!(after, before);
+
+    // Where it is not there any more, names stay.
+    drop(server.child);
+    assert_eq!(ask(&second, &["--debuginfod", url])["names"]["improved"], 0);
     assert_eq!(named(&stripped.lab.incident()), now);
 }
 
