@@ -1,18 +1,16 @@
-//! `reprieve symbolize`, and names of generated code.
+//! `reprieve symbolize`, and files that only a process's own namespace has.
 
 mod common;
 
-use common::{Lab, text, wait_for};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use common::{Doomed, Lab, text, wait_for};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
@@ -24,16 +22,6 @@ __attribute__((noipa)) int inner(char *to) {\n\
 __attribute__((noipa)) int outer(char *to) {\n\
   return inner(to) + 1; }\n\
 int main(void) { char c; return outer(&c); }\n";
-
-/// A process that is ended with the test.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 fn run_in(dir: &Path, program: &str, args: &[&str]) {
     let output =
@@ -58,7 +46,7 @@ impl Stripped {
         run_in(dir.path(), "objcopy", &["--only-keep-debug", "p", "p.debug"]);
         run_in(dir.path(), "strip", &["-s", "p"]);
         let program = dir.path().join("p");
-        let waiting = Running(Command::new(&program).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap());
+        let waiting = Doomed(Command::new(&program).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap());
         let pid = waiting.0.id().to_string();
         wait_for("the program to read", || {
             fs::read_to_string(format!("/proc/{pid}/wchan")).is_ok_and(|wchan| wchan.contains("pipe"))
@@ -189,7 +177,7 @@ fn a_debug_file_that_comes_later_names_more_and_loses_nothing() {
 
 /// Debian's server on a port of loopback, with the files of one folder.
 struct Server {
-    child: Running,
+    child: Doomed,
     url: String,
 }
 
@@ -200,7 +188,7 @@ impl Server {
         let mut command = Command::new("debuginfod");
         command.args(["--port", &port.to_string(), "--database", ":memory:", "-F"]).arg(folder);
         command.env_remove("DEBUGINFOD_URLS").stdout(Stdio::null()).stderr(Stdio::null());
-        let child = Running(command.spawn().unwrap_or_else(|e| panic!("debuginfod: {e}")));
+        let child = Doomed(command.spawn().unwrap_or_else(|e| panic!("debuginfod: {e}")));
         let has_it = || -> io::Result<bool> {
             let mut stream = TcpStream::connect(("127.0.0.1", port))?;
             write!(stream, "GET /buildid/{id}/debuginfo HTTP/1.0\r\n\r\n")?;
@@ -318,7 +306,7 @@ fn a_binary_that_only_its_own_mount_namespace_has_is_named() {
     let script = "mount -t tmpfs none \"$1\" && cp p \"$1/p\" && exec \"$1/p\"";
     let mut command = Command::new("unshare");
     command.args(["--mount", "sh", "-c", script, "sh"]).arg(hidden.path()).current_dir(dir.path());
-    let waiting = Running(command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap());
+    let waiting = Doomed(command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap());
     let pid = waiting.0.id().to_string();
     wait_for("the program to read", || {
         let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
@@ -346,154 +334,4 @@ fn a_binary_that_only_its_own_mount_namespace_has_is_named() {
         assert!(folded.contains(";main (p.c:6);outer (p.c:5);inner (p.c:3);"), "{missed:?}: {folded}");
         assert!(!incident["gaps"].to_string().contains(&path), "{}", incident["gaps"]);
     }
-}
-
-const SCRIPT: &str = "\
-function leak(x) { let s = 0;\n\
-  for (let i = 0; i < 2000; i++) s += (x * i) % 7;\n\
-  return s; }\n\
-function run() { let sum = 0; for (;;) sum += leak(sum); }\n\
-run();\n";
-
-/// A node that is in generated code nearly always.
-struct Node {
-    running: Running,
-    dir: tempfile::TempDir,
-}
-
-impl Node {
-    fn start(flags: &[&str]) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join("leak.js"), SCRIPT).unwrap();
-        let mut command = Command::new("node");
-        let child = command.args(flags).arg("leak.js").current_dir(dir.path()).spawn();
-        Node { running: Running(child.unwrap_or_else(|e| panic!("node: {e}"))), dir }
-    }
-
-    fn map(&self) -> PathBuf {
-        PathBuf::from(format!("/tmp/perf-{}.map", self.running.0.id()))
-    }
-
-    fn wait_until_hot(&self) {
-        wait_for("optimised code", || fs::read_to_string(self.map()).is_ok_and(|map| map.contains(":*run ")));
-    }
-
-    /// The generated addresses of a snapshot, and what was looked at.
-    fn record(&self) -> (Vec<Value>, Vec<(String, String)>, String) {
-        record(self.running.0.id())
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(self.map());
-    }
-}
-
-fn record(pid: u32) -> (Vec<Value>, Vec<(String, String)>, String) {
-    let lab = Lab::new();
-    let output = lab.reprieve("snapshot").arg(pid.to_string()).output().unwrap();
-    assert!(output.status.success(), "{}", text(&output));
-    let incident = lab.incident();
-    let generated = incident["symbols"]["generated"].as_array().unwrap().clone();
-    let searches = incident["symbols"]["searches"].as_array().unwrap();
-    let search = searches.iter().find(|s| s["process"] == pid).unwrap_or_else(|| panic!("{searches:?}"));
-    let word = |value: &Value| value.as_str().unwrap().to_owned();
-    let tried = search["tried"].as_array().unwrap().iter().map(|t| (word(&t["source"]), word(&t["outcome"]))).collect();
-    assert!(!incident["gaps"].to_string().contains("jit-"), "a jitdump is no broken ELF file: {}", incident["gaps"]);
-    (generated, tried, String::from_utf8(lab.file("stacks.folded")).unwrap())
-}
-
-fn pairs(tried: &[(&str, &str)]) -> Vec<(String, String)> {
-    tried.iter().map(|(source, outcome)| ((*source).to_owned(), (*outcome).to_owned())).collect()
-}
-
-#[test]
-fn generated_code_of_node_is_named_by_its_perf_map() {
-    let node = Node::start(&["--perf-basic-prof"]);
-    node.wait_until_hot();
-    let (generated, tried, folded) = node.record();
-    assert_eq!(tried, pairs(&[("perf_map", "used")]));
-    let leak = generated.iter().find(|a| a["frame"]["function"] == "leak" || a["frame"]["function"] == "run");
-    let leak = leak.unwrap_or_else(|| panic!("{generated:#?}"));
-    assert_eq!(leak["source"], "perf_map");
-    assert!(leak["frame"]["file"].as_str().unwrap().ends_with("/leak.js"), "{leak}");
-    let line = folded.lines().find(|l| l.contains(";leak") || l.contains(";run")).unwrap_or_else(|| panic!("{folded}"));
-    assert!(line.starts_with("node"), "{line}");
-}
-
-/// Node writes its jitdump in large blocks, so that what was compiled last is in the map
-/// only; that lines are found in a whole one, the symbolizer's tests show.
-#[test]
-fn a_jitdump_is_found_by_its_mapping_and_the_map_helps_out() {
-    let node = Node::start(&["--perf-basic-prof", "--perf-prof"]);
-    node.wait_until_hot();
-    let dump = node.dir.path().join(format!("jit-{}.dump", node.running.0.id()));
-    wait_for("the dump", || dump.exists());
-    // It would write on between the snapshot and the look at its size.
-    kill(Pid::from_raw(node.running.0.id() as i32), Signal::SIGSTOP).unwrap();
-    let (generated, tried, _) = node.record();
-    let is_begun = fs::metadata(&dump).unwrap().len() > 0;
-    assert_eq!(tried, pairs(&[("jit_dump", if is_begun { "used" } else { "damaged" }), ("perf_map", "used")]));
-    let leak = |a: &&Value| a["frame"]["function"] == "leak" || a["frame"]["function"] == "run";
-    assert!(generated.iter().any(|a| leak(&a)), "{generated:#?}");
-}
-
-#[test]
-fn in_namespaces_of_its_own_the_map_is_its_own_too() {
-    let script = "mount -t tmpfs none /tmp && exec node --perf-basic-prof leak.js";
-    // Outside /tmp, which is another one inside.
-    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    fs::write(dir.path().join("leak.js"), SCRIPT).unwrap();
-    let mut command = Command::new("unshare");
-    command.args(["--mount", "--pid", "--fork", "--kill-child", "sh", "-c", script]).current_dir(dir.path());
-    let unshare = Running(command.spawn().unwrap());
-    let unshare_pid = unshare.0.id();
-    let children =
-        || fs::read_to_string(format!("/proc/{unshare_pid}/task/{unshare_pid}/children")).unwrap_or_default();
-    wait_for("a child", || !children().trim().is_empty());
-    let pid: u32 = children().trim().parse().unwrap();
-    let map = format!("/proc/{pid}/root/tmp/perf-1.map");
-    wait_for("optimised code", || fs::read_to_string(&map).is_ok_and(|map| map.contains(":*run ")));
-    let (generated, tried, _) = record(pid);
-    assert_eq!(tried, pairs(&[("perf_map", "used")]));
-    assert!(generated.iter().any(|a| a["source"] == "perf_map"), "{generated:#?}");
-}
-
-#[test]
-fn without_a_map_or_with_somebody_elses_the_reason_is_kept() {
-    let node = Node::start(&[]);
-    wait_for("the script", || {
-        fs::read_to_string(format!("/proc/{}/stat", node.running.0.id())).is_ok_and(|stat| {
-            // Some time on the processor (utime, in ticks): start-up is over.
-            stat.rsplit_once(") ").unwrap().1.split(' ').nth(11).unwrap().parse::<u64>().unwrap() > 50
-        })
-    });
-    let (generated, tried, _) = node.record();
-    assert_eq!(tried, pairs(&[("perf_map", "absent")]));
-    let missed = generated.iter().find(|a| a["frame"].is_null()).unwrap();
-    assert_eq!(missed["miss"], "in no mapped file (generated code?)");
-    // Another user's.
-    let everything = "0 ffffffffffffffff forged\n";
-    fs::write(node.map(), everything).unwrap();
-    chown(node.map(), Some(12345), None).unwrap();
-    let (generated, tried, _) = node.record();
-    assert_eq!(tried, pairs(&[("perf_map", "other_process")]));
-    assert!(generated.iter().all(|a| a["frame"].is_null()), "{generated:#?}");
-    // Of a process that had the PID before.
-    fs::remove_file(node.map()).unwrap();
-    fs::write(node.map(), everything).unwrap();
-    let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(86_400);
-    fs::File::options().write(true).open(node.map()).unwrap().set_modified(long_ago).unwrap();
-    assert_eq!(node.record().1, pairs(&[("perf_map", "other_process")]));
-    // A link leads anywhere.
-    fs::remove_file(node.map()).unwrap();
-    std::os::unix::fs::symlink("/etc/hostname", node.map()).unwrap();
-    assert_eq!(node.record().1, pairs(&[("perf_map", "not_readable")]));
-    // Its own, which has none of its code.
-    fs::remove_file(node.map()).unwrap();
-    fs::write(node.map(), "1 1 elsewhere\n").unwrap();
-    let (generated, tried, _) = node.record();
-    assert_eq!(tried, pairs(&[("perf_map", "used")]));
-    assert_eq!(generated[0]["miss"], "generated code that no perf map or jitdump names");
 }
