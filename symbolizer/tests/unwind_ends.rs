@@ -10,13 +10,16 @@ use std::process::Command;
 /// `plain` has only its return address on the stack; `deep` a word below that; `aligned`
 /// keeps where its frame is below the frame pointer (DW_CFA_def_cfa_expression of
 /// DW_OP_breg6 -8, DW_OP_deref), as functions that align their stack do; `trampoline` is
-/// what a signal's handler returns to.
+/// what a signal's handler returns to; `stub` has its frame by an expression of the stack
+/// pointer (DW_OP_breg7 8), as stubs of the PLT do; `large` has a megabyte.
 const CODE: &str = "\
 .text\n\
-.globl plain, deep, aligned, trampoline\n\
+.globl plain, deep, aligned, trampoline, stub, large\n\
 plain: .cfi_startproc\n nop\n nop\n nop\n ret\n .cfi_endproc\n\
 deep: .cfi_startproc\n .cfi_def_cfa_offset 16\n nop\n nop\n nop\n ret\n .cfi_endproc\n\
 aligned: .cfi_startproc\n .cfi_escape 0x0f, 3, 0x76, 0x78, 6\n nop\n nop\n nop\n ret\n .cfi_endproc\n\
+stub: .cfi_startproc\n .cfi_escape 0x0f, 2, 0x77, 8\n nop\n nop\n nop\n ret\n .cfi_endproc\n\
+large: .cfi_startproc\n .cfi_def_cfa_offset 0x100008\n nop\n nop\n nop\n ret\n .cfi_endproc\n\
 trampoline: mov $15, %rax\n syscall\n\
 .section .note.GNU-stack, \"\", @progbits\n";
 /// In no module.
@@ -31,6 +34,8 @@ struct Code {
     deep: u64,
     aligned: u64,
     trampoline: u64,
+    stub: u64,
+    large: u64,
 }
 
 impl Code {
@@ -41,9 +46,9 @@ impl Code {
         let flags = ["-nostdlib", "-no-pie", "-Wl,-e,plain", "-Wl,--eh-frame-hdr", "-o"];
         assert!(Command::new("cc").args(flags).args([&program, &source]).status().unwrap().success());
         let image = Image::open(&File::open(program).unwrap()).unwrap();
-        let text = image.symbols(&["plain", "deep", "aligned", "trampoline"]);
-        let [plain, deep, aligned, trampoline] = [0, 1, 2, 3].map(|index| text[index].unwrap().0.0);
-        Code { image, plain, deep, aligned, trampoline }
+        let text = image.symbols(&["plain", "deep", "aligned", "trampoline", "stub", "large"]);
+        let [plain, deep, aligned, trampoline, stub, large] = [0, 1, 2, 3, 4, 5].map(|index| text[index].unwrap().0.0);
+        Code { image, plain, deep, aligned, trampoline, stub, large }
     }
 
     /// The stack at 0x7000, of which only these words are in memory.
@@ -126,4 +131,24 @@ fn where_the_stack_pointer_does_not_move_on() {
     assert_eq!(addresses(&stack), [ELSEWHERE; 2]);
     assert_eq!(stack.frames[1].found, FoundBy::FramePointer);
     assert_eq!(stack.end, StackEnd::NoUnwindInfo { address: Avma(ELSEWHERE - 1) });
+}
+
+/// A guess is told as one, and what was a guess once is none where all words are there.
+#[test]
+fn a_guess_for_want_of_a_word_is_no_call_frame_information() {
+    let code = Code::new();
+    for (from, at) in [(code.stub, 0x7000), (code.large, 0x7000 + (1 << 20))] {
+        let mut unwinder = Unwinder::new();
+        unwinder.add_module(0x40_0000..0x50_0000, 0, &code.image, "ends");
+        let mut caller = |words: &[(u64, u64)]| {
+            let words: HashMap<u64, u64> = words.iter().copied().collect();
+            let mut read = |address| words.get(&address).copied();
+            let stack = unwinder.unwind(&Registers { ip: from, sp: 0x7000, fp: 0x7040, lr: 0 }, &mut read, 64);
+            stack.frames.get(1).map(|frame| (frame.address.0, frame.found))
+        };
+        let guess = [(0x7040, 0), (0x7048, ELSEWHERE)];
+        assert_eq!(caller(&guess), Some((ELSEWHERE, FoundBy::FramePointer)));
+        let known = [guess[0], guess[1], (at, code.plain + 1)];
+        assert_eq!(caller(&known), Some((code.plain + 1, FoundBy::Cfi)));
+    }
 }
