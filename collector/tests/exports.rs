@@ -8,7 +8,7 @@ use flate2::read::GzDecoder;
 use opentelemetry_proto::tonic::profiles::v1development::ProfilesData;
 use prost::Message;
 use reprieve_flamegraph::pprof::proto;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -121,6 +121,42 @@ fn folded_lines_add_up_and_are_drawn() {
         let output = with_input(Command::new("/usr/bin/python3").args(["-c", parse]), image.into_bytes());
         assert!(output.status.success(), "{name} {sample_type}: {output:?}");
     }
+}
+
+/// With what is missing left out, two stacks that end differently are not taken for one.
+#[test]
+fn a_cut_stack_says_so() {
+    let stored = Stored::new();
+    let mut incident = recorded("sort");
+    incident["id"] = json!("20261128T100000.000Z-sort-000003");
+    let thread = incident["processes"][0]["threads"][0].clone();
+    let ends = [
+        (json!({"kind": "complete"}), None),
+        (json!({"kind": "missing_memory", "address": 0x7000}), Some("page not in memory")),
+        (json!({"kind": "no_unwind_info", "address": 0x7000}), Some("no unwind information")),
+        (json!({"kind": "too_deep"}), Some("too deep")),
+        (json!({"kind": "loop"}), Some("loop")),
+        (json!({"kind": "no_registers"}), Some("no registers")),
+    ];
+    let threads = ends.iter().map(|(end, _)| {
+        let mut thread = thread.clone();
+        thread["stack"]["end"] = end.clone();
+        thread
+    });
+    incident["processes"][0]["threads"] = threads.collect();
+    stored.add(&incident);
+    let args = ["export", "000003", "--format", "folded", "--sample-type", "threads"];
+    let folded = String::from_utf8(stored.prints(&args)).unwrap();
+    let whole = folded.lines().find(|line| !line.contains("[stack cut")).unwrap().strip_prefix("sort;").unwrap();
+    assert!(whole.matches(';').count() > 3 && whole.ends_with(" 1"), "{folded}");
+    let mut expected: Vec<String> = ends
+        .iter()
+        .map(|(_, cut)| cut.map_or(format!("sort;{whole}"), |cut| format!("sort;[stack cut: {cut}];{whole}")))
+        .collect();
+    expected.sort();
+    let mut lines: Vec<&str> = folded.lines().collect();
+    lines.sort_unstable();
+    assert_eq!(lines, expected);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Doomed, Lab, assert_marked, fixture, text};
+use common::{Doomed, Lab, Resident, assert_marked, fixture, text};
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
@@ -72,6 +72,67 @@ fn all_registers_are_recorded_and_come_back() {
     // It fails if any of them has changed.
     program.0.stdin.take().unwrap().write_all(b"\n").unwrap();
     assert!(program.0.wait().unwrap().success());
+}
+
+/// Waits below more frames than are recorded, or above a page of its stack that it gave back.
+const CUT: &str = r#"
+#include <stdint.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+__attribute__((noipa)) static int waits(void) { char byte; return (int)read(0, &byte, 1) + 1; }
+__attribute__((noipa)) static int deep(int depth) { return (depth ? deep(depth - 1) : waits()) + 1; }
+__attribute__((noipa)) static int gives(char *page)
+{
+	return madvise(page, 8192, MADV_DONTNEED) + waits();
+}
+__attribute__((noipa)) static int far(void)
+{
+	char room[65536];
+
+	memset(room, 1, sizeof(room));
+	return gives((char *)((uintptr_t)__builtin_frame_address(0) & ~4095ul)) + room[5];
+}
+int main(int argc, char **argv) { (void)argv; return argc > 1 ? far() : deep(1000); }
+"#;
+
+#[test]
+fn a_stack_that_is_cut_says_why() {
+    let dir = tempfile::tempdir().unwrap();
+    let (source, program) = (dir.path().join("cut.c"), dir.path().join("cut"));
+    std::fs::write(&source, CUT).unwrap();
+    let built = Command::new("cc").args(["-O1", "-g", "-o"]).args([&program, &source]).status().unwrap();
+    assert!(built.success());
+    for (argument, end, cut, frames) in [
+        (None, "too_deep", "too deep", 512),
+        // read, waits, gives, far: who called that is on the page.
+        (Some("far"), "missing_memory", "page not in memory", 4),
+    ] {
+        let mut command = Command::new(&program);
+        let waiting = Doomed(command.args(argument).stdin(Stdio::piped()).spawn().unwrap());
+        common::wait_for("its wait", || {
+            let read =
+                |file: &str| std::fs::read_to_string(format!("/proc/{}/{file}", waiting.pid())).unwrap_or_default();
+            read("comm") == "cut\n" && read("wchan").contains("pipe")
+        });
+        let before = Resident::of(waiting.pid());
+        let lab = Lab::new();
+        let output = lab.reprieve("snapshot").arg(waiting.pid().to_string()).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output));
+        // It is not brought back to be read.
+        Resident::of(waiting.pid()).assert_not_grown(before, "cut");
+        let incident = lab.incident();
+        let stack = &incident["processes"][0]["threads"][0]["stack"];
+        assert_eq!(
+            (&stack["end"]["kind"], stack["frames"].as_array().unwrap().len()),
+            (&end.into(), frames),
+            "{stack}"
+        );
+        let folded = String::from_utf8(lab.file("stacks.folded")).unwrap();
+        let outermost = if argument.is_some() { "far (cut.c:17);gives (" } else { "deep (cut.c:7);deep (" };
+        assert!(folded.contains(&format!("cut;[stack cut: {cut}];{outermost}")), "{folded}");
+        assert!(!folded.contains("main ("), "{folded}");
+    }
 }
 
 /// Threads that wait in functions that call each other, and say so when all do.

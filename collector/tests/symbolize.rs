@@ -1,17 +1,18 @@
-//! `reprieve symbolize`, and names of generated code.
+//! `reprieve symbolize`, and files that only a process's own namespace has.
 
 mod common;
 
-use common::{Lab, text, wait_for};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use common::{Doomed, Lab, text, wait_for};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::io::{self, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::Duration;
 
 /// Waits in `inner`, which is called from `outer`.
 const C: &str = "\
@@ -21,16 +22,6 @@ __attribute__((noipa)) int inner(char *to) {\n\
 __attribute__((noipa)) int outer(char *to) {\n\
   return inner(to) + 1; }\n\
 int main(void) { char c; return outer(&c); }\n";
-
-/// A process that is ended with the test.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 fn run_in(dir: &Path, program: &str, args: &[&str]) {
     let output =
@@ -55,7 +46,7 @@ impl Stripped {
         run_in(dir.path(), "objcopy", &["--only-keep-debug", "p", "p.debug"]);
         run_in(dir.path(), "strip", &["-s", "p"]);
         let program = dir.path().join("p");
-        let waiting = Running(Command::new(&program).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap());
+        let waiting = Doomed(Command::new(&program).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap());
         let pid = waiting.0.id().to_string();
         wait_for("the program to read", || {
             fs::read_to_string(format!("/proc/{pid}/wchan")).is_ok_and(|wchan| wchan.contains("pipe"))
@@ -105,6 +96,24 @@ fn named(incident: &Value) -> BTreeMap<String, Value> {
     named.map(|a| (a["at"].to_string(), a["frames"].clone())).collect()
 }
 
+/// Whether all functions of the program have names and lines now, and what had a name has
+/// the same; returns all names.
+#[track_caller]
+fn assert_names_more(before: &Value, after: &Value) -> BTreeMap<String, Value> {
+    let (known, now) = (named(before), named(after));
+    assert!(!known.is_empty() && known.len() < now.len(), "{known:?} {now:?}");
+    for (at, frames) in &known {
+        assert_eq!(now.get(at), Some(frames), "{at} was lost or told otherwise");
+    }
+    let functions: Vec<&Value> = now.values().flat_map(|f| f.as_array().unwrap()).collect();
+    for (function, line) in [("inner", 3), ("outer", 5), ("main", 6)] {
+        let frame =
+            functions.iter().find(|f| f["function"] == function).unwrap_or_else(|| panic!("{function}: {now:?}"));
+        assert_eq!(frame["line"], line, "{frame}");
+    }
+    now
+}
+
 #[test]
 fn a_debug_file_that_comes_later_names_more_and_loses_nothing() {
     let stripped = Stripped::new();
@@ -140,16 +149,7 @@ fn a_debug_file_that_comes_later_names_more_and_loses_nothing() {
     assert!(said.contains(&format!("named, {} before", known.len())), "{said}");
 
     let mut after = stripped.lab.incident();
-    let now = named(&after);
-    for (at, frames) in &known {
-        assert_eq!(now.get(at), Some(frames), "{at} was lost or told otherwise");
-    }
-    let functions: Vec<&Value> = now.values().flat_map(|f| f.as_array().unwrap()).collect();
-    for (function, line) in [("inner", 3), ("outer", 5), ("main", 6)] {
-        let frame =
-            functions.iter().find(|f| f["function"] == function).unwrap_or_else(|| panic!("{function}: {said}"));
-        assert_eq!(frame["line"], line, "{frame}");
-    }
+    let now = assert_names_more(&before, &after);
     assert!(after["symbols"]["completed_unix_us"].as_u64() >= before["time_unix_us"].as_u64());
     // All renderings, and nothing but the symbols of the evidence.
     let folded = stripped.read("stacks.folded");
@@ -172,6 +172,78 @@ fn a_debug_file_that_comes_later_names_more_and_loses_nothing() {
     let report: Value = serde_json::from_slice(&again.stdout).unwrap();
     assert_eq!(report["names"]["named"], report["names"]["named_before"]);
     assert_eq!(report["names"]["improved"], 0);
+    assert_eq!(named(&stripped.lab.incident()), now);
+}
+
+/// Debian's server on a port of loopback, with the files of one folder.
+struct Server {
+    child: Doomed,
+    url: String,
+}
+
+impl Server {
+    /// Returns when it has seen the debug file with this build ID.
+    fn start(folder: &Path, id: &str) -> Self {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let mut command = Command::new("debuginfod");
+        command.args(["--port", &port.to_string(), "--database", ":memory:", "-F"]).arg(folder);
+        command.env_remove("DEBUGINFOD_URLS").stdout(Stdio::null()).stderr(Stdio::null());
+        let child = Doomed(command.spawn().unwrap_or_else(|e| panic!("debuginfod: {e}")));
+        let has_it = || -> io::Result<bool> {
+            let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+            write!(stream, "GET /buildid/{id}/debuginfo HTTP/1.0\r\n\r\n")?;
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer)?;
+            Ok(answer.starts_with(b"HTTP/1.") && answer[8..].starts_with(b" 200 "))
+        };
+        wait_for("debuginfod's look at the file", || {
+            std::thread::sleep(Duration::from_millis(100));
+            has_it().unwrap_or(false)
+        });
+        Server { child, url: format!("http://127.0.0.1:{port}") }
+    }
+}
+
+#[test]
+fn a_debuginfod_server_that_is_named_names_more_and_loses_nothing() {
+    let stripped = Stripped::new();
+    let mut before = stripped.lab.incident();
+    let is_program = |m: &&Value| m["path"].as_str().unwrap().ends_with("/p");
+    let all = modules(&before);
+    let index = all.iter().position(|m| is_program(&m)).unwrap();
+    let server = Server::start(&stripped.symbols, all[index]["build_id"].as_str().unwrap());
+    let cache = tempfile::tempdir().unwrap();
+    let ask = |cache: &str, more: &[&str]| -> Value {
+        let mut command = stripped.lab.reprieve("symbolize");
+        command.env("DEBUGINFOD_URLS", &server.url).args([stripped.id(), "--json"]);
+        let output = command.arg("--debuginfod-cache").arg(cache).args(more).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output));
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let [first, second] = ["first", "second"].map(|name| format!("{}/{name}", cache.path().display()));
+    // The environment alone sends nobody's build IDs anywhere.
+    assert_eq!(ask(&first, &[])["names"]["improved"], 0);
+    assert!(!fs::exists(&first).unwrap());
+    assert_eq!(named(&stripped.lab.incident()), named(&before));
+
+    let url = &server.url;
+    let report = ask(&first, &["--debuginfod", url]);
+    let mut after = stripped.lab.incident();
+    let now = assert_names_more(&before, &after);
+    assert_eq!(report["names"]["named"], now.len());
+    assert_eq!(report["names"]["improved"], now.len() - named(&before).len());
+    let search = report["searches"].as_array().unwrap().iter().find(|s| s["module"] == index).unwrap();
+    let of_server = |t: &&Value| t["place"].as_str().unwrap().starts_with(url);
+    let used = search["tried"].as_array().unwrap().iter().filter(of_server).find(|t| t["outcome"] == "used");
+    assert!(used.is_some(), "{search:#}");
+    assert!(stripped.read("stacks.folded").contains(";main (p.c:6);outer (p.c:5);inner (p.c:3);"));
+    after["symbols"] = before["symbols"].take();
+    before["symbols"] = after["symbols"].clone();
+    assert_eq!(after, before);
+
+    // Where it is not there any more, names stay.
+    drop(server.child);
+    assert_eq!(ask(&second, &["--debuginfod", url])["names"]["improved"], 0);
     assert_eq!(named(&stripped.lab.incident()), now);
 }
 
@@ -222,152 +294,44 @@ fn what_cannot_be_done_is_refused_and_changes_nothing() {
     refused(&[stripped.id()], 1, "is not a readable incident");
 }
 
-const SCRIPT: &str = "\
-function leak(x) { let s = 0;\n\
-  for (let i = 0; i < 2000; i++) s += (x * i) % 7;\n\
-  return s; }\n\
-function run() { let sum = 0; for (;;) sum += leak(sum); }\n\
-run();\n";
-
-/// A node that is in generated code nearly always.
-struct Node {
-    running: Running,
-    dir: tempfile::TempDir,
-}
-
-impl Node {
-    fn start(flags: &[&str]) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join("leak.js"), SCRIPT).unwrap();
-        let mut command = Command::new("node");
-        let child = command.args(flags).arg("leak.js").current_dir(dir.path()).spawn();
-        Node { running: Running(child.unwrap_or_else(|e| panic!("node: {e}"))), dir }
-    }
-
-    fn map(&self) -> PathBuf {
-        PathBuf::from(format!("/tmp/perf-{}.map", self.running.0.id()))
-    }
-
-    fn wait_until_hot(&self) {
-        wait_for("optimised code", || fs::read_to_string(self.map()).is_ok_and(|map| map.contains(":*run ")));
-    }
-
-    /// The generated addresses of a snapshot, and what was looked at.
-    fn record(&self) -> (Vec<Value>, Vec<(String, String)>, String) {
-        record(self.running.0.id())
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(self.map());
-    }
-}
-
-fn record(pid: u32) -> (Vec<Value>, Vec<(String, String)>, String) {
-    let lab = Lab::new();
-    let output = lab.reprieve("snapshot").arg(pid.to_string()).output().unwrap();
-    assert!(output.status.success(), "{}", text(&output));
-    let incident = lab.incident();
-    let generated = incident["symbols"]["generated"].as_array().unwrap().clone();
-    let searches = incident["symbols"]["searches"].as_array().unwrap();
-    let search = searches.iter().find(|s| s["process"] == pid).unwrap_or_else(|| panic!("{searches:?}"));
-    let word = |value: &Value| value.as_str().unwrap().to_owned();
-    let tried = search["tried"].as_array().unwrap().iter().map(|t| (word(&t["source"]), word(&t["outcome"]))).collect();
-    assert!(!incident["gaps"].to_string().contains("jit-"), "a jitdump is no broken ELF file: {}", incident["gaps"]);
-    (generated, tried, String::from_utf8(lab.file("stacks.folded")).unwrap())
-}
-
-fn pairs(tried: &[(&str, &str)]) -> Vec<(String, String)> {
-    tried.iter().map(|(source, outcome)| ((*source).to_owned(), (*outcome).to_owned())).collect()
-}
-
+/// Another program lies at the same path where we are.
 #[test]
-fn generated_code_of_node_is_named_by_its_perf_map() {
-    let node = Node::start(&["--perf-basic-prof"]);
-    node.wait_until_hot();
-    let (generated, tried, folded) = node.record();
-    assert_eq!(tried, pairs(&[("perf_map", "used")]));
-    let leak = generated.iter().find(|a| a["frame"]["function"] == "leak" || a["frame"]["function"] == "run");
-    let leak = leak.unwrap_or_else(|| panic!("{generated:#?}"));
-    assert_eq!(leak["source"], "perf_map");
-    assert!(leak["frame"]["file"].as_str().unwrap().ends_with("/leak.js"), "{leak}");
-    let line = folded.lines().find(|l| l.contains(";leak") || l.contains(";run")).unwrap_or_else(|| panic!("{folded}"));
-    assert!(line.starts_with("node"), "{line}");
-}
-
-/// Node writes its jitdump in large blocks, so that what was compiled last is in the map
-/// only; that lines are found in a whole one, the symbolizer's tests show.
-#[test]
-fn a_jitdump_is_found_by_its_mapping_and_the_map_helps_out() {
-    let node = Node::start(&["--perf-basic-prof", "--perf-prof"]);
-    node.wait_until_hot();
-    let dump = node.dir.path().join(format!("jit-{}.dump", node.running.0.id()));
-    wait_for("the dump", || dump.exists());
-    // It would write on between the snapshot and the look at its size.
-    kill(Pid::from_raw(node.running.0.id() as i32), Signal::SIGSTOP).unwrap();
-    let (generated, tried, _) = node.record();
-    let is_begun = fs::metadata(&dump).unwrap().len() > 0;
-    assert_eq!(tried, pairs(&[("jit_dump", if is_begun { "used" } else { "damaged" }), ("perf_map", "used")]));
-    let leak = |a: &&Value| a["frame"]["function"] == "leak" || a["frame"]["function"] == "run";
-    assert!(generated.iter().any(|a| leak(&a)), "{generated:#?}");
-}
-
-#[test]
-fn in_namespaces_of_its_own_the_map_is_its_own_too() {
-    let script = "mount -t tmpfs none /tmp && exec node --perf-basic-prof leak.js";
-    // Outside /tmp, which is another one inside.
-    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    fs::write(dir.path().join("leak.js"), SCRIPT).unwrap();
+fn a_binary_that_only_its_own_mount_namespace_has_is_named() {
+    let (dir, hidden) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    fs::write(dir.path().join("p.c"), C).unwrap();
+    fs::write(dir.path().join("q.c"), C.replace("outer", "lure").replace("inner", "bait")).unwrap();
+    let path = hidden.path().join("p").to_str().unwrap().to_owned();
+    run_in(dir.path(), "cc", &["-g", "-O1", "-Wl,--build-id", "-o", "p", "p.c"]);
+    run_in(dir.path(), "cc", &["-g", "-O1", "-Wl,--build-id", "-o", &path, "q.c"]);
+    let script = "mount -t tmpfs none \"$1\" && cp p \"$1/p\" && exec \"$1/p\"";
     let mut command = Command::new("unshare");
-    command.args(["--mount", "--pid", "--fork", "--kill-child", "sh", "-c", script]).current_dir(dir.path());
-    let unshare = Running(command.spawn().unwrap());
-    let unshare_pid = unshare.0.id();
-    let children =
-        || fs::read_to_string(format!("/proc/{unshare_pid}/task/{unshare_pid}/children")).unwrap_or_default();
-    wait_for("a child", || !children().trim().is_empty());
-    let pid: u32 = children().trim().parse().unwrap();
-    let map = format!("/proc/{pid}/root/tmp/perf-1.map");
-    wait_for("optimised code", || fs::read_to_string(&map).is_ok_and(|map| map.contains(":*run ")));
-    let (generated, tried, _) = record(pid);
-    assert_eq!(tried, pairs(&[("perf_map", "used")]));
-    assert!(generated.iter().any(|a| a["source"] == "perf_map"), "{generated:#?}");
-}
-
-#[test]
-fn without_a_map_or_with_somebody_elses_the_reason_is_kept() {
-    let node = Node::start(&[]);
-    wait_for("the script", || {
-        fs::read_to_string(format!("/proc/{}/stat", node.running.0.id())).is_ok_and(|stat| {
-            // Some time on the processor (utime, in ticks): start-up is over.
-            stat.rsplit_once(") ").unwrap().1.split(' ').nth(11).unwrap().parse::<u64>().unwrap() > 50
-        })
+    command.args(["--mount", "sh", "-c", script, "sh"]).arg(hidden.path()).current_dir(dir.path());
+    let waiting = Doomed(command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap());
+    let pid = waiting.0.id().to_string();
+    wait_for("the program to read", || {
+        let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
+        read("comm") == "p\n" && read("wchan").contains("pipe")
     });
-    let (generated, tried, _) = node.record();
-    assert_eq!(tried, pairs(&[("perf_map", "absent")]));
-    let missed = generated.iter().find(|a| a["frame"].is_null()).unwrap();
-    assert_eq!(missed["miss"], "in no mapped file (generated code?)");
-    // Another user's.
-    let everything = "0 ffffffffffffffff forged\n";
-    fs::write(node.map(), everything).unwrap();
-    chown(node.map(), Some(12345), None).unwrap();
-    let (generated, tried, _) = node.record();
-    assert_eq!(tried, pairs(&[("perf_map", "other_process")]));
-    assert!(generated.iter().all(|a| a["frame"].is_null()), "{generated:#?}");
-    // Of a process that had the PID before.
-    fs::remove_file(node.map()).unwrap();
-    fs::write(node.map(), everything).unwrap();
-    let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(86_400);
-    fs::File::options().write(true).open(node.map()).unwrap().set_modified(long_ago).unwrap();
-    assert_eq!(node.record().1, pairs(&[("perf_map", "other_process")]));
-    // A link leads anywhere.
-    fs::remove_file(node.map()).unwrap();
-    std::os::unix::fs::symlink("/etc/hostname", node.map()).unwrap();
-    assert_eq!(node.record().1, pairs(&[("perf_map", "not_readable")]));
-    // Its own, which has none of its code.
-    fs::remove_file(node.map()).unwrap();
-    fs::write(node.map(), "1 1 elsewhere\n").unwrap();
-    let (generated, tried, _) = node.record();
-    assert_eq!(tried, pairs(&[("perf_map", "used")]));
-    assert_eq!(generated[0]["miss"], "generated code that no perf map or jitdump names");
+    // With what the kernel says is mapped; and without the right to see that, through the
+    // process's root alone (proc_pid_map_files(5)).
+    let unprivileged = ["setpriv", "--bounding-set=-checkpoint_restore,-sys_admin"];
+    for (before, missed) in [(&["env"][..], &[][..]), (&unprivileged, &["not_readable", "used"])] {
+        let lab = Lab::new();
+        let reprieve = lab.reprieve("snapshot");
+        let mut snapshot = Command::new(before[0]);
+        snapshot.args(&before[1..]).arg(reprieve.get_program()).args(reprieve.get_args()).arg(&pid);
+        let output = snapshot.output().unwrap();
+        assert!(output.status.success(), "{}", text(&output));
+        let incident = lab.incident();
+        let all = modules(&incident);
+        let index = all.iter().position(|m| m["path"] == path).unwrap_or_else(|| panic!("{all:#?}"));
+        assert_eq!(all[index]["deleted"], false);
+        let searches = incident["symbols"]["searches"].as_array().unwrap();
+        let tried = searches.iter().find(|s| s["module"] == index).map(|s| s["tried"].as_array().unwrap());
+        let outcomes: Vec<&Value> = tried.into_iter().flatten().map(|t| &t["outcome"]).collect();
+        assert_eq!(outcomes, missed, "{tried:#?}");
+        let folded = String::from_utf8(lab.file("stacks.folded")).unwrap();
+        assert!(folded.contains(";main (p.c:6);outer (p.c:5);inner (p.c:3);"), "{missed:?}: {folded}");
+        assert!(!incident["gaps"].to_string().contains(&path), "{}", incident["gaps"]);
+    }
 }

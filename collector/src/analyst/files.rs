@@ -40,7 +40,6 @@ pub fn open(
         }
         candidates.push(path.clone());
     }
-    let mut best = Miss::FileUnavailable;
     for candidate in candidates {
         let opened = open_regular(&candidate).map(|file| Image::open(&file));
         let outcome = match &opened {
@@ -51,19 +50,28 @@ pub fn open(
             Err(_) => Outcome::NotReadable,
         };
         tried.push(Tried { source: Source::Binary, place: candidate.display().to_string(), outcome });
-        match (outcome, opened) {
-            (Outcome::Used, Ok(Ok(image))) => return Ok((image, path)),
-            (Outcome::OtherBuild, _) => best = Miss::BuildIdMismatch,
-            (Outcome::NotElf, _) => best = Miss::NotElf,
-            _ => {}
+        if let (Outcome::Used, Ok(Ok(image))) = (outcome, opened) {
+            return Ok((image, path));
         }
     }
     let Some(id) = module.build_id.as_deref().and_then(BuildId::parse) else {
-        return Err(if is_known { best } else { Miss::NoBuildId });
+        return Err(if is_known { miss(tried) } else { Miss::NoBuildId });
     };
     let (found, more) = find_binary(&id, &path, &places.settings());
     tried.extend(more);
-    found.ok_or(best)
+    found.ok_or_else(|| miss(tried))
+}
+
+/// Why none of these files was of use: that of another build comes nearest.
+fn miss(tried: &[Tried]) -> Miss {
+    let any = |outcome| tried.iter().any(|tried| tried.outcome == outcome);
+    if any(Outcome::OtherBuild) {
+        Miss::BuildIdMismatch
+    } else if any(Outcome::NotElf) {
+        Miss::NotElf
+    } else {
+        Miss::FileUnavailable
+    }
 }
 
 /// The entry of `map_files` for the module's first mapping.

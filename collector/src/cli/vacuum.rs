@@ -57,7 +57,9 @@ pub(super) fn vacuum(args: VacuumArgs, config: &Config) -> Result<ExitCode, Fail
     let dir = args.out.or(config.store_dir());
     let store = if args.dry_run { Store::at(dir) } else { Store::open(dir)? };
     let (mut count, mut bytes, mut code) = (0, 0, ExitCode::SUCCESS);
-    for removal in store.beyond(&limits, 0)? {
+    let removals = store.beyond(&limits, 0)?;
+    let width = removals.iter().map(|removal| removal.id.len()).max().unwrap_or_default();
+    for removal in removals {
         if !args.dry_run
             && let Err(error) = store.remove(&removal.id)
         {
@@ -69,7 +71,7 @@ pub(super) fn vacuum(args: VacuumArgs, config: &Config) -> Result<ExitCode, Fail
         if args.json {
             print(&(serde_json::to_string(&removal).unwrap_or_default() + "\n"));
         } else {
-            print(&format!("{}  {:>9}  {}\n", removal.id, units::bytes(removal.bytes), removal.why));
+            print(&format!("{:width$}  {:>9}  {}\n", removal.id, units::bytes(removal.bytes), removal.why));
         }
     }
     if !args.json {

@@ -79,11 +79,9 @@ impl Unwinder {
         let end = loop {
             let frame = RawFrame { address: Avma(walk.registers.ip), found, stack_pointer: walk.registers.sp };
             frames.push(frame);
-            if frames.len() >= max_frames {
-                break StackEnd::TooDeep;
-            }
             match self.leave(&frame, &mut walk, read_u64) {
                 Left::End(end) => break end,
+                Left::Caller(..) if frames.len() >= max_frames => break StackEnd::TooDeep,
                 Left::Caller(by, caller) => {
                     walk.registers = caller;
                     found = by;

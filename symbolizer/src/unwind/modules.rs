@@ -5,7 +5,7 @@ use super::{Machine, Registers, guarded, signal};
 use crate::go::{GoFrame, GoImage};
 use crate::image::{Image, SectionBytes};
 use crate::{Avma, Svma};
-use gimli::{AArch64, CfaRule, Operation, RegisterRule, UnwindContext};
+use gimli::{AArch64, CfaRule, Operation, RegisterRule, UnwindContext, UnwindTableRow, X86_64};
 use std::ops::Range;
 
 /// Addresses of which the way is remembered: four threads of 128 frames that have
@@ -148,22 +148,41 @@ fn by_cfi(module: &Module, machine: Machine, context: &mut UnwindContext<usize>,
         return Some(Way::Outermost);
     }
     let is_signed = machine == Machine::Aarch64 && row.register(AArch64::RA_SIGN_STATE).is_some();
-    let (is_known, is_simple) = match row.cfa() {
-        CfaRule::RegisterAndOffset { register, .. } => (machine.follows(*register), true),
-        CfaRule::Expression(expression) => {
-            let needs_other = |operation: &Operation<_>| match operation {
-                Operation::RegisterOffset { register, .. } => !machine.follows(*register),
-                _ => false,
-            };
-            let reads = |operation: &Operation<_>| matches!(operation, Operation::Deref { .. });
-            (!entry.has(expression, needs_other)?, !entry.has(expression, reads)?)
-        }
+    let is_known = match row.cfa() {
+        CfaRule::RegisterAndOffset { register, .. } => machine.follows(*register),
+        CfaRule::Expression(expression) => !entry.has(expression, |operation| match operation {
+            Operation::RegisterOffset { register, .. } => !machine.follows(*register),
+            _ => false,
+        })?,
     };
-    match (entry.is_signal(), is_simple && !is_signed) {
+    match (entry.is_signal(), is_rule(machine, row) && !is_signed) {
         _ if !is_known => None,
         (true, _) => Some(Way::SignalByRow),
         (false, true) => Some(Way::Cfi),
         (false, false) => Some(Way::Row),
+    }
+}
+
+/// Whether framehop makes a rule of its own of a row (`translate_into_unwind_rule`, 0.16). Of
+/// others, where a word is missing, it takes the frame pointer instead and does not say so;
+/// nor does it ask again, of whichever thread.
+fn is_rule(machine: Machine, row: &UnwindTableRow<usize>) -> bool {
+    let CfaRule::RegisterAndOffset { register, offset } = *row.cfa() else { return false };
+    if machine == Machine::Aarch64 {
+        return register != AArch64::SP || u16::try_from(offset / 16).is_ok();
+    }
+    if !matches!(row.register(X86_64::RA), None | Some(RegisterRule::Offset(-8))) {
+        return false;
+    }
+    let by_stack_pointer = register == X86_64::RSP && u16::try_from(offset / 8).is_ok();
+    match row.register(X86_64::RBP) {
+        Some(RegisterRule::Offset(stored)) if by_stack_pointer => {
+            i16::try_from(offset.wrapping_add(stored) / 8).is_ok()
+        }
+        Some(RegisterRule::Offset(stored)) => register == X86_64::RBP && (offset, stored) == (16, -16),
+        // At the end of a function that aligned its stack an expression is left over, which
+        // framehop passes over.
+        _ => by_stack_pointer,
     }
 }
 

@@ -1,0 +1,178 @@
+//! Names of generated code: perf maps and jitdumps of a real runtime.
+
+mod common;
+
+use common::{Doomed, Lab, text, wait_for};
+use serde_json::Value;
+use std::fs;
+use std::os::unix::fs::chown;
+use std::path::PathBuf;
+use std::process::Command;
+
+const SCRIPT: &str = "\
+function leak(x) { let s = 0;\n\
+  for (let i = 0; i < 2000; i++) s += (x * i) % 7;\n\
+  return s; }\n\
+function run() { let sum = 0; for (;;) sum += leak(sum); }\n\
+run();\n";
+
+/// A node that is in generated code nearly always.
+struct Node {
+    running: Doomed,
+    _dir: tempfile::TempDir,
+}
+
+impl Node {
+    fn start(script: &str, flags: &[&str]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("leak.js"), script).unwrap();
+        let mut command = Command::new("node");
+        let child = command.args(flags).arg("leak.js").current_dir(dir.path()).spawn();
+        Node { running: Doomed(child.unwrap_or_else(|e| panic!("node: {e}"))), _dir: dir }
+    }
+
+    fn map(&self) -> PathBuf {
+        PathBuf::from(format!("/tmp/perf-{}.map", self.running.0.id()))
+    }
+
+    fn wait_until_hot(&self) {
+        wait_for("optimised code", || fs::read_to_string(self.map()).is_ok_and(|map| map.contains(":*run ")));
+    }
+
+    /// The generated addresses of a snapshot, and what was looked at.
+    fn record(&self) -> (Vec<Value>, Vec<(String, String)>, String) {
+        record(self.running.0.id())
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(self.map());
+    }
+}
+
+fn record(pid: u32) -> (Vec<Value>, Vec<(String, String)>, String) {
+    let lab = Lab::new();
+    let output = lab.reprieve("snapshot").arg(pid.to_string()).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+    let incident = lab.incident();
+    let generated = incident["symbols"]["generated"].as_array().unwrap().clone();
+    let searches = incident["symbols"]["searches"].as_array().unwrap();
+    let search = searches.iter().find(|s| s["process"] == pid).unwrap_or_else(|| panic!("{searches:?}"));
+    let word = |value: &Value| value.as_str().unwrap().to_owned();
+    let tried = search["tried"].as_array().unwrap().iter().map(|t| (word(&t["source"]), word(&t["outcome"]))).collect();
+    assert!(!incident["gaps"].to_string().contains("jit-"), "a jitdump is no broken ELF file: {}", incident["gaps"]);
+    (generated, tried, String::from_utf8(lab.file("stacks.folded")).unwrap())
+}
+
+fn pairs(tried: &[(&str, &str)]) -> Vec<(String, String)> {
+    tried.iter().map(|(source, outcome)| ((*source).to_owned(), (*outcome).to_owned())).collect()
+}
+
+#[test]
+fn generated_code_of_node_is_named_by_its_perf_map() {
+    let node = Node::start(SCRIPT, &["--perf-basic-prof"]);
+    node.wait_until_hot();
+    let (generated, tried, folded) = node.record();
+    assert_eq!(tried, pairs(&[("perf_map", "used")]));
+    let leak = generated.iter().find(|a| a["frame"]["function"] == "leak" || a["frame"]["function"] == "run");
+    let leak = leak.unwrap_or_else(|| panic!("{generated:#?}"));
+    assert_eq!(leak["source"], "perf_map");
+    assert!(leak["frame"]["file"].as_str().unwrap().ends_with("/leak.js"), "{leak}");
+    let line = folded.lines().find(|l| l.contains(";leak") || l.contains(";run")).unwrap_or_else(|| panic!("{folded}"));
+    assert!(line.starts_with("node"), "{line}");
+}
+
+/// Makes code until the first block of the jitdump is written, which has `early`, and then
+/// some that is in the map only.
+const TWO_BLOCKS: &str = "\
+const fs = require('fs');\n\
+function leak(x) { let s = 0;\n\
+  for (let i = 0; i < 2000; i++) s += (x * i) % 7;\n\
+  return s; }\n\
+function run() { let sum = 0; for (;;) sum += leak(sum); }\n\
+function fill() { const dump = `jit-${process.pid}.dump`;\n\
+  for (let i = 0; fs.statSync(dump).size === 0; i++) new Function(`return [${i}, ${i + 1}].map(x => x * ${i})`)(); }\n\
+function early() {\n\
+  fill();\n\
+  run(); }\n\
+early();\n";
+
+/// Node writes its jitdump in large blocks, so that what was compiled last is in the map only.
+#[test]
+fn a_jitdump_is_found_by_its_mapping_and_the_map_helps_out() {
+    // Each function is compiled when it is called first.
+    let node = Node::start(TWO_BLOCKS, &["--perf-basic-prof", "--perf-prof", "--always-sparkplug"]);
+    node.wait_until_hot();
+    // It would write on between the snapshot and the look at its files.
+    node.running.stop();
+    let (generated, tried, _) = node.record();
+    assert_eq!(tried, pairs(&[("jit_dump", "used"), ("perf_map", "used")]));
+    let of = |name: &str| {
+        let is = |a: &&Value| a["frame"]["function"] == name;
+        generated.iter().find(is).unwrap_or_else(|| panic!("{name}: {generated:#?}"))
+    };
+    // The dump knows lines of the body; the map that of the function.
+    let (early, run) = (of("early"), of("run"));
+    assert_eq!((&early["source"], &early["frame"]["line"]), (&"jit_dump".into(), &10.into()), "{early:#}");
+    assert_eq!((&run["source"], &run["frame"]["line"]), (&"perf_map".into(), &5.into()), "{run:#}");
+}
+
+#[test]
+fn in_namespaces_of_its_own_the_map_is_its_own_too() {
+    let script = "mount -t tmpfs none /tmp && exec node --perf-basic-prof leak.js";
+    // Outside /tmp, which is another one inside.
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    fs::write(dir.path().join("leak.js"), SCRIPT).unwrap();
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--pid", "--fork", "--kill-child", "sh", "-c", script]).current_dir(dir.path());
+    let unshare = Doomed(command.spawn().unwrap());
+    let unshare_pid = unshare.0.id();
+    let children =
+        || fs::read_to_string(format!("/proc/{unshare_pid}/task/{unshare_pid}/children")).unwrap_or_default();
+    wait_for("a child", || !children().trim().is_empty());
+    let pid: u32 = children().trim().parse().unwrap();
+    let map = format!("/proc/{pid}/root/tmp/perf-1.map");
+    wait_for("optimised code", || fs::read_to_string(&map).is_ok_and(|map| map.contains(":*run ")));
+    let (generated, tried, _) = record(pid);
+    assert_eq!(tried, pairs(&[("perf_map", "used")]));
+    assert!(generated.iter().any(|a| a["source"] == "perf_map"), "{generated:#?}");
+}
+
+#[test]
+fn without_a_map_or_with_somebody_elses_the_reason_is_kept() {
+    let node = Node::start(SCRIPT, &[]);
+    wait_for("the script", || {
+        fs::read_to_string(format!("/proc/{}/stat", node.running.0.id())).is_ok_and(|stat| {
+            // Some time on the processor (utime, in ticks): start-up is over.
+            stat.rsplit_once(") ").unwrap().1.split(' ').nth(11).unwrap().parse::<u64>().unwrap() > 50
+        })
+    });
+    let (generated, tried, _) = node.record();
+    assert_eq!(tried, pairs(&[("perf_map", "absent")]));
+    let missed = generated.iter().find(|a| a["frame"].is_null()).unwrap();
+    assert_eq!(missed["miss"], "in no mapped file (generated code?)");
+    // Another user's.
+    let everything = "0 ffffffffffffffff forged\n";
+    fs::write(node.map(), everything).unwrap();
+    chown(node.map(), Some(12345), None).unwrap();
+    let (generated, tried, _) = node.record();
+    assert_eq!(tried, pairs(&[("perf_map", "other_process")]));
+    assert!(generated.iter().all(|a| a["frame"].is_null()), "{generated:#?}");
+    // Of a process that had the PID before.
+    fs::remove_file(node.map()).unwrap();
+    fs::write(node.map(), everything).unwrap();
+    let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(86_400);
+    fs::File::options().write(true).open(node.map()).unwrap().set_modified(long_ago).unwrap();
+    assert_eq!(node.record().1, pairs(&[("perf_map", "other_process")]));
+    // A link leads anywhere.
+    fs::remove_file(node.map()).unwrap();
+    std::os::unix::fs::symlink("/etc/hostname", node.map()).unwrap();
+    assert_eq!(node.record().1, pairs(&[("perf_map", "not_readable")]));
+    // Its own, which has none of its code.
+    fs::remove_file(node.map()).unwrap();
+    fs::write(node.map(), "1 1 elsewhere\n").unwrap();
+    let (generated, tried, _) = node.record();
+    assert_eq!(tried, pairs(&[("perf_map", "used")]));
+    assert_eq!(generated[0]["miss"], "generated code that no perf map or jitdump names");
+}
