@@ -30,6 +30,7 @@ const TEST_PACKAGES: &[Package] = &[
     Package { name: "python3-numpy", why: "a C extension whose arrays belong to lines of Python" },
     Package { name: "chromium", why: "reports are read in it" },
     Package { name: "nodejs", why: "a real program to run out of memory, and to generate code" },
+    Package { name: "openjdk-17-jre-headless", why: "a JVM, whose generated code is named; it compiles and has jcmd" },
     Package { name: "redis-server", why: "a real program to run out of memory" },
     Package { name: "redis-tools", why: "the client that fills redis" },
     Package { name: "libjemalloc2", why: "a malloc with a profile of its own" },
