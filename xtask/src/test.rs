@@ -19,6 +19,8 @@ use std::time::{Duration, Instant};
 const TEST_PACKAGES: &[Package] = &[
     Package { name: "binutils", why: "strip, objcopy, dwp and addr2line, to compare symbols with" },
     Package { name: "gcc", why: "programs with each kind of debug information" },
+    Package { name: "clang-19", why: "the same by another compiler" },
+    Package { name: "lld-19", why: "the same by another linker, which has code at no offset that is its address" },
     Package { name: "gcc-aarch64-linux-gnu", why: "a program of another machine, to unwind" },
     Package { name: "libc6-dev-arm64-cross", why: "the C library that it is linked with" },
     Package { name: "qemu-user", why: "the emulator that runs it, one instruction at a time" },
@@ -28,7 +30,8 @@ const TEST_PACKAGES: &[Package] = &[
     Package { name: "python3", why: "a real program to run out of memory" },
     Package { name: "python3-jsonschema", why: "incidents and exports are checked by their schemas" },
     Package { name: "python3-numpy", why: "a C extension whose arrays belong to lines of Python" },
-    Package { name: "chromium", why: "reports are read in it" },
+    Package { name: "chromium", why: "reports and exports are read in it" },
+    Package { name: "cmark-gfm", why: "exports in Markdown are read as GitHub does" },
     Package { name: "nodejs", why: "a real program to run out of memory, and to generate code" },
     Package { name: "openjdk-17-jre-headless", why: "a JVM, whose generated code is named; it compiles and has jcmd" },
     Package { name: "redis-server", why: "a real program to run out of memory" },
