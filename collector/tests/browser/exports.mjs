@@ -73,6 +73,10 @@ const cases = {
 try {
   await cases[name]();
   assert.deepEqual(problems, []);
+} catch (error) {
+  // What the page said tells more than what did not come.
+  problems.forEach(problem => console.error(problem));
+  throw error;
 } finally {
   await browser.close();
 }
