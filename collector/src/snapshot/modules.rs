@@ -93,7 +93,7 @@ impl ModuleTable {
                 for map in maps.iter().filter(|m| (m.inode, &m.device, &m.name) == file) {
                     for bias in image.biases(map.start, map.offset) {
                         let of_bias = by_bias.entry(bias).or_default();
-                        if !of_bias.last().is_some_and(|last| last.start == map.start) {
+                        if of_bias.last().is_none_or(|last| last.start != map.start) {
                             of_bias.push(map);
                         }
                     }
