@@ -5,6 +5,7 @@
 mod store;
 
 use flate2::read::GzDecoder;
+use inferno::flamegraph::{self, Options};
 use opentelemetry_proto::tonic::profiles::v1development::ProfilesData;
 use prost::Message;
 use reprieve_flamegraph::pprof::proto;
@@ -51,7 +52,11 @@ fn all() -> Vec<(&'static str, &'static str)> {
 }
 
 fn id(name: &str) -> String {
-    recorded(name)["id"].as_str().unwrap().to_owned()
+    id_of(&recorded(name))
+}
+
+fn id_of(incident: &Value) -> String {
+    incident["id"].as_str().unwrap().to_owned()
 }
 
 fn export(stored: &Stored, name: &str, format: &str, more: &[&str]) -> Vec<u8> {
@@ -109,6 +114,11 @@ fn folded_lines_add_up_and_are_drawn() {
         let folded = String::from_utf8(export(&stored, name, "folded", &more)).unwrap();
         let total: u64 = folded.lines().map(|line| line.rsplit_once(' ').unwrap().1.parse::<u64>().unwrap()).sum();
         assert_eq!(total, sum(&recorded(name), sample_type), "{name} {sample_type}: {folded}");
+        // inferno passes over what it cannot read.
+        let mut drawn = Vec::new();
+        flamegraph::from_reader(&mut Options::default(), folded.as_bytes(), &mut drawn).unwrap();
+        let drawn = String::from_utf8(drawn).unwrap();
+        assert!(drawn.contains(&format!(" total_samples=\"{total}\"")), "{name} {sample_type}: {drawn}");
         let image = String::from_utf8(export(&stored, name, "svg", &more)).unwrap();
         // What is too narrow to be seen is not drawn.
         let lines = folded.lines().map(|line| line.rsplit_once(' ').unwrap());
@@ -184,6 +194,62 @@ fn speedscope_is_what_its_schema_says() {
         serde_json::from_slice(&export(&stored, "sort", "speedscope", &["--sample-type", "memory"])).unwrap();
     assert_eq!(one["profiles"].as_array().unwrap().len(), 1);
     assert_eq!(one["profiles"][0]["unit"], "bytes");
+}
+
+/// Opens a file in headless Chromium, and does there what the driver's case does.
+fn opens(case: &str, file: &Path, words: &[&str]) {
+    let driver = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/browser/exports.mjs");
+    let mut node = Command::new("node");
+    // It wants the folder above.
+    node.arg(driver).arg(case).arg(file).args(words).env("REPRIEVE_NPM", npm().parent().unwrap());
+    let output = node.output().expect("node is missing; run `cargo xtask test`");
+    assert!(output.status.success(), "{case}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// A shop in Python, whose cache has most; with the folder that its exports are put into.
+fn shop() -> (Stored, String, PathBuf) {
+    let (stored, incident) = (Stored::empty(), recorded("shop"));
+    stored.add(&incident);
+    let folder = stored.path().join("exports");
+    fs::create_dir(&folder).unwrap();
+    (stored, id_of(&incident), folder)
+}
+
+#[test]
+fn speedscopes_own_page_opens_it_and_folded_lines() {
+    let (stored, id, folder) = shop();
+    let write = |format: &str, name: &str| {
+        let file = folder.join(name);
+        stored.prints(&["export", &id, "--format", format, "--to", file.to_str().unwrap()]);
+        file
+    };
+    let file = write("speedscope", "shop.speedscope.json");
+    let export: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    let profiles = export["profiles"].as_array().unwrap();
+    let title = |(at, profile): (usize, &Value)| {
+        format!("{} ({}/{})", profile["name"].as_str().unwrap(), at + 1, profiles.len())
+    };
+    let titles: Vec<String> = profiles.iter().enumerate().map(title).collect();
+    assert_eq!(titles.len(), 7, "{titles:?}");
+    // What allocates for Python has most for itself, which the page puts first.
+    let words: Vec<&str> = titles.iter().map(String::as_str).chain(["_PyObject_Malloc"]).collect();
+    opens("speedscope", &file, &words);
+    opens("speedscope", &write("folded", "shop.folded"), &["shop.folded", "_PyObject_Malloc"]);
+}
+
+#[test]
+fn the_picture_is_searched_and_zoomed_in_a_browser() {
+    let (stored, id, folder) = shop();
+    let file = folder.join("shop.svg");
+    stored.prints(&["export", &id, "--format", "svg", "--to", file.to_str().unwrap()]);
+    let folded = String::from_utf8(stored.prints(&["export", &id, "--format", "folded"])).unwrap();
+    let lines = || folded.lines().map(|line| line.rsplit_once(' ').unwrap());
+    let bytes = |of: &str| -> u64 {
+        lines().filter(|(stack, _)| stack.contains(of)).map(|(_, value)| value.parse::<u64>().unwrap()).sum()
+    };
+    let percent = bytes("Cache.insert") as f64 * 100.0 / bytes("") as f64;
+    assert!((50.0..95.0).contains(&percent), "{percent}");
+    opens("svg", &file, &["Cache.insert", &percent.to_string()]);
 }
 
 /// The Firefox Profiler's command line with a profile loaded; its daemon ends with it.
@@ -285,6 +351,49 @@ fn json_is_the_incident_as_the_schema_has_it() {
         let schema = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/incident.schema.json");
         let (errors, first) = check(&schema, &[serde_json::from_slice(&json).unwrap()]).remove(0);
         assert_eq!(errors, 0, "{name}: {first}");
+    }
+}
+
+/// The page as GitHub's own reader has it, with all that it adds to Markdown.
+fn by_github(markdown: Vec<u8>) -> String {
+    let mut cmark = Command::new("cmark-gfm");
+    cmark.args("--to html -e table -e strikethrough -e autolink -e tasklist -e tagfilter".split(' '));
+    let output = with_input(&mut cmark, markdown);
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn githubs_own_reader_sees_tables_and_names_as_they_are() {
+    let (stored, id, _) = shop();
+    let html = by_github(stored.prints(&["export", &id, "--format", "markdown"]));
+    let heads: Vec<usize> = html.split("<table>").skip(1).map(|table| table.matches("<th").count() - 1).collect();
+    // Actions, growth, charge and processes; `<thead>` is none of the columns.
+    assert_eq!(heads, [7, 4, 3, 6], "{html}");
+    // No row of theirs was left outside.
+    let outside: String = html.split("<table>").map(|part| part.rsplit("</table>").next().unwrap()).collect();
+    assert!(!outside.contains("|"), "{outside}");
+
+    // Whatever a process or a function is called.
+    let mut incident = recorded("sort");
+    let (process, function) = ("|*a*<i>~~_[x](y)", "``` ````|<b> *c*");
+    incident["processes"][0]["comm"] = process.into();
+    for address in incident["symbols"]["addresses"].as_array_mut().unwrap() {
+        for frame in address["frames"].as_array_mut().unwrap() {
+            frame["function"] = function.into();
+        }
+    }
+    let stored = Stored::empty();
+    stored.add(&incident);
+    let html = by_github(stored.prints(&["export", &id_of(&incident), "--format", "markdown"]));
+    let escaped = |name: &str| name.replace('<', "&lt;").replace('>', "&gt;");
+    let pid = &incident["processes"][0]["pid"];
+    let row = format!("<tr>\n<td align=\"right\">{pid}</td>\n<td>{}</td>\n", escaped(process));
+    assert!(html.contains(&row), "no {row} in {html}");
+    let stack = format!("<pre><code class=\"language-text\">{} (read.c:26)\n", escaped(function));
+    assert!(html.contains(&stack), "no {stack} in {html}");
+    for element in ["<em", "<i", "<b", "<del", "<a"] {
+        assert!(!html.contains(&format!("{element}>")) && !html.contains(&format!("{element} ")), "{element}: {html}");
     }
 }
 

@@ -1,13 +1,14 @@
-//! Names of generated code: perf maps and jitdumps of a real runtime.
+//! Names of generated code: perf maps and jitdumps of real runtimes.
 
 mod common;
 
 use common::{Doomed, Lab, text, wait_for};
 use serde_json::Value;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::chown;
-use std::path::PathBuf;
-use std::process::Command;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 const SCRIPT: &str = "\
 function leak(x) { let s = 0;\n\
@@ -175,4 +176,95 @@ fn without_a_map_or_with_somebody_elses_the_reason_is_kept() {
     let (generated, tried, _) = node.record();
     assert_eq!(tried, pairs(&[("perf_map", "used")]));
     assert_eq!(generated[0]["miss"], "generated code that no perf map or jitdump names");
+}
+
+/// `grow` is called by `fill`, which `main` calls for ever; it says when both are compiled.
+const JAVA: &str = "\
+class Leak {\n\
+  static volatile long sum;\n\
+  static long grow(long x) { long s = 0;\n\
+    for (int i = 0; i < 2000; i++) s += (x * i) % 7;\n\
+    return s; }\n\
+  static void fill() { for (int i = 0; i < 1000; i++) sum += grow(i); }\n\
+  public static void main(String[] arguments) {\n\
+    for (int i = 0; ; i++) { fill(); if (i == 300) System.out.println(\"hot\"); } } }\n";
+
+/// A JVM that is in generated code nearly always.
+struct Jvm {
+    running: Doomed,
+    _dir: tempfile::TempDir,
+}
+
+impl Jvm {
+    /// The runtime compiles the source itself. What is printed after it was compiled to machine
+    /// code comes after that: compilers do not run beside it.
+    fn start(flags: &[&str]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("Leak.java"), JAVA).unwrap();
+        let own = ["-Xmx64m", "-Xbatch", "-XX:-UsePerfData", "-XX:CompileCommand=quiet"];
+        let mut java = Command::new("java");
+        java.args(own).arg("-XX:CompileCommand=dontinline,Leak.*").args(flags).arg("Leak.java");
+        let java = java.current_dir(dir.path()).stdout(Stdio::piped()).spawn();
+        let mut jvm = Jvm { running: Doomed(java.unwrap_or_else(|e| panic!("java: {e}"))), _dir: dir };
+        let mut said = String::new();
+        BufReader::new(jvm.running.0.stdout.as_mut().unwrap()).read_line(&mut said).unwrap();
+        assert_eq!(said, "hot\n");
+        jvm
+    }
+
+    /// What `jcmd PID Compiler.perfmap` does; the runtime has all of jcmd but its name.
+    fn write_map(&self) {
+        let pid = self.running.0.id().to_string();
+        let java = ["-XX:-UsePerfData", "-m", "jdk.jcmd/sun.tools.jcmd.JCmd", &pid, "Compiler.perfmap"];
+        let output = Command::new("java").args(java).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output));
+    }
+
+    fn record(&self) -> (Vec<Value>, Vec<(String, String)>, String) {
+        record(self.running.0.id())
+    }
+}
+
+impl Drop for Jvm {
+    fn drop(&mut self) {
+        for left in [format!("perf-{}.map", self.running.0.id()), format!(".java_pid{}", self.running.0.id())] {
+            let _ = fs::remove_file(Path::new("/tmp").join(left));
+        }
+    }
+}
+
+/// The stack of the thread that runs the method.
+fn of_grow(folded: &str) -> &str {
+    folded.lines().find(|line| line.contains("long Leak.grow(long)")).unwrap_or_else(|| panic!("{folded}"))
+}
+
+#[test]
+fn java_is_named_by_its_perf_map_and_walked_by_its_frame_pointers() {
+    let jvm = Jvm::start(&["-XX:+PreserveFramePointer"]);
+    jvm.write_map();
+    let (generated, tried, folded) = jvm.record();
+    assert_eq!(tried, pairs(&[("perf_map", "used")]));
+    let grow = generated.iter().find(|a| a["frame"]["function"] == "long Leak.grow(long)");
+    assert_eq!(grow.unwrap_or_else(|| panic!("{generated:#?}"))["source"], "perf_map");
+    // From the beginning of the thread, through the library, what is interpreted and what is not.
+    let line = of_grow(&folded);
+    let (library, java) = line.split_once(";StubRoutines (1) [guessed];").unwrap_or_else(|| panic!("{line}"));
+    assert!(library.starts_with("java;") && library.contains(";JavaMain;jni_CallStaticVoidMethod;"), "{line}");
+    assert!(java.ends_with(";Interpreter [guessed];void Leak.fill() [guessed];long Leak.grow(long) 1"), "{line}");
+}
+
+#[test]
+fn java_without_a_map_or_frame_pointers_says_what_is_missing() {
+    let jvm = Jvm::start(&[]);
+    let (generated, tried, folded) = jvm.record();
+    assert_eq!(tried, pairs(&[("perf_map", "absent")]));
+    assert!(!generated.is_empty() && !folded.contains("Leak"), "{folded}");
+    for address in generated {
+        assert!(address["frame"].is_null() && address["miss"] == "in no mapped file (generated code?)", "{address}");
+    }
+    // Where it is has a name; who called it is not to be found.
+    jvm.write_map();
+    let (_, tried, folded) = jvm.record();
+    assert_eq!(tried, pairs(&[("perf_map", "used")]));
+    assert_eq!(of_grow(&folded), "java;[stack cut: no unwind information];long Leak.grow(long) 1");
 }

@@ -72,6 +72,61 @@ fn tables_are_sorted() {
     Page::of(&recorded("shop")).passes("tables");
 }
 
+/// Three processes, in another order by each of the figures; texts of bytes would be in another still.
+#[test]
+fn processes_are_sorted_by_each_column() {
+    const KIB: u64 = 1 << 10;
+    const MIB: u64 = 1 << 20;
+    const GIB: u64 = 1 << 30;
+    let mut incident = recorded("shop");
+    let first = incident["processes"][0].clone();
+    // PID, parent, name, age, oom_score_adj, UID.
+    let told =
+        [(800, 90, "worker", 9.5, 1000, 33), (1200, 9, "cache", 86400.0, -500, 1000), (90, 100, "Shop", 100.25, 0, 5)];
+    // PSS, anonymous, shared, swap, RSS.
+    let bytes = [
+        [90 * MIB, 80 * MIB, 9 * KIB, GIB, 1900 * MIB],
+        [1000 * MIB, 9 * KIB, GIB, 80 * MIB, 1000 * MIB],
+        [419 * MIB, GIB, 80 * MIB, 9 * KIB, 1500 * MIB],
+    ];
+    let mut processes = Vec::new();
+    for ((pid, parent, name, age, oom_score_adj, uid), [pss, anon, shmem, swap, rss]) in told.into_iter().zip(bytes) {
+        let mut process = first.clone();
+        process["pid"] = json!(pid);
+        process["ppid"] = json!(parent);
+        process["comm"] = json!(name);
+        process["age_s"] = json!(age);
+        process["oom_score_adj"] = json!(oom_score_adj);
+        process["uid"] = json!(uid);
+        process["memory"] = json!({"pss_bytes": pss, "pss_anon_bytes": anon, "pss_file_bytes": 0,
+            "pss_shmem_bytes": shmem, "swap_pss_bytes": swap, "rss_bytes": rss});
+        process["threads"].as_array_mut().unwrap().truncate(processes.len() + 1);
+        process["heaps"] = json!([]);
+        processes.push(process);
+    }
+    incident["processes"] = processes.into();
+    Page::of(&incident).passes("sorts");
+}
+
+/// A frame that was found by frame pointer, and one in generated code.
+#[test]
+fn guesses_are_marked() {
+    let mut incident = recorded("sort");
+    let process = &mut incident["processes"][0];
+    let pid = process["pid"].clone();
+    let thread = &mut process["threads"][0];
+    for at in [1, 2] {
+        thread["stack"]["frames"][at]["found"] = json!("frame_pointer");
+    }
+    let address = thread["stack"]["frames"][2]["address"].as_u64().unwrap();
+    thread["frame_modules"][2] = Value::Null;
+    let grow =
+        json!({"function": "long Leak.grow(long)", "file": null, "line": null, "column": null, "inlined": false});
+    incident["symbols"]["generated"] =
+        json!([{"pid": pid, "address": address - 1, "frame": grow, "source": "perf_map", "miss": null}]);
+    Page::of(&incident).passes("guesses");
+}
+
 #[test]
 fn it_looks_well_in_the_dark_on_a_phone_on_paper_and_to_a_screen_reader() {
     Page::of(&grown()).passes("looks");

@@ -29,6 +29,18 @@ fn run_in(dir: &Path, program: &str, args: &[&str]) {
     assert!(output.status.success(), "{program} {args:?}: {}", text(&output));
 }
 
+/// Starts a program, and records it once it reads.
+fn recorded_reading(lab: &Lab, program: &Path) -> Doomed {
+    let waiting = Doomed(Command::new(program).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap());
+    let pid = waiting.0.id().to_string();
+    wait_for("the program to read", || {
+        fs::read_to_string(format!("/proc/{pid}/wchan")).is_ok_and(|wchan| wchan.contains("pipe"))
+    });
+    let output = lab.reprieve("snapshot").arg(&pid).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+    waiting
+}
+
 /// An incident of a program without symbols, which is gone since, as its binary is;
 /// `symbols` has the debug file by build ID.
 struct Stripped {
@@ -46,13 +58,7 @@ impl Stripped {
         run_in(dir.path(), "objcopy", &["--only-keep-debug", "p", "p.debug"]);
         run_in(dir.path(), "strip", &["-s", "p"]);
         let program = dir.path().join("p");
-        let waiting = Doomed(Command::new(&program).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap());
-        let pid = waiting.0.id().to_string();
-        wait_for("the program to read", || {
-            fs::read_to_string(format!("/proc/{pid}/wchan")).is_ok_and(|wchan| wchan.contains("pipe"))
-        });
-        let output = lab.reprieve("snapshot").arg(&pid).output().unwrap();
-        assert!(output.status.success(), "{}", text(&output));
+        let _waiting = recorded_reading(&lab, &program);
         let incident = lab.incident();
         let module = modules(&incident).into_iter().find(|m| m["path"] == program.to_str().unwrap()).unwrap();
         let id = module["build_id"].as_str().unwrap();
@@ -112,6 +118,28 @@ fn assert_names_more(before: &Value, after: &Value) -> BTreeMap<String, Value> {
         assert_eq!(frame["line"], line, "{frame}");
     }
     now
+}
+
+/// Each of its segments begins in the first page of the file.
+#[test]
+fn a_small_program_of_lld_is_named_and_told_whole() {
+    let (lab, dir) = (Lab::new(), tempfile::tempdir().unwrap());
+    fs::write(dir.path().join("p.c"), C).unwrap();
+    run_in(dir.path(), "clang-19", &["-g", "-O0", "-Wno-unknown-attributes", "-fuse-ld=lld", "-o", "p", "p.c"]);
+    let program = dir.path().join("p");
+    let waiting = recorded_reading(&lab, &program);
+    let folded = String::from_utf8(lab.file("stacks.folded")).unwrap();
+    assert!(folded.contains(";main (p.c:6);outer (p.c:5);inner (p.c:3);"), "{folded}");
+    let module = modules(&lab.incident()).into_iter().find(|m| m["path"] == program.to_str().unwrap()).unwrap();
+    let maps = fs::read_to_string(format!("/proc/{}/maps", waiting.0.id())).unwrap();
+    let own: Vec<&str> = maps.lines().filter(|line| line.ends_with(program.to_str().unwrap())).collect();
+    let ends = |line: &str| {
+        let (start, end) = line.split(' ').next().unwrap().split_once('-').unwrap();
+        [start, end].map(|text| u64::from_str_radix(text, 16).unwrap())
+    };
+    assert!(own.len() > 2 && own.iter().all(|line| line.contains(" 00000000 ")), "{maps}");
+    assert_eq!(module["start"], ends(own[0])[0], "{module}");
+    assert_eq!(module["end"], ends(own[own.len() - 1])[1], "{module}");
 }
 
 #[test]

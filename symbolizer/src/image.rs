@@ -95,6 +95,9 @@ impl Deref for Bytes {
     }
 }
 
+/// What loaders map in: the smallest pages of both architectures.
+const PAGE: u64 = 4096;
+
 /// A loadable segment: file range and address.
 #[derive(Debug, Clone, Copy)]
 struct Segment {
@@ -102,13 +105,31 @@ struct Segment {
     file_size: u64,
     address: u64,
     writable: bool,
+    executable: bool,
 }
 
 impl Segment {
+    /// Whether it begins in the page of the file that is at `offset`.
+    fn begins_at(&self, offset: u64) -> bool {
+        self.offset / PAGE * PAGE == offset
+    }
+
+    /// Bias where the file is mapped at `start` from `offset` on, for this segment.
+    fn bias(&self, start: u64, offset: u64) -> u64 {
+        start.wrapping_sub(offset.wrapping_sub(self.offset).wrapping_add(self.address))
+    }
+
     fn bytes<'b>(&self, file: &'b [u8]) -> Option<&'b [u8]> {
         let end = self.offset.checked_add(self.file_size)?.min(file.len() as u64);
         file.get(usize::try_from(self.offset).ok()?..usize::try_from(end).ok()?)
     }
+}
+
+/// The first segment that begins in the page at `offset`, else the last that covers it.
+fn mapped<'a>(segments: impl DoubleEndedIterator<Item = &'a Segment> + Clone, offset: u64) -> Option<&'a Segment> {
+    let end = |s: &Segment| s.offset.saturating_add(s.file_size.max(1));
+    let fits = |s: &&Segment| s.offset / PAGE * PAGE <= offset && offset < end(s);
+    segments.clone().find(|segment| segment.begins_at(offset)).or_else(|| segments.rev().find(fits))
 }
 
 /// What framehop asks for of a section: address range and file range.
@@ -168,21 +189,26 @@ impl Image {
         self.facts.build_id.as_ref()
     }
 
-    /// Bias (AVMA minus SVMA, wrapping) of a mapping at `start` of the file
+    /// Bias (AVMA minus SVMA, wrapping) of a mapping of code at `start`, of the file
     /// from `offset` on; `None` when no loadable segment covers that offset.
     ///
     /// The loader maps whole pages, so a segment's first page may begin before
-    /// `p_offset` and two segments may share a page of the file: the segment
-    /// that begins in the mapped page is the one meant.
+    /// `p_offset` and several segments may share a page of the file, as all of a small program
+    /// do that lld linked: one with code that begins in the mapped page is the one meant.
     #[must_use]
     pub fn bias(&self, start: u64, offset: u64) -> Option<u64> {
-        const PAGE: u64 = 4096;
-        let end = |s: &Segment| s.offset.saturating_add(s.file_size.max(1));
-        let fits = |s: &&Segment| s.offset / PAGE * PAGE <= offset && offset < end(s);
-        let begins = |s: &&Segment| s.offset / PAGE * PAGE == offset;
-        let segment =
-            self.facts.segments.iter().find(begins).or_else(|| self.facts.segments.iter().rev().find(fits))?;
-        Some(start.wrapping_sub(offset.wrapping_sub(segment.offset).wrapping_add(segment.address)))
+        let code = self.facts.segments.iter().filter(|segment| segment.executable);
+        let segment = mapped(code, offset).or_else(|| mapped(self.facts.segments.iter(), offset))?;
+        Some(segment.bias(start, offset))
+    }
+
+    /// Each bias that a mapping may have, code or not, where several segments share a page of
+    /// the file; not all of more segments than a linker makes. One may come twice.
+    pub fn biases(&self, start: u64, offset: u64) -> impl Iterator<Item = u64> {
+        const MOST: usize = 4;
+        let segments = || self.facts.segments.iter();
+        let begin = segments().filter(move |segment| segment.begins_at(offset)).take(MOST);
+        mapped(segments(), offset).into_iter().chain(begin).map(move |segment| segment.bias(start, offset))
     }
 
     /// Where symbols are and how big, in the order of `names`: `.symtab`, else
@@ -347,13 +373,15 @@ impl Facts {
         let file = object::File::parse(bytes)?;
         let build_id = file.build_id().ok().flatten().filter(|id| id.len() <= MOST_BUILD_ID_BYTES);
         let build_id = build_id.map(BuildId::from_bytes);
+        let has = |flags, flag| matches!(flags, SegmentFlags::Elf { p_flags } if p_flags & flag != 0);
         let mut segments: Vec<Segment> = file
             .segments()
             .map(|s| Segment {
                 offset: s.file_range().0,
                 file_size: s.file_range().1,
                 address: s.address(),
-                writable: matches!(s.flags(), SegmentFlags::Elf { p_flags } if p_flags & object::elf::PF_W != 0),
+                writable: has(s.flags(), object::elf::PF_W),
+                executable: has(s.flags(), object::elf::PF_X),
             })
             .collect();
         segments.sort_by_key(|s| s.offset);

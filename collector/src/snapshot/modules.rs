@@ -91,8 +91,11 @@ impl ModuleTable {
             let by_bias = parts.entry(file).or_insert_with(|| {
                 let mut by_bias: HashMap<u64, Vec<&MapLine>> = HashMap::new();
                 for map in maps.iter().filter(|m| (m.inode, &m.device, &m.name) == file) {
-                    if let Some(bias) = image.bias(map.start, map.offset) {
-                        by_bias.entry(bias).or_default().push(map);
+                    for bias in image.biases(map.start, map.offset) {
+                        let of_bias = by_bias.entry(bias).or_default();
+                        if of_bias.last().is_none_or(|last| last.start != map.start) {
+                            of_bias.push(map);
+                        }
                     }
                 }
                 by_bias

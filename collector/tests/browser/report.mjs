@@ -170,6 +170,56 @@ const cases = {
     assert.equal(await page.$$eval("section[aria-labelledby=threads] thead [aria-sort]", all => all.length), 1);
   },
 
+  async sorts() {
+    const page = await open(file);
+    const table = "section[aria-labelledby=processes]";
+    const heads = await page.$$eval(`${table} thead th`, all => all.map(head => head.textContent));
+    const nth = title => {
+      assert.ok(heads.includes(title), `${title} of ${heads}`);
+      return heads.indexOf(title);
+    };
+    const column = title => page.$$eval(`${table} tbody tr`, (rows, nth) => rows.map(row => row.cells[nth].textContent), nth(title));
+    const head = title => `${table} thead th:nth-child(${nth(title) + 1})`;
+    const { processes } = JSON.parse(readFileSync(more, "utf8"));
+    const pids = sorted => sorted.map(process => String(process.pid));
+    const figures = {
+      PID: p => p.pid, PSS: p => p.memory.pss_bytes, Anonymous: p => p.memory.pss_anon_bytes,
+      Shared: p => p.memory.pss_shmem_bytes, Swap: p => p.memory.swap_pss_bytes, RSS: p => p.memory.rss_bytes,
+      Threads: p => p.threads.length, Age: p => p.age_s, oom_score_adj: p => p.oom_score_adj, Parent: p => p.ppid, UID: p => p.uid,
+    };
+    for (const [title, figure] of Object.entries(figures)) {
+      const down = pids([...processes].sort((a, b) => figure(b) - figure(a)));
+      // By the mouse, and by the keyboard.
+      await page.click(`${head(title)} button`);
+      assert.deepEqual(await column("PID"), down, title);
+      await page.keyboard.press("Enter");
+      assert.deepEqual(await column("PID"), down.reverse(), title);
+      const told = await page.$$eval(`${table} thead [aria-sort]`, all => all.map(h => [h.textContent, h.getAttribute("aria-sort")]));
+      assert.deepEqual(told, [[title, "ascending"]]);
+    }
+    await page.click(`${head("Name")} button`);
+    assert.deepEqual(await column("Name"), ["cache", "Shop", "worker"]);
+    // Each row is moved as a whole.
+    assert.deepEqual(await column("PID"), ["cache", "Shop", "worker"].map(name => String(processes.find(p => p.comm === name).pid)));
+  },
+
+  async guesses() {
+    const page = await open(file);
+    const graph = ".graph[data-views^=heap]";
+    const options = await page.$$eval(`${graph} .what option`, all => all.map(option => option.textContent));
+    await page.select(`${graph} .what select`, String(options.findIndex(option => option.startsWith("Threads"))));
+    const shown = await page.$$eval(`${graph} .frames button`, all => all.map(e => [e.textContent, getComputedStyle(e).fontStyle]));
+    const style = title => shown.filter(([text]) => text.startsWith(title)).map(([text, style]) => [text.endsWith(" [guessed]"), style]);
+    assert.deepEqual(style("__GI__IO_file_xsgetn"), [[true, "italic"]], shown);
+    assert.deepEqual(style("long Leak.grow(long)"), [[true, "italic"]], shown);
+    for (const certain of ["__GI___libc_read", "__libc_start_call_main", "sort+0x512a"]) {
+      assert.deepEqual(style(certain), [[false, "normal"]], shown);
+    }
+    const listed = await text(page, "section[aria-labelledby=stacks]");
+    assert.match(listed, /long Leak\.grow\(long\) \[guessed\]/);
+    assert.match(await page.evaluate(() => document.body.innerText), /frame pointers where it says “guessed”/);
+  },
+
   async looks() {
     const papers = [];
     for (const scheme of ["light", "dark"]) {

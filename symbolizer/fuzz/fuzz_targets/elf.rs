@@ -12,6 +12,7 @@ fuzz_target!(|input: &[u8]| {
     assert!(image.build_id().is_none_or(|id| id.as_str().len() <= 128));
     assert!(image.interpreter().is_none_or(|path| path.len() <= input.len() * 3));
     let _ = (image.exports("malloc"), image.bias(0x7000_0000, 0x1000), image.bias(0, u64::MAX));
+    let _ = (image.biases(0x7000_0000, 0x1000).count(), image.biases(0, u64::MAX).count());
     for (address, size) in image.symbols(&["main", "whole"]).into_iter().flatten() {
         // What a file says of a symbol need not be in it.
         assert!(image.at(address).is_none_or(|rest| rest.len() <= input.len()), "{address:?} {size}");
