@@ -260,8 +260,17 @@ struct Firefox {
 impl Firefox {
     fn load(profile: &Path) -> Self {
         let firefox = Firefox { sessions: tempfile::tempdir().unwrap() };
-        firefox.says(&["load", profile.to_str().unwrap()]);
-        firefox
+        // It gives its daemon half a second to start, and says itself to try again; that of
+        // a try before is stopped with the others in the end.
+        for _ in 0..20 {
+            let output = firefox.command(&["load", profile.to_str().unwrap()]);
+            if output.status.success() {
+                return firefox;
+            }
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(said.contains("did not become ready within"), "{output:?}");
+        }
+        panic!("its daemon never became ready");
     }
 
     fn command(&self, args: &[&str]) -> Output {
