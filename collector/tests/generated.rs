@@ -113,10 +113,15 @@ fn a_jitdump_is_found_by_its_mapping_and_the_map_helps_out() {
         let is = |a: &&Value| a["frame"]["function"] == name;
         generated.iter().find(is).unwrap_or_else(|| panic!("{name}: {generated:#?}"))
     };
-    // The dump knows lines of the body; the map that of the function.
+    // The dump knows lines of the body; the map that of the function, of which it is as well.
     let (early, run) = (of("early"), of("run"));
     assert_eq!((&early["source"], &early["frame"]["line"]), (&"jit_dump".into(), &10.into()), "{early:#}");
-    assert_eq!((&run["source"], &run["frame"]["line"]), (&"perf_map".into(), &5.into()), "{run:#}");
+    // Compiled again and again, in a block that is written or not.
+    assert!(["jit_dump", "perf_map"].contains(&run["source"].as_str().unwrap()), "{run:#}");
+    for frame in [&early["frame"], &run["frame"]] {
+        assert!(frame["file"].as_str().unwrap().ends_with("/leak.js"), "{frame:#}");
+    }
+    assert_eq!(run["frame"]["line"], 5, "{run:#}");
 }
 
 #[test]

@@ -688,6 +688,15 @@ impl RegisterSet {
             RegisterSet::Aarch64(regs) => Registers { ip: regs.pc, sp: regs.sp, fp: regs.x[29], lr: regs.x[30] },
         }
     }
+
+    /// Whether the thread was born just now, and has not run yet: as its maker it is in
+    /// clone(2) or clone3(2), which has returned 0. On 64-bit ARM the call is not known.
+    #[must_use]
+    pub fn is_newborn(&self) -> bool {
+        /// arch/x86/entry/syscalls/syscall_64.tbl
+        const CLONES: [u64; 2] = [56, 435];
+        matches!(self, RegisterSet::X86_64(regs) if regs.rax == 0 && CLONES.contains(&regs.orig_rax))
+    }
 }
 
 /// A frame of an interpreter.

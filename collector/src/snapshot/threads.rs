@@ -5,7 +5,7 @@ use super::modules::LoadedModule;
 use crate::hold::stop::HeldThread;
 use crate::incident::model::{ModuleAddress, StopOutcome, Thread};
 use reprieve_heap_walk::Memory;
-use reprieve_symbolizer::{Avma, RawStack, Registers, Unwinder};
+use reprieve_symbolizer::{Avma, RawStack, Registers, StackEnd, Unwinder};
 use std::fs;
 use std::time::{Duration, Instant};
 
@@ -30,10 +30,18 @@ pub fn read_thread(
     let proc = |file: &str| fs::read_to_string(format!("/proc/{pid}/task/{tid}/{file}")).unwrap_or_default();
     let registers = held.and_then(|h| h.registers);
     let of_waiting = || look_often(look_until, || proc("syscall"));
-    let stack = match registers.map(|all| all.to_unwind()).or_else(of_waiting) {
+    let mut stack = match registers.map(|all| all.to_unwind()).or_else(of_waiting) {
         Some(registers) => unwinder.unwind(&registers, &mut |address| memory.u64(address), MAX_FRAMES),
         None => RawStack::without_registers(),
     };
+    // Where glibc makes a thread its CFI ends, since it would be wrong in the child
+    // (sysdeps/unix/sysv/linux/x86_64/clone3.S), which has no caller.
+    if stack.frames.len() == 1
+        && matches!(stack.end, StackEnd::NoUnwindInfo { .. })
+        && registers.is_some_and(|all| all.is_newborn())
+    {
+        stack.end = StackEnd::Complete;
+    }
     let frame_modules = stack.frames.iter().map(|frame| locate(frame.lookup_address(), modules)).collect();
     let wchan = Some(proc("wchan")).filter(|w| !w.is_empty() && w != "0");
     Thread {
@@ -79,6 +87,7 @@ pub fn locate(Avma(address): Avma, modules: &[LoadedModule]) -> Option<ModuleAdd
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::incident::model::RegisterSet;
 
     #[test]
     fn waiting_and_running_threads() {
@@ -87,6 +96,21 @@ mod tests {
         let r = registers_of_waiting("35 0x1 0x2 0x3 0x4 0x5 0x6 0x7ffd10 0x401000\n").unwrap();
         assert_eq!((r.sp, r.ip), (0x7ffd10, 0x401000));
         assert_eq!(registers_of_waiting("running\n").map(|r| r.ip), None);
+    }
+
+    #[test]
+    fn who_was_born_just_now_is_known_by_the_call() {
+        let is_newborn = |orig_rax: i64, rax: i64| {
+            let names = "r15 r14 r13 r12 rbp rbx r11 r10 r9 r8 rcx rdx rsi rdi rip cs eflags rsp ss fs_base gs_base ds es fs gs";
+            let mut all: serde_json::Map<String, serde_json::Value> =
+                names.split(' ').map(|name| (name.to_owned(), 7.into())).collect();
+            all.insert("architecture".to_owned(), "x86_64".into());
+            all.extend([("orig_rax", orig_rax), ("rax", rax)].map(|(name, n)| (name.to_owned(), (n as u64).into())));
+            serde_json::from_value::<RegisterSet>(all.into()).unwrap().is_newborn()
+        };
+        assert!(is_newborn(435, 0) && is_newborn(56, 0));
+        // Its maker, one that is still in the call, and one that read nothing.
+        assert!(!is_newborn(435, 4711) && !is_newborn(435, -512) && !is_newborn(0, 0));
     }
 
     #[test]

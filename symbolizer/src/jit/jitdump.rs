@@ -194,7 +194,9 @@ impl<R: Read + Seek> Reader<R> {
             }
         }
         if let Some((_, line, file)) = best {
-            frame.file = (!file.is_empty()).then_some(file).or(frame.file.take());
+            // Node writes rubbish for some, from where a name was before it was moved.
+            let is_name = |text: &str| !text.is_empty() && !text.contains(|c: char| c.is_control() || c == '\u{fffd}');
+            frame.file = is_name(&file).then_some(file).or(frame.file.take());
             frame.line = (line > 0).then_some(line);
             frame.column = None;
         }
@@ -308,6 +310,17 @@ mod tests {
         // Code that moved is not forgotten where it was: frames may still be in it.
         assert_eq!(names, ["-", "over the first", "first", "first", "-", "second", "second", "second"]);
         assert_eq!(outcome, Outcome::Used);
+    }
+
+    #[test]
+    fn rubbish_is_no_name_of_a_file() {
+        let dump = |file: &[u8]| {
+            let dump = Dump::new().lines(0x1000, &[(0x1040, 5, file)]).load(0x1000, 0x10, 1, "JS:*run /s/leak.js:5:13");
+            dump.read(&[0x1000]).0.remove(0)
+        };
+        assert_eq!(dump(b"/s/other.js"), "run /s/other.js:5");
+        assert_eq!(dump(b"\xe0\x8a@\x11"), "run /s/leak.js:5");
+        assert_eq!(dump(b"ab\x01"), "run /s/leak.js:5");
     }
 
     #[test]
