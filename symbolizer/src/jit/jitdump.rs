@@ -15,6 +15,8 @@ const MAGIC: u32 = 0x4a69_5444;
 /// Bytes of the file's header and of a record's that are always there.
 const HEADER: u64 = 40;
 const RECORD: u64 = 16;
+/// Bytes of an entry without its name, and of that at least its 0.
+const ENTRY: u64 = 16;
 /// Records that are looked at.
 const MOST_RECORDS: u64 = 4 << 20;
 /// V8 puts its lines so much too high, for an ELF header that perf once forgot
@@ -103,6 +105,13 @@ struct Lines {
     end: u64,
 }
 
+/// The entry that an address belongs to.
+struct Best {
+    at: u64,
+    line: u32,
+    file: String,
+}
+
 struct Reader<R: Read> {
     file: BufReader<R>,
 }
@@ -176,31 +185,53 @@ impl<R: Read + Seek> Reader<R> {
     /// The file and the line of an address: those of the last entry that is not above
     /// it.
     fn place(&mut self, lines: &Lines, address: u64, frame: &mut Frame) -> io::Result<()> {
-        self.go_to(lines.begin)?;
-        let mut file = String::new();
-        let mut best: Option<(u64, u32, String)> = None;
-        for _ in 0..lines.count {
-            if self.file.stream_position()? >= lines.end {
-                break;
-            }
-            let (at, line, _) = (self.u64()?, self.u32()?, self.u32()?);
-            let text = self.text(lines.end)?;
-            // The same file as before.
-            if text.as_bytes() != "\u{fffd}".as_bytes() {
-                file = text;
-            }
-            if at <= address && best.as_ref().is_none_or(|(other, ..)| at >= *other) {
-                best = Some((at, line, file.clone()));
-            }
+        let (mut best, is_whole) = self.search(lines, address, None)?;
+        if !is_whole {
+            // For scripts of its user's node writes what is in memory where their name was
+            // before, and of its length. So all entries are as long, and have no name.
+            let size = (lines.end - lines.begin).checked_div(lines.count).unwrap_or(0);
+            best = match size * lines.count == lines.end - lines.begin && size > ENTRY {
+                true => self.search(lines, address, Some(size))?.0.map(|best| Best { file: String::new(), ..best }),
+                false => None,
+            };
         }
-        if let Some((_, line, file)) = best {
-            // Node writes rubbish for some, from where a name was before it was moved.
-            let is_name = |text: &str| !text.is_empty() && !text.contains(|c: char| c.is_control() || c == '\u{fffd}');
-            frame.file = is_name(&file).then_some(file).or(frame.file.take());
+        if let Some(Best { line, file, .. }) = best {
+            frame.file = (!file.is_empty()).then_some(file).or(frame.file.take());
             frame.line = (line > 0).then_some(line);
             frame.column = None;
         }
         Ok(())
+    }
+
+    /// Of entries that are each as long as their name, or that have all this size. With
+    /// whether they end where the record does, and names can be names.
+    fn search(&mut self, lines: &Lines, address: u64, size: Option<u64>) -> io::Result<(Option<Best>, bool)> {
+        self.go_to(lines.begin)?;
+        let mut file = String::new();
+        let mut best: Option<Best> = None;
+        let mut is_whole = true;
+        for number in 0..lines.count {
+            if self.file.stream_position()? >= lines.end {
+                return Ok((best, false));
+            }
+            let (at, line, _) = (self.u64()?, self.u32()?, self.u32()?);
+            match size {
+                Some(size) => self.go_to(lines.begin + (number + 1) * size)?,
+                None => {
+                    let text = self.text(lines.end)?;
+                    // The same file as before.
+                    if text.as_bytes() != "\u{fffd}".as_bytes() {
+                        is_whole &= !text.contains(|c: char| c.is_control() || c == '\u{fffd}');
+                        file = text;
+                    }
+                }
+            }
+            if at <= address && best.as_ref().is_none_or(|other| at >= other.at) {
+                best = Some(Best { at, line, file: file.clone() });
+            }
+        }
+        is_whole &= self.file.stream_position()? == lines.end;
+        Ok((best, is_whole))
     }
 
     /// A text to its 0, or to where its record ends; all of it is passed over, and the
@@ -314,13 +345,19 @@ mod tests {
 
     #[test]
     fn rubbish_is_no_name_of_a_file() {
-        let dump = |file: &[u8]| {
-            let dump = Dump::new().lines(0x1000, &[(0x1040, 5, file)]).load(0x1000, 0x10, 1, "JS:*run /s/leak.js:5:13");
-            dump.read(&[0x1000]).0.remove(0)
+        let dump = |lines: &[(u64, u32, &[u8])]| {
+            let dump = Dump::new().lines(0x1000, lines).load(0x1000, 0x40, 1, "JS:*run /s/leak.js:5:13");
+            dump.read(&[0x1000, 0x1020]).0
         };
-        assert_eq!(dump(b"/s/other.js"), "run /s/other.js:5");
-        assert_eq!(dump(b"\xe0\x8a@\x11"), "run /s/leak.js:5");
-        assert_eq!(dump(b"ab\x01"), "run /s/leak.js:5");
+        let told = |first: &[u8], second: &[u8]| dump(&[(0x1040, 5, first), (0x1060, 9, second)]);
+        assert_eq!(told(b"/s/other.js", b"\xff"), ["run /s/other.js:5", "run /s/other.js:9"]);
+        // As long as the name, with zeros in it or without.
+        let known = ["run /s/leak.js:5", "run /s/leak.js:9"];
+        assert_eq!(told(b"\xe0\x8a@\x11\0\0abc", b"\xe0\x8a@\x11\0\0abc"), known);
+        assert_eq!(told(b"'lz \0\x7f\0\0\0", b"'lz \0\x7f\0\0\0"), known);
+        assert_eq!(told(b"\xe0\x8a@", b"\xe0\x8a@"), known);
+        // Neither that nor whole: where the function is.
+        assert_eq!(told(b"a\0bc", b"d"), ["run /s/leak.js:5", "run /s/leak.js:5"]);
     }
 
     #[test]
