@@ -105,7 +105,8 @@ fn json_has_all(form: &str) {
     let (lab, grove) = (Lab::new(), Grove::new());
     let dir = grove.memcg("one", 48);
     let path = format!("{}/one", grove.path());
-    let guard = Guard::start_only(&lab, "guard.on_oom = ['kill']\n", &["--log", form, &path]);
+    let toml = "[[rule]]\nname = 'always'\nwhen = 'true'\non_oom = ['kill']\n";
+    let guard = Guard::start_only(&lab, toml, &["--log", form, &path]);
     guard.wait_for("\"guarding 1 cgroup\"");
     end_of(&mut leak_in(&dir, "96"));
     guard.wait_for("report  ");
@@ -119,6 +120,7 @@ fn json_has_all(form: &str) {
     let oom = of("oom");
     assert_eq!((oom["cgroup"].as_str(), oom["level"].as_str()), (Some(path.as_str()), Some("notice")));
     assert_eq!((oom["action"].as_str(), oom["relieved"].as_str()), (Some("kill"), Some("true")));
+    assert_eq!(oom["rule"], "always");
     assert_eq!(oom["incident"], lab.incident()["id"]);
     assert!(oom["held_us"].as_str().unwrap().parse::<u64>().unwrap() > 0);
     assert!(of("report")["file"].as_str().unwrap().ends_with("/report.html"));
