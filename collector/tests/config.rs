@@ -123,6 +123,63 @@ fn a_rule_that_would_take_minutes_does_not_hold_the_program() {
 }
 
 #[test]
+fn a_rule_leaves_out_evidence_of_one_program_and_not_of_another() {
+    let (lab, dir) = (Lab::new(), tempfile::tempdir().unwrap());
+    let vault = dir.path().join("vault");
+    fs::copy(common::fixture("steady_leak"), &vault).unwrap();
+    let rules = "run.on_oom = ['grant=64M']\n\
+        [[rule]]\nname = 'secrets'\nwhen = 'processes.exists(p, p.name == \"vault\" && p.size > size_of(\"16M\"))'\n\
+        collect = ['stacks', 'mappings']\n\
+        [[rule]]\nname = 'leak'\nwhen = 'share(\"leak_medium\") > 0.2'\nmatch = '/nowhere/**'\non_oom = ['kill']\n";
+    let file = dir.path().join("reprieve.toml");
+    fs::write(&file, rules).unwrap();
+    let store = lab.out().to_str().unwrap();
+    for victim in [vault.to_str().unwrap(), &common::fixture("steady_leak")] {
+        let run = ["run", "--memory", "48M", "--growth", "--out", store, "--", victim, "--mib", "64"];
+        let ran = reprieve(dir.path(), &run);
+        assert!(ran.status.success(), "{}", text(&ran));
+    }
+    let incidents = lab.incidents();
+    let of = |name: &str| incidents.iter().find(|incident| incident["processes"][0]["comm"] == name).unwrap();
+    let (without, with) = (of("vault"), of("steady_leak"));
+    let left_out = serde_json::json!({ "parts": ["heap", "malloc", "growth", "accounting"], "rule": "secrets" });
+    assert_eq!((&without["left_out"], &with["left_out"]), (&left_out, &().into()), "{:#}", without["left_out"]);
+    let has = |incident: &serde_json::Value| {
+        let process = &incident["processes"][0];
+        let is_some = |value: &serde_json::Value| !value.is_null();
+        assert!(process["memory"]["pss_bytes"].as_u64().unwrap() > 16 << 20, "{process:#}");
+        assert!(!process["mappings"].as_array().unwrap().is_empty(), "{process:#}");
+        assert!(!process["threads"][0]["stack"]["frames"].as_array().unwrap().is_empty(), "{process:#}");
+        [&process["malloc"], &process["heaps"][0], &process["growth"], &incident["accounting"]].map(is_some)
+    };
+    assert_eq!((has(without), has(with)), ([false; 4], [true; 4]));
+    // That nobody looked for a heap is no gap.
+    assert!(!without["processes"][0]["gaps"].to_string().contains("heap"), "{:#}", without["processes"][0]["gaps"]);
+    let id = without["id"].as_str().unwrap();
+    let told = "heap, malloc, growth, accounting, by rule \"secrets\": nobody looked";
+    let shown = stdout(&reprieve(dir.path(), &["show", "--out", store, id]));
+    assert!(shown.contains("LEFT OUT  heap, malloc, growth,"), "{shown}");
+    let page = fs::read_to_string(lab.out().join(id).join("report.html")).unwrap();
+    assert!(page.contains("<strong>Left out on purpose:</strong> heap, malloc, growth, accounting"), "{page:.3000}");
+    // A replay knows, but not whether page faults would have been sampled.
+    let replay = |more: &[&str]| {
+        let replay = ["replay", "--out", store, file.to_str().unwrap(), id];
+        stdout(&reprieve(dir.path(), &[&replay, more].concat()))
+    };
+    assert!(replay(&[]).contains(&format!("    left out: {told}")), "{}", replay(&[]));
+    let json: serde_json::Value = serde_json::from_str(&replay(&["--json"])).unwrap();
+    assert_eq!(
+        (&json["collected"], &json["collected_by"]),
+        (&serde_json::json!(["stacks", "mappings"]), &"secrets".into())
+    );
+    // What is typed wins over what is done, not over what is collected.
+    let victim = vault.to_str().unwrap();
+    let run = ["run", "--memory", "48M", "--out", store, "--on-oom", "kill", "--", victim, "--mib", "64"];
+    assert_eq!(reprieve(dir.path(), &run).status.code(), Some(137));
+    assert_eq!(lab.incidents()[2]["left_out"]["rule"], "secrets");
+}
+
+#[test]
 fn a_rule_takes_over_when_the_other_did_not_help() {
     let (lab, dir) = (Lab::new(), tempfile::tempdir().unwrap());
     let rules = "[[rule]]\nname = 'in vain'\non_oom = ['kill']\n\
@@ -182,6 +239,12 @@ fn replay_tells_what_would_have_been_done() {
         (&[&python, "--assert", "kill"][..], 6),
         (&[&python, &sort, "--assert", "throttle=10s"], 6),
         (&[&sort, "--assert", "pray"], 2),
+        (&[&python, "--assert-rule", "cache"], 0),
+        (&[&python, "--assert-rule", "cache", "--assert", "kill"], 6),
+        (&[&python, &sort, "--assert-rule", "cache"], 6),
+        (&[&sort, "--assert-rule", "(no rule)"], 0),
+        (&[&python, "--assert-rule", "(no rule)"], 6),
+        (&[&sort, "--assert-rule", "cash"], 2),
         (&["/dev/null"], 1),
     ] {
         assert_eq!(replay(arguments).status.code(), Some(code), "{arguments:?}");

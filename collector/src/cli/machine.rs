@@ -2,9 +2,10 @@
 
 use super::{FAILED, Failure, NOT_ABLE};
 use crate::config::Config;
+use crate::machine;
 use crate::run::RunError;
 use crate::size::{parse_duration, parse_size};
-use crate::{machine, snapshot};
+use crate::snapshot::{self, Parts};
 use clap::Args;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -61,7 +62,7 @@ pub(super) fn watch(args: MachineArgs, config: &Config) -> Result<ExitCode, Fail
         jobs: args.jobs.into(),
         out: args.out.or(config.store_dir()),
         limits: config.limits(),
-        options: snapshot::Options { with_cmdline: args.with_cmdline || config.records_cmdlines(), alone: true },
+        options: snapshot::Options { parts: Parts::usual(args.with_cmdline || config.records_cmdlines()), alone: true },
     };
     machine::watch(&request).map(|()| ExitCode::SUCCESS).map_err(|error| {
         let code = match &error {

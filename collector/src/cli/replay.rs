@@ -6,6 +6,7 @@ use crate::config::Config;
 use crate::incident::model::Incident;
 use crate::incident::read::read_incident;
 use crate::incident::store::{INCIDENT, Store};
+use crate::snapshot::Parts;
 use crate::verdict::policy::{self, Choice, Policy};
 use clap::Args;
 use std::io::Write;
@@ -17,6 +18,7 @@ Examples:
   reprieve replay /etc/reprieve                     # all incidents of the store
   reprieve replay new.toml 20261125T074340 --json
   reprieve replay new.toml fixtures/incidents/*.json --assert grant
+  reprieve replay new.toml leak.json --assert-rule 'the cache may be dropped'
 
 An incident of a cgroup that the policy guards (guard.cgroups) is answered as
 [guard] and [[cgroup]] say, any other one as [run] says; rules come first for
@@ -32,6 +34,10 @@ pub(super) struct ReplayArgs {
     /// Exit with 6 unless the first action about each is this one, like kill.
     #[arg(long, value_name = "ACTION")]
     assert: Option<String>,
+    /// Exit with 6 unless the rule that decides first about each is this one; '(no rule)'
+    /// is none.
+    #[arg(long, value_name = "NAME")]
+    assert_rule: Option<String>,
     /// Folder of incidents.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -47,6 +53,13 @@ pub(super) fn replay(args: &ReplayArgs, config: impl Fn() -> Result<Config, Fail
         let error = anyhow::anyhow!("--assert {wrong}: there is no such action; `reprieve run --help` lists all");
         return Err(Failure { code: USAGE, error });
     }
+    if let Some(wrong) = args.assert_rule.as_deref().filter(|wanted| !is_rule(&policy, wanted)) {
+        let error = anyhow::anyhow!(
+            "--assert-rule {wrong}: no rule with an on_oom has this name; `reprieve config show` lists all, and {:?} is none",
+            policy::NO_RULE
+        );
+        return Err(Failure { code: USAGE, error });
+    }
     let mut wanted = args.incidents.clone();
     let store = if wanted.iter().all(|incident| Path::new(incident).exists()) && !wanted.is_empty() {
         Store::at(args.out.clone())
@@ -56,6 +69,7 @@ pub(super) fn replay(args: &ReplayArgs, config: impl Fn() -> Result<Config, Fail
     if wanted.is_empty() {
         wanted = store.ids()?;
     }
+    let usual = Parts::usual(policy.records_cmdlines());
     let mut code = ExitCode::SUCCESS;
     let mut rows = Vec::new();
     for name in &wanted {
@@ -75,8 +89,9 @@ pub(super) fn replay(args: &ReplayArgs, config: impl Fn() -> Result<Config, Fail
             }
         };
         let policy = policy_for(&policy, &incident);
-        let choice = policy.replay(&incident);
-        let differs = args.assert.as_deref().is_some_and(|wanted| !choice.begins_with(wanted));
+        let choice = policy.replay(&incident, usual);
+        let differs = args.assert.as_deref().is_some_and(|wanted| !choice.begins_with(wanted))
+            || args.assert_rule.as_deref().is_some_and(|wanted| !choice.is_begun_by(wanted));
         if differs && code == ExitCode::SUCCESS {
             code = ExitCode::from(ASSERTION);
         }
@@ -90,11 +105,18 @@ pub(super) fn replay(args: &ReplayArgs, config: impl Fn() -> Result<Config, Fail
     Ok(code)
 }
 
+/// Whether something can be done by a rule of this name, or by none.
+fn is_rule(config: &Config, name: &str) -> bool {
+    let rules = config.policy().rules;
+    name == policy::NO_RULE || rules.iter().any(|rule| rule.name == name && !rule.ladder.is_empty())
+}
+
 /// What a table says of an incident, and what does not fit into a column.
 struct Row {
     cells: [String; 3],
     rest: String,
-    problems: Vec<String>,
+    /// Lines of their own.
+    more: Vec<String>,
 }
 
 impl Row {
@@ -103,14 +125,16 @@ impl Row {
         if differs {
             rest.push_str("  <- not as asserted");
         }
-        Row { cells: [incident.id.clone(), rule, victim], rest, problems: choice.problems.clone() }
+        let left_out = choice.left_out().map(|left_out| format!("left out: {left_out}"));
+        let more = left_out.into_iter().chain(choice.problems.iter().cloned());
+        Row { cells: [incident.id.clone(), rule, victim], rest, more: more.collect() }
     }
 }
 
-/// Columns as wide as what is in them; each problem is a line of its own.
+/// Columns as wide as what is in them.
 fn table(rows: &[Row]) -> String {
     let heading = ["INCIDENT", "RULE", "A KILL BEGINS WITH"].map(str::to_owned);
-    let heading = Row { cells: heading, rest: "ACTIONS".to_owned(), problems: Vec::new() };
+    let heading = Row { cells: heading, rest: "ACTIONS".to_owned(), more: Vec::new() };
     let all = || std::iter::once(&heading).chain(rows);
     let width = |column: usize| all().map(|row| row.cells[column].chars().count()).max().unwrap_or(0);
     let widths = [width(0), width(1), width(2)];
@@ -119,7 +143,7 @@ fn table(rows: &[Row]) -> String {
         let cells = row.cells.iter().zip(widths);
         cells.for_each(|(cell, width)| text.push_str(&format!("{cell:width$}  ")));
         text.push_str(&format!("{}\n", row.rest));
-        row.problems.iter().for_each(|problem| text.push_str(&format!("    {problem}\n")));
+        row.more.iter().for_each(|line| text.push_str(&format!("    {line}\n")));
     }
     text
 }
@@ -140,10 +164,10 @@ mod tests {
 
     #[test]
     fn columns_are_as_wide_as_what_is_in_them() {
-        let row = |id: &str, rule: &str, problems: &[&str]| Row {
+        let row = |id: &str, rule: &str, more: &[&str]| Row {
             cells: [id.to_owned(), rule.to_owned(), "-".to_owned()],
             rest: "kill".to_owned(),
-            problems: problems.iter().map(|problem| (*problem).to_owned()).collect(),
+            more: more.iter().map(|line| (*line).to_owned()).collect(),
         };
         assert_eq!(table(&[]), "");
         assert_eq!(

@@ -7,9 +7,8 @@ use crate::guard;
 use crate::hold::BrakeChoice;
 use crate::run::{self, RunError};
 use crate::size::{parse_duration, parse_faults, parse_size};
-use crate::snapshot;
+use crate::snapshot::{self, Parts};
 use crate::verdict::Action;
-use crate::verdict::policy::Policy;
 use clap::Args;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -115,8 +114,11 @@ pub(super) fn run_command(args: RunArgs, config: &Config) -> Result<ExitCode, Fa
         here: args.here,
         manner: run::Manner {
             deadline: args.deadline.unwrap_or_else(|| config.run_deadline()),
-            policy: if args.on_oom.is_empty() { config.policy() } else { Policy::fixed(args.on_oom) },
-            options: snapshot::Options { with_cmdline: args.with_cmdline || config.records_cmdlines(), alone: false },
+            policy: if args.on_oom.is_empty() { config.policy() } else { config.policy().always(args.on_oom) },
+            options: snapshot::Options {
+                parts: Parts::usual(args.with_cmdline || config.records_cmdlines()),
+                alone: false,
+            },
             is_dry: args.dry_run,
         },
         out: args.out.or(config.store_dir()),

@@ -6,7 +6,7 @@ use crate::config::Config;
 use crate::incident::show;
 use crate::run::{self, RunError};
 use crate::size::parse_duration;
-use crate::snapshot;
+use crate::snapshot::{self, Parts};
 use clap::Args;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -28,7 +28,8 @@ pub(super) struct SnapshotArgs {
 }
 
 pub(super) fn take(args: SnapshotArgs, config: &Config) -> Result<ExitCode, Failure> {
-    let options = snapshot::Options { with_cmdline: args.with_cmdline || config.records_cmdlines(), alone: false };
+    let options =
+        snapshot::Options { parts: Parts::usual(args.with_cmdline || config.records_cmdlines()), alone: false };
     let deadline = args.deadline.unwrap_or_else(|| config.snapshot_deadline());
     match run::snapshot(&args.target, args.out.or(config.store_dir()), config.limits(), options, deadline) {
         Ok((incident, dir)) => {

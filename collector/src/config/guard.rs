@@ -8,6 +8,7 @@ use crate::hold::{BrakeChoice, Cushion};
 use crate::metrics::Places;
 use crate::say::Form;
 use crate::size::{parse_duration, parse_faults};
+use crate::snapshot::Collect;
 use crate::verdict::Action;
 use crate::verdict::policy::Policy;
 use crate::verdict::worth::{Said, Worths};
@@ -17,9 +18,10 @@ use std::str::FromStr;
 use std::time::Duration;
 
 /// What `[[cgroup]]` can say otherwise than `[guard]`.
-pub const OF_ONE: [&str; 11] = [
+pub const OF_ONE: [&str; 12] = [
     "deadline",
     "on_oom",
+    "collect",
     "brake",
     "cushion",
     "most_granted",
@@ -146,9 +148,13 @@ impl Config {
             Some(texts) => texts.iter().map(|text| parsed(text, Action::from_str)).collect(),
             None => self.list("guard.on_oom", Action::from_str),
         };
+        let collect = match said("collect") {
+            Some(texts) => Collect::of(texts.iter().map(String::as_str)).unwrap_or_default(),
+            None => self.collect("guard.collect"),
+        };
         Guarded {
             deadline: parsed(text("deadline"), parse_duration),
-            policy: self.policy_with(otherwise),
+            policy: self.policy_with(otherwise, collect),
             brake: parsed(text("brake"), BrakeChoice::from_str),
             cushion: parsed(text("cushion"), keys::cushion),
             most_granted: parsed(text("most_granted"), keys::bytes_or_auto),

@@ -5,6 +5,7 @@ use crate::desk::announce::{BODY, Template};
 use crate::hold::{BrakeChoice, Cushion};
 use crate::say::Form;
 use crate::size::{parse_age, parse_duration, parse_faults, parse_size};
+use crate::snapshot::Collect;
 use crate::verdict::Action;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -27,6 +28,8 @@ pub enum Kind {
     List,
     /// An array of actions, one or more.
     Actions,
+    /// An array of parts of the evidence.
+    Parts,
 }
 
 impl Kind {
@@ -36,7 +39,7 @@ impl Kind {
         match self {
             Kind::Text => quoted.concat(),
             Kind::Flag => texts.concat(),
-            Kind::List | Kind::Actions => format!("[{}]", quoted.join(", ")),
+            Kind::List | Kind::Actions | Kind::Parts => format!("[{}]", quoted.join(", ")),
         }
     }
 }
@@ -139,6 +142,13 @@ pub const KEYS: &[Key] = &[
         check: |text| Action::from_str(text).map(drop),
     },
     Key {
+        name: "run.collect",
+        kind: Kind::Parts,
+        default: &["all"],
+        meaning: "what evidence is taken when memory runs out: stacks, heap, malloc, mappings, growth, accounting, cmdline, or all",
+        check: |text| Collect::of([text]).map(drop),
+    },
+    Key {
         name: "run.brake",
         kind: Kind::Text,
         default: &[AUTO],
@@ -200,6 +210,13 @@ pub const KEYS: &[Key] = &[
         default: &["reclaim", "kill"],
         meaning: "what to do when memory runs out in a guarded cgroup, tried in order",
         check: |text| Action::from_str(text).map(drop),
+    },
+    Key {
+        name: "guard.collect",
+        kind: Kind::Parts,
+        default: &["all"],
+        meaning: "what evidence is taken when memory runs out in a guarded cgroup, as of run.collect",
+        check: |text| Collect::of([text]).map(drop),
     },
     Key {
         name: "guard.brake",

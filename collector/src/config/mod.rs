@@ -17,6 +17,7 @@ pub use read::Problem;
 use crate::hold::BrakeChoice;
 use crate::incident::store::Limits;
 use crate::size::{parse_age, parse_duration, parse_faults, parse_size};
+use crate::snapshot::Collect;
 use crate::verdict::Action;
 use crate::verdict::policy::{Policy, Rule};
 use std::collections::BTreeMap;
@@ -135,7 +136,12 @@ impl Config {
             let matches = rule.matches.as_ref().map(|which| format!("match = {}\n", keys::which_as_toml(which)));
             let matches = matches.unwrap_or_default();
             out.push_str(&format!("\n[[rule]]{origin}\nname = {name}\n{matches}when = {when}\n"));
-            out.push_str(&format!("on_oom = [{}]\n", ladder.join(", ")));
+            if let Some(collect) = rule.collect {
+                out.push_str(&format!("collect = {}\n", keys::Kind::Parts.as_toml(&collect.words())));
+            }
+            if !ladder.is_empty() {
+                out.push_str(&format!("on_oom = [{}]\n", ladder.join(", ")));
+            }
         }
         out
     }
@@ -198,13 +204,20 @@ impl Config {
     /// run.on_oom.
     #[must_use]
     pub fn policy(&self) -> Policy {
-        self.policy_with(self.list("run.on_oom", Action::from_str))
+        self.policy_with(self.list("run.on_oom", Action::from_str), self.collect("run.collect"))
     }
 
-    /// The rules, and this ladder where none holds.
-    fn policy_with(&self, otherwise: Vec<Action>) -> Policy {
+    /// What a key says is collected.
+    fn collect(&self, name: &str) -> Collect {
+        let key = KEYS.iter().find(|key| key.name == name);
+        // Each text was checked by the same parser when it was read.
+        key.and_then(|key| Collect::of(self.texts(key).0).ok()).unwrap_or_default()
+    }
+
+    /// The rules, and this where none holds.
+    fn policy_with(&self, otherwise: Vec<Action>, collect: Collect) -> Policy {
         let rules = self.rules.iter().map(|(rule, _)| rule.clone()).collect();
-        Policy { rules, otherwise, worths: self.worths() }
+        Policy { rules, otherwise, collect, worths: self.worths() }
     }
 
     /// How a run is held.

@@ -4,6 +4,7 @@ use super::guard::{OF_ONE, Override, key_of_one};
 use super::keys::{KEYS, Key, Kind};
 use super::{Config, Origin, Setting};
 use crate::cgroup::Which;
+use crate::snapshot::Collect;
 use crate::verdict::policy::Rule;
 use crate::verdict::{Action, Condition};
 use std::collections::BTreeMap;
@@ -140,31 +141,48 @@ impl Reader<'_> {
             return self.problem(&rule.span(), "write [[rule]], and name, when and on_oom below it".to_owned());
         };
         let before = self.problems.len();
-        let (mut name, mut matches, mut when, mut ladder) = (None, None, None, Vec::new());
+        let (mut name, mut matches, mut when, mut collect, mut ladder) = (None, None, None, None, Vec::new());
         for (key, value) in table {
             let path = format!("{RULE}.{}", key.get_ref());
             match key.get_ref().as_ref() {
                 "name" => name = self.texts(&path, Kind::Text, |_| Ok(()), value).pop(),
                 "match" => matches = self.which(&path, value),
                 "when" => when = self.string(&path, value, Condition::parse),
+                "collect" => {
+                    let texts = self.texts(&path, Kind::Parts, |text| Collect::of([text]).map(drop), value);
+                    collect = Collect::of(texts.iter().map(String::as_str)).ok().map(|collect| (collect, key.span()));
+                }
                 "on_oom" => {
                     let texts = self.texts(&path, Kind::Actions, |text| Action::from_str(text).map(drop), value);
                     ladder = texts.iter().filter_map(|text| text.parse().ok()).collect();
                 }
                 _ => {
-                    let message = format!("{path} is not a key; a rule has name, match, when and on_oom");
+                    let message = format!("{path} is not a key; a rule has name, match, when, collect and on_oom");
                     self.problem(&key.span(), message);
                 }
             }
         }
-        for key in ["name", "when", "on_oom"].iter().filter(|key| !table.iter().any(|(k, _)| k.get_ref() == *key)) {
-            self.problem(&rule.span(), format!("{RULE}: {key} is missing"));
+        let has = |key: &str| table.iter().any(|(k, _)| k.get_ref() == key);
+        for key in ["name", "when", "on_oom"].into_iter().filter(|key| !has(key)) {
+            // One that says what is collected need not say what is done.
+            if key != "on_oom" || !has("collect") {
+                self.problem(&rule.span(), format!("{RULE}: {key} is missing"));
+            }
+        }
+        if let (Some((_, span)), Some(when)) = (&collect, &when)
+            && when.sees_heap()
+        {
+            let message = "what is collected is decided before anybody looks at the heap, which `when` asks for; \
+                           make a rule of its own with collect, or say it in [[cgroup]]";
+            self.problem(span, format!("{RULE}.collect: {message}"));
         }
         if let (Some(name), Some(when)) = (name, when)
             && self.problems.len() == before
         {
             let origin = Origin { file: self.file.to_owned(), line: self.line(&rule.span()) };
-            self.config.rules.push((Rule { name, matches, when, ladder }, origin));
+            self.config
+                .rules
+                .push((Rule { name, matches, when, collect: collect.map(|(collect, _)| collect), ladder }, origin));
         }
     }
 
@@ -238,7 +256,9 @@ impl Reader<'_> {
         value: &Spanned<DeValue<'_>>,
     ) -> Vec<String> {
         let written: Vec<_> = match (kind, value.get_ref()) {
-            (Kind::List, DeValue::Array(entries)) => entries.iter().map(|e| (e.span(), string_of(e))).collect(),
+            (Kind::List | Kind::Parts, DeValue::Array(entries)) => {
+                entries.iter().map(|e| (e.span(), string_of(e))).collect()
+            }
             (Kind::Actions, DeValue::Array(entries)) if !entries.is_empty() => {
                 entries.iter().map(|e| (e.span(), string_of(e))).collect()
             }
@@ -279,6 +299,7 @@ fn text_of(kind: Kind, value: &DeValue<'_>) -> Result<String, String> {
         (Kind::Flag, DeValue::Boolean(flag)) => Ok(flag.to_string()),
         (Kind::Flag, _) => Err("write true or false, without quotes".to_owned()),
         (Kind::List, _) => Err("write an array of strings, like [\"/batch/*\"]".to_owned()),
+        (Kind::Parts, _) => Err("write an array of strings, like [\"stacks\", \"heap\"]".to_owned()),
         (Kind::Actions, DeValue::Array(_)) => Err("there is no action; write at least one, like [\"kill\"]".to_owned()),
         (Kind::Actions, _) => Err("write an array of strings, like [\"reclaim\", \"kill\"]".to_owned()),
     }

@@ -49,7 +49,7 @@ fn what_is_shown_can_be_read_again() {
 fn every_default_is_a_value() {
     let config = Config::default();
     for key in KEYS {
-        let is_list = matches!(key.kind, Kind::List | Kind::Actions);
+        let is_list = matches!(key.kind, Kind::List | Kind::Actions | Kind::Parts);
         assert!(is_list || key.default.len() == 1, "{}", key.name);
         for text in key.default {
             (key.check)(text).unwrap_or_else(|error| panic!("{}: {error}", key.name));
@@ -151,7 +151,7 @@ fn mistakes_in_rules() {
         "DIR/reprieve.toml:3: rule.when: ",
         "DIR/reprieve.toml:5: rule: name is missing",
         "DIR/reprieve.toml:7: rule.on_oom: unknown action \"pray\"",
-        "DIR/reprieve.toml:10: rule.what is not a key; a rule has name, match, when and on_oom",
+        "DIR/reprieve.toml:10: rule.what is not a key; a rule has name, match, when, collect and on_oom",
         "DIR/reprieve.toml:11: rule.when: write a string",
         "DIR/reprieve.toml:12: rule.on_oom: there is no action",
     ]) {
@@ -159,6 +159,42 @@ fn mistakes_in_rules() {
     }
     assert_eq!(found.len(), 6, "{found:#?}");
     assert!(problems(&[("reprieve.toml", "rule = 3")])[0].contains("write [[rule]]"));
+}
+
+#[test]
+fn what_is_collected_is_said_of_all_of_some_and_by_rules() {
+    let lean = "[[rule]]\nname = 'lean'\nwhen = 'age > 1'\ncollect = ['cmdline', 'stacks']\n";
+    let text = format!(
+        "run.collect = []\n[guard]\ncollect = ['all', 'cmdline']\n[[cgroup]]\nmatch = '/a'\ncollect = ['heap']\n\
+         [[cgroup]]\nmatch = '/b'\ncollect = []\n{lean}"
+    );
+    let dir = dir(&[("reprieve.toml", &text)]);
+    let config = Config::load(dir.path()).unwrap();
+    let of_runs = config.policy();
+    assert_eq!(of_runs.rules[0].collect.unwrap().words(), ["stacks", "cmdline"]);
+    assert!(of_runs.rules[0].ladder.is_empty() && of_runs.collect.words().is_empty());
+    let words = |path: &str| config.guarded(path).policy.collect.words();
+    assert_eq!((words("/a"), words("/b"), words("/c")), (vec!["heap"], vec![], vec!["all", "cmdline"]));
+    // A ladder that is typed leaves it as it is.
+    let typed = config.policy().always(vec![Action::Kill]);
+    assert!(typed.rules[0].collect == of_runs.rules[0].collect && typed.collect == of_runs.collect);
+    let shown = config.show(false);
+    fs::write(dir.path().join("reprieve.toml"), &shown).unwrap();
+    assert_eq!(Config::load(dir.path()).unwrap().show(false), shown);
+    for (wrong, told) in [
+        ("run.collect = ['core']", "1: run.collect: \"core\" is no part of the evidence; write stacks, heap,"),
+        ("run.collect = 'heap'", "1: run.collect: write an array of strings, like [\"stacks\", \"heap\"]"),
+        ("[[cgroup]]\nmatch = '/a'\ncollect = ['heaps']", "3: cgroup.collect: \"heaps\" is no part"),
+        ("[[rule]]\nname = 'a'\nwhen = 'true'\ncollect = ['heaps']", "4: rule.collect: \"heaps\" is no part"),
+        ("[[rule]]\nname = 'a'\nwhen = 'true'", "1: rule: on_oom is missing"),
+        (
+            "[[rule]]\nname = 'a'\ncollect = ['heap']\nwhen = 'heap.live > 1'",
+            "3: rule.collect: what is collected is decided before anybody looks at the heap, which `when` asks for; make",
+        ),
+    ] {
+        let found = problems(&[("reprieve.toml", wrong)]);
+        assert!(found.len() == 1 && found[0].starts_with(&format!("DIR/reprieve.toml:{told}")), "{wrong}: {found:?}");
+    }
 }
 
 #[test]
@@ -267,7 +303,7 @@ fn junk(kind: Kind) -> Vec<&'static str> {
     let more: &[&str] = match kind {
         Kind::Text => &["true", "[]", "['kill']", "'no such value'", "''"],
         Kind::Flag => &["1", "'true'", "[]", "[true]"],
-        Kind::List => &["1", "true", "'/a'", "[true]", "['no such value']", "['']"],
+        Kind::List | Kind::Parts => &["1", "true", "'/a'", "[true]", "['no such value']", "['']"],
         Kind::Actions => &["1", "true", "'kill'", "[]", "[true]", "['no such value']", "['']"],
     };
     OF_NONE.iter().chain(more).copied().collect()
@@ -295,9 +331,14 @@ fn every_key_tells_once_where_its_value_is_wrong() {
 
 #[test]
 fn every_key_of_a_rule_tells_once_where_its_value_is_wrong() {
-    let keys = [("name", "'a'"), ("match", "'/a'"), ("when", "'true'"), ("on_oom", "['kill']")];
+    let keys =
+        [("name", "'a'"), ("match", "'/a'"), ("when", "'true'"), ("on_oom", "['kill']"), ("collect", "['heap']")];
     for (wrong, _) in keys {
-        let kind = if wrong == "on_oom" { Kind::Actions } else { Kind::Text };
+        let kind = match wrong {
+            "on_oom" => Kind::Actions,
+            "collect" => Kind::Parts,
+            _ => Kind::Text,
+        };
         // Any string is a name.
         let is_junk = |value: &&str| wrong != "name" || !value.starts_with('\'');
         for value in junk(kind).into_iter().filter(is_junk) {

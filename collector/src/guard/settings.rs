@@ -6,7 +6,7 @@ use crate::config::{Config, Guarded, Problems};
 use crate::desk;
 use crate::incident::store::Limits;
 use crate::say::Form;
-use crate::snapshot::Options;
+use crate::snapshot::{Options, Parts};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -71,7 +71,7 @@ impl Settings {
             cooldown: config.guard_cooldown(),
             out: given.out.clone().or(config.store_dir()),
             limits: config.limits(),
-            options: Options { with_cmdline: given.with_cmdline || config.records_cmdlines(), alone: false },
+            options: Options { parts: Parts::usual(given.with_cmdline || config.records_cmdlines()), alone: false },
             asking: config.asking(),
             run_dir: config.guard_run_dir().unwrap_or_else(lock::default_dir),
             config,

@@ -5,7 +5,7 @@ use super::others;
 use super::profile::View;
 use super::show;
 use super::units::{bytes, count, micros, time};
-use super::{accounts, growers, since};
+use super::{accounts, growers, left_out, since};
 use reprieve_flamegraph::top::{self, TopStack};
 use std::fmt::Write;
 
@@ -62,6 +62,9 @@ pub fn page(incident: &Incident, drawn: &[(&View, usize)]) -> String {
     }
     if let Some(hold) = &incident.hold {
         line(&format!("**Hold:** {}\n", text(&show::hold_line(hold))));
+    }
+    if let Some(left_out) = left_out::line(incident) {
+        line(&format!("**Left out on purpose:** {}\n", text(&left_out)));
     }
     if let Some(others) = others::line(incident) {
         line(&format!("**Others:** {}\n", text(&others)));

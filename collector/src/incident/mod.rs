@@ -7,6 +7,7 @@ pub mod compare;
 pub mod growers;
 pub mod growth;
 pub mod heaps;
+pub mod left_out;
 pub mod mallocs;
 pub mod markdown;
 pub mod model;

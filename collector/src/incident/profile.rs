@@ -209,6 +209,7 @@ fn cut(end: &StackEnd) -> &'static str {
         StackEnd::TooDeep => "too deep",
         StackEnd::Loop => "loop",
         StackEnd::NoRegisters => "no registers",
+        StackEnd::LeftOut => "left out",
     }
 }
 

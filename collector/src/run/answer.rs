@@ -2,21 +2,24 @@
 
 use super::recorder::{Recorder, state_of};
 use crate::accounting;
-use crate::baseline::History;
+use crate::baseline::{History, Record};
 use crate::cgroup::{self, CgroupError, CpuGroup, Memcg};
 use crate::desk::Desk;
 use crate::guardian::{heap, own_status_bytes};
 use crate::hold::Brake;
 use crate::hold::watchdog::Line;
-use crate::incident::model::{HoldReport, Incident, SymbolState, Symbols, Trigger, Verdict};
+use crate::incident::baseline::Baseline;
+use crate::incident::model::{
+    HoldReport, Incident, LeftOut, MemcgState, Part, Process, SymbolState, Symbols, Trigger, Verdict,
+};
 use crate::incident::{others, show, since, units};
 use crate::killers;
 use crate::metrics::{Event, Feed};
 use crate::say;
 use crate::signals::Interrupt;
-use crate::snapshot;
-use crate::snapshot::Options;
 use crate::snapshot::kernel_log::KernelLog;
+use crate::snapshot::{self, Evidence, Options};
+use crate::verdict::collect::Collection;
 use crate::verdict::policy::Policy;
 use crate::verdict::purse::Allowance;
 use crate::verdict::{self, Asking, Ladders, Quota, Scene};
@@ -126,21 +129,24 @@ impl Answerer<'_> {
         state.limit_bytes = Some(self.brake.limit());
         let compared = self.history.and_then(|history| history.choose(state.usage_bytes));
         let before = compared.and_then(|record| record.heap.as_ref());
-        let heaps = || self.reads_heaps.then(|| witness::read_tables(self.heap, before, &pids));
-        let mut evidence = snapshot::take(&pids, threads.threads(), heaps, self.manner.options);
-        if let Some(growth) = self.growth {
+        let collection = self.choose(&pids, &state, compared, noticed, deadline);
+        let (parts, left_out) = (collection.parts, self.left_out(&collection));
+        let heaps =
+            || (self.reads_heaps && parts.has(Part::Heap)).then(|| witness::read_tables(self.heap, before, &pids));
+        let options = Options { parts, ..self.manner.options };
+        let mut evidence = snapshot::take(&pids, threads.threads(), heaps, options);
+        if let Some(growth) = self.growth.filter(|_| parts.has(Part::Growth)) {
             let left = deadline.saturating_duration_since(Instant::now()) / 4;
             growth.tell(&mut evidence, Instant::now() + left.min(GROWTH_TIME));
         }
         let snapshot_time = noticed.elapsed();
         let left = deadline.saturating_duration_since(Instant::now()) / 4;
-        let accounting = accounting::take(self.memcg, &evidence.processes, left.min(accounting::AT_MOST));
+        let account = || accounting::take(self.memcg, &evidence.processes, left.min(accounting::AT_MOST));
+        let accounting = parts.has(Part::Accounting).then(account);
         self.brake.measure();
         let mut incident = self.recorder.draft_about(self.subject, Trigger::Oom, Some(state), evidence);
-        incident.accounting = Some(accounting);
-        let compared = self.history.zip(compared);
-        incident.baseline =
-            compared.and_then(|(history, record)| history.tell(noticed, record, self.memcg, &incident.processes));
+        (incident.accounting, incident.left_out) = (accounting, left_out);
+        incident.baseline = self.baseline(noticed, compared, &incident.processes);
         incident.candidates = verdict::candidates(&incident.processes, self.memcg, &self.manner.policy.worths);
         // The draft was made when the evidence was complete.
         incident.time_unix_us -= noticed.elapsed().as_micros() as u64;
@@ -190,10 +196,11 @@ impl Answerer<'_> {
             allowance: self.allowance,
             throttle: self.throttle.as_deref_mut(),
         };
-        let verdict = match self.manner.is_dry {
+        let mut verdict = match self.manner.is_dry {
             true => verdict::rehearse(&mut scene, ladders),
             false => verdict::decide(&mut scene, ladders),
         };
+        verdict.problems = collection.with_problems(std::mem::take(&mut verdict.problems));
         let path = self.memcg.path();
         verdict.problems.iter().for_each(|problem| say!(Warning, cgroup = path; "{}{problem}", self.teller));
         let held = scene.released.unwrap_or_else(Instant::now) - noticed;
@@ -228,6 +235,37 @@ impl Answerer<'_> {
             self.recorder.finish(incident, staging);
         }
         Ok(answered)
+    }
+
+    /// What is to be collected, by what is known of it for next to nothing.
+    fn choose(
+        &self,
+        pids: &[i32],
+        state: &MemcgState,
+        compared: Option<&Record>,
+        noticed: Instant,
+        deadline: Instant,
+    ) -> Collection {
+        let (policy, usual) = (&self.manner.policy, self.manner.options.parts);
+        if !policy.chooses_evidence(&state.path) {
+            return policy.collection(usual);
+        }
+        let evidence = Evidence { processes: snapshot::acquaint(pids), ..Evidence::default() };
+        let mut early = self.recorder.draft_about(self.subject, Trigger::Oom, Some(state.clone()), evidence);
+        early.baseline = self.baseline(noticed, compared, &early.processes);
+        policy.choose(&early, usual, deadline.saturating_duration_since(Instant::now()))
+    }
+
+    /// What of the evidence that could be had is not collected.
+    fn left_out(&self, collection: &Collection) -> Option<LeftOut> {
+        let mut left_out = collection.left_out(self.manner.options.parts)?;
+        left_out.parts.retain(|part| *part != Part::Growth || self.growth.is_some());
+        Some(left_out).filter(|left_out| !left_out.parts.is_empty())
+    }
+
+    /// What it was like before.
+    fn baseline(&self, noticed: Instant, compared: Option<&Record>, processes: &[Process]) -> Option<Baseline> {
+        self.history?.tell(noticed, compared?, self.memcg, processes)
     }
 
     fn stage(&self, incident: &Incident) -> Option<super::Staged> {
@@ -304,7 +342,15 @@ impl Answerer<'_> {
     /// what is left.
     pub fn record_kernel_kill(&mut self, log: &mut std::io::Result<KernelLog>, left: Option<&str>) {
         let pids = self.memcg.pids().unwrap_or_default();
-        let mut evidence = snapshot::take(&pids, &BTreeMap::new(), || None, self.manner.options);
+        let mut state = state_of(self.memcg, &self.manner.policy.worths);
+        // Not the wall above it.
+        state.limit_bytes = Some(self.brake.limit());
+        let now = Instant::now();
+        let collection = self.choose(&pids, &state, None, now, now + self.manner.deadline);
+        let (parts, left_out) = (collection.parts, self.left_out(&collection));
+        let options = Options { parts, ..self.manner.options };
+        let mut evidence = snapshot::take(&pids, &BTreeMap::new(), || None, options);
+        evidence.gaps.extend(collection.problems);
         let victims = match log {
             Ok(log) => log.victims(self.memcg.dir(), |victim| {
                 let is_here = evidence.processes.iter().any(|p| (p.pid, &p.comm) == (victim.pid, &victim.comm));
@@ -318,7 +364,7 @@ impl Answerer<'_> {
         if log.is_ok() && victims.is_empty() {
             evidence.gaps.push("the kernel log does not say whom it killed".to_owned());
         }
-        if let Some(growth) = self.growth {
+        if let Some(growth) = self.growth.filter(|_| parts.has(Part::Growth)) {
             growth.tell(&mut evidence, Instant::now() + GROWTH_TIME);
             growth.tell_of_killed(&mut evidence, &victims, Instant::now() + GROWTH_TIME);
         }
@@ -333,13 +379,12 @@ impl Answerer<'_> {
                 None => "the kernel's OOM killer was first: there are no stacks of whom it killed".to_owned(),
             },
         );
-        let mut state = state_of(self.memcg, &self.manner.policy.worths);
-        // Not the wall above it.
-        state.limit_bytes = Some(self.brake.limit());
         let mut incident = self.recorder.draft_about(self.subject, Trigger::KilledByKernel, Some(state), evidence);
         incident.kernel_victims = victims;
         incident.other_killers = killers::active_at(self.memcg);
-        incident.accounting = Some(accounting::take(self.memcg, &incident.processes, accounting::AT_MOST));
+        let account = || accounting::take(self.memcg, &incident.processes, accounting::AT_MOST);
+        incident.accounting = parts.has(Part::Accounting).then(account);
+        incident.left_out = left_out;
         // What was charged before the kill is gone: only the curve tells.
         incident.baseline = self.history.and_then(|history| history.curve(Instant::now()));
         say!(Notice, event = "kernel_kill", cgroup = self.memcg.path(), incident = incident.id;

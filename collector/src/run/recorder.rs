@@ -92,6 +92,7 @@ impl Recorder {
             verdict: None,
             accounting: None,
             baseline: None,
+            left_out: None,
             gaps: evidence.gaps,
         }
     }

@@ -7,6 +7,7 @@ pub mod kernel_log;
 mod memory;
 mod modules;
 mod pagemap;
+mod parts;
 pub mod process;
 pub mod smaps;
 mod sums;
@@ -15,12 +16,13 @@ mod threads;
 pub use memory::TargetMemory;
 pub use modules::{LoadedModule, ModuleTable};
 pub use pagemap::{Entry, Pagemap, page_size};
+pub use parts::{Collect, Parts};
 pub use smaps::{MapLine, read_maps};
 pub use threads::locate;
 
 use crate::hold::stop::HeldThread;
 use crate::incident::growth::{Ended, GrowthSampling};
-use crate::incident::model::{Module, Process};
+use crate::incident::model::{Module, Part, Process};
 use crate::incident::units;
 use crate::witness::{self, ProcessTables, Target};
 use reprieve_heap_walk::Memory;
@@ -37,11 +39,11 @@ const WALKS: Duration = Duration::from_secs(1);
 /// Time for looking where the threads of a process wait that do not stop.
 const LOOKS: Duration = Duration::from_millis(600);
 
-/// What to record beyond the default.
+/// What to record, and how.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Options {
-    /// Record command lines, which can hold secrets.
-    pub with_cmdline: bool,
+    /// What is taken.
+    pub parts: Parts,
     /// The machine is out of memory: start no thread, which takes memory, and look
     /// patiently at those who wait for it.
     pub alone: bool,
@@ -94,7 +96,7 @@ pub fn take(
     let mut evidence = Evidence::default();
     let until = Instant::now() + WALKS;
     thread::scope(|scope| {
-        let sums = Sums::start(scope, pids, options.alone);
+        let sums = Sums::start(scope, pids, options);
         let heaps = heaps();
         for &pid in pids {
             match take_process(pid, held, heaps.as_ref(), &mut table, options, until) {
@@ -116,6 +118,20 @@ pub fn take(
     evidence
 }
 
+/// What is known of processes for next to nothing, to decide by it what else is taken: who they
+/// are, and what they have in memory with shared pages in full.
+#[must_use]
+pub fn acquaint(pids: &[i32]) -> Vec<Process> {
+    let acquaint = |&pid: &i32| {
+        let mut process = process::identify(pid, false)?;
+        let resident = process::resident_bytes(pid).unwrap_or(0);
+        (process.memory.rss_bytes, process.memory.pss_bytes) = (resident, resident);
+        process.threads = tids_of(pid).into_iter().map(|tid| threads::unread(tid, None)).collect();
+        Some(process)
+    };
+    pids.iter().filter_map(acquaint).collect()
+}
+
 fn take_process(
     pid: i32,
     held: &BTreeMap<i32, HeldThread>,
@@ -124,7 +140,8 @@ fn take_process(
     options: Options,
     until: Instant,
 ) -> Option<Process> {
-    let mut process = process::identify(pid, options.with_cmdline)?;
+    let parts = options.parts;
+    let mut process = process::identify(pid, parts.has(Part::Cmdline))?;
     // The state letter now is our own stop; what it was before tells more.
     if let Some(before) = held.get(&pid) {
         process.state = before.state_before;
@@ -137,11 +154,15 @@ fn take_process(
         }
     };
     process.mapping_count = maps.len() as u32;
-    if maps.len() > smaps::DETAIL_LIMIT {
+    if maps.len() > smaps::DETAIL_LIMIT && parts.has(Part::Mappings) {
         process.gaps.push(format!("{} mappings: sums only", maps.len()));
     }
     // A zombie has no memory left to read.
     if maps.is_empty() {
+        return Some(process);
+    }
+    if ![Part::Stacks, Part::Heap, Part::Malloc].into_iter().any(|part| parts.has(part)) {
+        process.threads = tids_of(pid).into_iter().map(|tid| threads::identify(pid, tid, held.get(&tid))).collect();
         return Some(process);
     }
     let mut memory = match TargetMemory::open(pid) {
@@ -161,8 +182,11 @@ fn take_process(
     }
     let look_until = options.alone.then(|| Instant::now() + LOOKS);
     for tid in tids_of(pid) {
-        let thread = threads::read_thread(pid, tid, held.get(&tid), look_until, &mut unwinder, &modules, &mut memory);
-        process.threads.push(thread);
+        let held = held.get(&tid);
+        process.threads.push(match parts.has(Part::Stacks) {
+            true => threads::read_thread(pid, tid, held, look_until, &mut unwinder, &modules, &mut memory),
+            false => threads::identify(pid, tid, held),
+        });
     }
     // What witnesses miss they tell themselves.
     let absent = memory.absent_pages() - absent_before;
@@ -171,7 +195,7 @@ fn take_process(
     }
     let files = &table.modules;
     let mut target = Target { pid, maps: &maps, modules: &modules, files, memory: &mut memory, until };
-    witness::ask(&mut process, &mut target, heaps);
+    witness::ask(&mut process, &mut target, heaps, parts);
     Some(process)
 }
 

@@ -52,13 +52,24 @@ impl Stat {
 }
 
 /// Anonymous memory of a process that is present, in bytes, to within some pages of
-/// each thread (proc_pid_statm(5)).
+/// each thread.
 #[must_use]
 pub fn anonymous_bytes(pid: i32) -> Option<u64> {
+    let (resident, shared) = resident_and_shared(pid)?;
+    Some(resident.saturating_sub(shared) * super::page_size())
+}
+
+/// All of it that is present, shared pages in full.
+#[must_use]
+pub fn resident_bytes(pid: i32) -> Option<u64> {
+    resident_and_shared(pid).map(|(resident, _)| resident * super::page_size())
+}
+
+/// Pages of a process (proc_pid_statm(5)).
+fn resident_and_shared(pid: i32) -> Option<(u64, u64)> {
     let text = fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
     let mut pages = text.split_ascii_whitespace().skip(1).map(|field| field.parse::<u64>().ok());
-    let (resident, shared) = (pages.next()??, pages.next()??);
-    Some(resident.saturating_sub(shared) * super::page_size())
+    Some((pages.next()??, pages.next()??))
 }
 
 /// Reads who a process is; `None` when it is gone. What could not be read is

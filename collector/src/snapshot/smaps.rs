@@ -82,10 +82,11 @@ pub fn read_maps(pid: i32) -> io::Result<Vec<MapLine>> {
     Ok(String::from_utf8_lossy(&text).lines().filter_map(MapLine::parse).collect())
 }
 
-/// Sums and the biggest mappings of a process.
-pub fn read_memory(pid: i32) -> io::Result<(ProcessMemory, Vec<Mapping>)> {
-    let mapping_count = memchr::memchr_iter(b'\n', &std::fs::read(format!("/proc/{pid}/maps"))?).count();
-    let file = if mapping_count > DETAIL_LIMIT { "smaps_rollup" } else { "smaps" };
+/// Sums of a process, and its biggest mappings if they are wanted.
+pub fn read_memory(pid: i32, with_mappings: bool) -> io::Result<(ProcessMemory, Vec<Mapping>)> {
+    let mapping_count =
+        || std::fs::read(format!("/proc/{pid}/maps")).map(|maps| memchr::memchr_iter(b'\n', &maps).count());
+    let file = if with_mappings && mapping_count()? <= DETAIL_LIMIT { "smaps" } else { "smaps_rollup" };
     parse(BufReader::with_capacity(64 * 1024, File::open(format!("/proc/{pid}/{file}"))?))
 }
 
@@ -218,7 +219,7 @@ mod tests {
         let exe = std::env::current_exe().unwrap();
         let code = maps.iter().find(|m| m.is_executable() && m.path().0 == exe.to_str().unwrap()).unwrap();
         assert!(code.end > code.start && code.inode != 0);
-        let (sums, _) = read_memory(std::process::id() as i32).unwrap();
+        let (sums, _) = read_memory(std::process::id() as i32, true).unwrap();
         assert!(sums.rss_bytes >= sums.pss_bytes && sums.pss_anon_bytes > 0);
     }
 }

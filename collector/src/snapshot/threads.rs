@@ -15,6 +15,30 @@ pub const MAX_FRAMES: usize = 512;
 /// How long after one look at a thread that runs the next is.
 const LOOK_AGAIN: Duration = Duration::from_millis(7);
 
+/// A thread of which only is known that it is there, and what stopping it gave (`held`).
+#[must_use]
+pub fn unread(tid: i32, held: Option<&HeldThread>) -> Thread {
+    Thread {
+        tid,
+        comm: String::new(),
+        state: held.map_or('?', |h| h.state_before),
+        stop: held.map_or(StopOutcome::NotStopped("appeared after the stop".to_owned()), |h| h.outcome.clone()),
+        registers: None,
+        wchan: None,
+        stack: RawStack::left_out(),
+        frame_modules: Vec::new(),
+        script: Vec::new(),
+    }
+}
+
+/// Who thread `tid` of `pid` is, without what it runs.
+#[must_use]
+pub fn identify(pid: i32, tid: i32, held: Option<&HeldThread>) -> Thread {
+    let proc = |file: &str| fs::read_to_string(format!("/proc/{pid}/task/{tid}/{file}")).unwrap_or_default();
+    let wchan = Some(proc("wchan")).filter(|w| !w.is_empty() && w != "0");
+    Thread { comm: proc("comm").trim_end_matches('\n').to_owned(), wchan, ..unread(tid, held) }
+}
+
 /// Reads thread `tid` of `pid`; `held` is what stopping it gave. One that waits for the
 /// machine's memory does not stop, and runs most of the time to try again: it is looked
 /// at until it waits, or `look_until`.
@@ -27,9 +51,9 @@ pub fn read_thread(
     modules: &[LoadedModule],
     memory: &mut TargetMemory,
 ) -> Thread {
-    let proc = |file: &str| fs::read_to_string(format!("/proc/{pid}/task/{tid}/{file}")).unwrap_or_default();
+    let syscall = || fs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall")).unwrap_or_default();
     let registers = held.and_then(|h| h.registers);
-    let of_waiting = || look_often(look_until, || proc("syscall"));
+    let of_waiting = || look_often(look_until, syscall);
     let mut stack = match registers.map(|all| all.to_unwind()).or_else(of_waiting) {
         Some(registers) => unwinder.unwind(&registers, &mut |address| memory.u64(address), MAX_FRAMES),
         None => RawStack::without_registers(),
@@ -43,18 +67,7 @@ pub fn read_thread(
         stack.end = StackEnd::Complete;
     }
     let frame_modules = stack.frames.iter().map(|frame| locate(frame.lookup_address(), modules)).collect();
-    let wchan = Some(proc("wchan")).filter(|w| !w.is_empty() && w != "0");
-    Thread {
-        tid,
-        comm: proc("comm").trim_end_matches('\n').to_owned(),
-        state: held.map_or('?', |h| h.state_before),
-        stop: held.map_or(StopOutcome::NotStopped("appeared after the stop".to_owned()), |h| h.outcome.clone()),
-        registers,
-        wchan,
-        stack,
-        frame_modules,
-        script: Vec::new(),
-    }
+    Thread { registers, stack, frame_modules, ..identify(pid, tid, held) }
 }
 
 fn look_often(until: Option<Instant>, look: impl Fn() -> String) -> Option<Registers> {

@@ -21,6 +21,8 @@ pub struct Condition {
     expression: Arc<Expression>,
     /// Whether it looks at who owns the heap.
     pub(super) sees_stacks: bool,
+    /// Whether it looks at that, or at how big the heap is.
+    pub(super) sees_heap: bool,
     /// Whether it looks at what was tried.
     pub(super) sees_steps: bool,
 }
@@ -49,12 +51,15 @@ impl Condition {
         })?;
         let references = program.references();
         let sees_stacks = references.has_variable("stacks") || references.has_function("share");
+        let asks_for_it = references.has_variable("known") && text.contains("heap");
+        let sees_heap = sees_stacks || references.has_variable("heap") || asks_for_it;
         let sees_steps = references.has_variable("steps");
         let mut expression = program.expression().clone();
         if count_rounds(&mut expression) > MOST_DEPTH {
             return Err(format!("it is nested in more than {MOST_DEPTH} levels; make several rules of it"));
         }
-        let condition = Condition { text: text.to_owned(), expression: Arc::new(expression), sees_stacks, sees_steps };
+        let (text, expression) = (text.to_owned(), Arc::new(expression));
+        let condition = Condition { text, expression, sees_stacks, sees_heap, sees_steps };
         let (mut sample, patience) = (View::sample(), Patience::new(MOST_TIME));
         condition.holds(&sample.context(&patience)?, &patience)?;
         // As it is each time before the first action.
@@ -74,6 +79,12 @@ impl Condition {
         }
     }
 
+    /// Whether it looks at the heap, which is not known before the evidence is there.
+    #[must_use]
+    pub fn sees_heap(&self) -> bool {
+        self.sees_heap
+    }
+
     /// Whether it holds of what a [`View::context`] of this patience has; the error is a
     /// sentence.
     pub(super) fn holds(&self, context: &Context<'_, '_>, patience: &Patience) -> Result<bool, String> {
@@ -88,7 +99,7 @@ impl Condition {
     #[cfg(test)]
     pub(super) fn panicking() -> Self {
         let expression = Arc::new(Expression::default());
-        Condition { text: String::new(), expression, sees_stacks: false, sees_steps: false }
+        Condition { text: String::new(), expression, sees_stacks: false, sees_heap: false, sees_steps: false }
     }
 }
 
@@ -145,13 +156,15 @@ mod tests {
     #[test]
     fn what_a_condition_looks_at_is_known() {
         for (text, sees) in [
-            ("age > 1", (false, false)),
-            ("share('a') > 0", (true, false)),
-            ("stacks.exists(s, s.share > 0.5)", (true, false)),
-            ("size(steps) == 0", (false, true)),
+            ("age > 1", (false, false, false)),
+            ("share('a') > 0", (true, true, false)),
+            ("stacks.exists(s, s.share > 0.5)", (true, true, false)),
+            ("heap.live > 1", (false, true, false)),
+            ("'heap' in known", (false, true, false)),
+            ("size(steps) == 0", (false, false, true)),
         ] {
             let condition = Condition::parse(text).unwrap();
-            assert_eq!((condition.sees_stacks, condition.sees_steps), sees, "{text}");
+            assert_eq!((condition.sees_stacks, condition.sees_heap, condition.sees_steps), sees, "{text}");
         }
     }
 

@@ -11,7 +11,7 @@ use std::fmt;
 use std::time::Duration;
 
 /// Time that rules have in any case: a short deadline is no reason not to ask them.
-const LEAST_TIME: Duration = Duration::from_millis(20);
+pub(super) const LEAST_TIME: Duration = Duration::from_millis(20);
 
 /// An action whose turn it is.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -43,6 +43,11 @@ pub struct Ladders<'p> {
     problems: Vec<String>,
 }
 
+/// What is said of a rule that fails.
+pub(super) fn passed_over(rule: &str, error: &str) -> String {
+    format!("rule {rule:?} was passed over: {error}")
+}
+
 /// A ladder, and when it is on.
 struct Place<'p> {
     rule: Option<&'p str>,
@@ -64,7 +69,7 @@ impl<'p> Ladders<'p> {
     #[must_use]
     pub fn of(policy: &'p Policy, incident: &Incident) -> Self {
         let path = incident.memcg.as_ref().map_or("", |memcg| memcg.path.as_str());
-        let rules = policy.rules.iter().filter(|rule| rule.matches.as_ref().is_none_or(|which| which.matches(path)));
+        let rules = policy.rules_for(path).filter(|rule| !rule.ladder.is_empty());
         let mut places: Vec<Place<'p>> =
             rules.map(|rule| Place::new(Some(&rule.name), Some(&rule.when), &rule.ladder)).collect();
         let (mut problems, patience) = (Vec::new(), Patience::new(MOST_TIME));
@@ -120,7 +125,7 @@ impl<'p> Ladders<'p> {
         place.holds = (answer.is_err() || !when.sees_steps).then_some(answer == Ok(true));
         answer.unwrap_or_else(|error| {
             let name = place.rule.unwrap_or_default();
-            self.problems.push(format!("rule {name:?} was passed over: {error}"));
+            self.problems.push(passed_over(name, &error));
             false
         })
     }
@@ -156,7 +161,7 @@ mod tests {
 
     fn rule(name: &str, when: &str, ladder: &[&str]) -> Rule {
         let ladder = ladder.iter().map(|action| action.parse().unwrap()).collect();
-        Rule { name: name.to_owned(), matches: None, when: Condition::parse(when).unwrap(), ladder }
+        Rule { name: name.to_owned(), matches: None, when: Condition::parse(when).unwrap(), collect: None, ladder }
     }
 
     /// Climbs to the end, where nothing helps: `RULE: ACTION` each, and what failed.

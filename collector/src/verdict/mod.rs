@@ -1,6 +1,7 @@
 //! The verdict: a ladder of actions, each measured by what it did.
 
 mod action;
+pub mod collect;
 mod condition;
 pub mod hook;
 mod kill;

@@ -1,11 +1,15 @@
 //! Rules, and what they would have done about an incident.
 
+use super::collect::Collection;
 use super::ladders::Ladders;
+use super::patience::MOST_TIME;
 use super::worth::Worths;
 use super::{Action, Condition, kill};
 use crate::cgroup::Which;
-use crate::incident::model::{Candidate, Incident, Step, StepOutcome};
-use crate::incident::units;
+use crate::incident::model::{Candidate, Incident, Part, Step, StepOutcome};
+use crate::incident::{left_out, units};
+use crate::snapshot::{Collect, Parts};
+use std::borrow::Cow;
 use std::str::FromStr;
 
 /// When, and what then.
@@ -17,7 +21,9 @@ pub struct Rule {
     pub matches: Option<Which>,
     /// When it is the one.
     pub when: Condition,
-    /// What is done, in order.
+    /// What is collected, where it says so.
+    pub collect: Option<Collect>,
+    /// What is done, in order; empty where it says only what is collected.
     pub ladder: Vec<Action>,
 }
 
@@ -28,9 +34,14 @@ pub struct Policy {
     pub rules: Vec<Rule>,
     /// The ladder where none holds.
     pub otherwise: Vec<Action>,
+    /// What is collected where no rule that holds says so.
+    pub collect: Collect,
     /// Which memcgs are worth what, for a kill.
     pub worths: Worths,
 }
+
+/// What stands for no rule where one has a name.
+pub const NO_RULE: &str = "(no rule)";
 
 /// What a policy would have done.
 #[derive(Debug, Clone, PartialEq)]
@@ -43,6 +54,10 @@ pub struct Choice<'p> {
     pub problems: Vec<String>,
     /// Which memcgs are worth what.
     pub worths: &'p Worths,
+    /// What is collected before.
+    pub collection: Collection,
+    /// What would be, by default.
+    pub usual: Parts,
 }
 
 impl Choice<'_> {
@@ -60,6 +75,18 @@ impl Choice<'_> {
         candidates.into_iter().next().filter(|_| self.actions.contains(&&Action::Kill))
     }
 
+    /// Whether the first rule has this name, [`NO_RULE`] where none holds.
+    #[must_use]
+    pub fn is_begun_by(&self, rule: &str) -> bool {
+        self.rules.first().is_some_and(|first| first.unwrap_or(NO_RULE) == rule)
+    }
+
+    /// What would not have been collected, in words; `None` where all would.
+    #[must_use]
+    pub fn left_out(&self) -> Option<String> {
+        self.collection.left_out(self.usual).map(|left_out| left_out::words(&left_out))
+    }
+
     fn actions(&self) -> Vec<String> {
         self.actions.iter().map(ToString::to_string).collect()
     }
@@ -75,7 +102,7 @@ impl Choice<'_> {
                 _ => format!("{comm} [{pid}], {}", units::bytes(size_bytes)),
             },
         );
-        let rules: Vec<&str> = self.rules.iter().map(|rule| rule.unwrap_or("(no rule)")).collect();
+        let rules: Vec<&str> = self.rules.iter().map(|rule| rule.unwrap_or(NO_RULE)).collect();
         [rules.join(", then "), victim, self.actions().join(", ")]
     }
 
@@ -83,13 +110,14 @@ impl Choice<'_> {
     #[must_use]
     pub fn json(&self, incident: &Incident) -> String {
         let (id, actions, problems) = (&incident.id, self.actions(), &self.problems);
+        let collected: Vec<&str> = self.collection.parts.iter().map(Part::name).collect();
         let (rule, then) = (self.rules.first().copied().flatten(), self.rules.get(1..).unwrap_or_default());
         let victim = self.victim(incident);
         // As incidents have candidates: the PID of a job is 0, and its name its cgroup's.
         let victim = victim.map(|c| serde_json::json!({ "comm": c.comm, "pid": c.pid, "size_bytes": c.size_bytes }));
         let json = serde_json::json!({
             "id": id, "rule": rule, "then": then, "actions": actions, "kill_begins_with": victim,
-            "problems": problems,
+            "problems": problems, "collected": collected, "collected_by": self.collection.rule,
         });
         format!("{json}\n")
     }
@@ -109,6 +137,19 @@ impl Policy {
         Policy { otherwise: ladder, ..Policy::default() }
     }
 
+    /// The same, but that it always does this; rules only say what is collected.
+    #[must_use]
+    pub fn always(mut self, ladder: Vec<Action>) -> Self {
+        self.rules.retain(|rule| rule.collect.is_some());
+        self.rules.iter_mut().for_each(|rule| rule.ladder.clear());
+        Policy { otherwise: ladder, ..self }
+    }
+
+    /// The rules that are for the memcg at `path`.
+    pub(super) fn rules_for<'p>(&'p self, path: &str) -> impl Iterator<Item = &'p Rule> {
+        self.rules.iter().filter(move |rule| rule.matches.as_ref().is_none_or(|which| which.matches(path)))
+    }
+
     /// Whether it may ever wait for a person.
     #[must_use]
     pub fn may_ask(&self) -> bool {
@@ -117,10 +158,20 @@ impl Policy {
     }
 
     /// What it would have done about a recorded incident. As long as the same was done then,
-    /// rules see what came of it; what is not known is taken to go on in order.
+    /// rules see what came of it; what is not known is taken to go on in order. Of what is `usual`
+    /// they see no more than would have been collected.
     #[must_use]
-    pub fn replay(&self, incident: &Incident) -> Choice<'_> {
-        let mut ladders = Ladders::of(self, incident);
+    pub fn replay(&self, incident: &Incident, usual: Parts) -> Choice<'_> {
+        let path = incident.memcg.as_ref().map_or("", |memcg| memcg.path.as_str());
+        let collection = match self.chooses_evidence(path) {
+            true => self.choose(incident, usual, MOST_TIME),
+            false => self.collection(usual),
+        };
+        let mut seen = Cow::Borrowed(incident);
+        if !collection.parts.has(Part::Heap) {
+            seen.to_mut().processes.iter_mut().for_each(|process| process.heaps.clear());
+        }
+        let mut ladders = Ladders::of(self, &seen);
         let recorded = incident.verdict.as_ref().map_or(&[][..], |verdict| &verdict.steps);
         let (mut rules, mut actions) = (Vec::new(), Vec::new());
         while let Some(rung) = ladders.next(&recorded[..actions.len()]) {
@@ -136,7 +187,8 @@ impl Policy {
                 break;
             }
         }
-        Choice { rules, actions, problems: ladders.into_problems(), worths: &self.worths }
+        let problems = collection.with_problems(ladders.into_problems());
+        Choice { rules, actions, problems, worths: &self.worths, collection, usual }
     }
 }
 
@@ -146,7 +198,7 @@ mod tests {
 
     fn rule(name: &str, when: &str, ladder: &[&str]) -> Rule {
         let ladder = ladder.iter().map(|action| action.parse().unwrap()).collect();
-        Rule { name: name.to_owned(), matches: None, when: Condition::parse(when).unwrap(), ladder }
+        Rule { name: name.to_owned(), matches: None, when: Condition::parse(when).unwrap(), collect: None, ladder }
     }
 
     fn incident(steps: &[(&str, StepOutcome)]) -> Incident {
@@ -171,16 +223,20 @@ mod tests {
             actions: vec![&Action::Kill],
             problems: Vec::new(),
             worths: &Worths::default(),
+            collection: policy.collection(Parts::default()),
+            usual: Parts::default(),
         };
-        assert_eq!(policy.replay(&recorded), none);
+        assert_eq!(policy.replay(&recorded, Parts::default()), none);
         policy.rules = vec![
             rule("no", "memcg.limit > size_of('1T')", &["kill"]),
             rule("leak", "memcg.usage > 0", &["grant=1M", "kill"]),
             rule("late", "true", &["kill"]),
         ];
-        let choice = policy.replay(&recorded);
+        let choice = policy.replay(&recorded, Parts::default());
         assert_eq!((choice.rules.as_slice(), choice.actions.len()), (&[Some("leak")][..], 2));
         assert!(choice.begins_with("grant") && choice.begins_with("grant=1M") && !choice.begins_with("kill"));
+        assert!(choice.is_begun_by("leak") && !choice.is_begun_by("late") && !choice.is_begun_by(NO_RULE));
+        assert!(Policy::fixed(vec![Action::Kill]).replay(&recorded, Parts::default()).is_begun_by(NO_RULE));
     }
 
     #[test]
@@ -190,7 +246,7 @@ mod tests {
         let policy = Policy { rules, ..Policy::fixed(vec![Action::Defer]) };
         let told = |steps: &[(&str, StepOutcome)]| {
             let incident = incident(steps);
-            let [rules, _, actions] = policy.replay(&incident).told(&incident);
+            let [rules, _, actions] = policy.replay(&incident, Parts::default()).told(&incident);
             (rules, actions)
         };
         let both = ("a, then b".to_owned(), "throttle=1s, kill".to_owned());
@@ -206,7 +262,7 @@ mod tests {
         let policy = Policy { rules, ..Policy::fixed(vec![Action::Defer]) };
         for (outcome, rules) in [(StepOutcome::NotEnough, "a, then b"), (StepOutcome::Relieved, "a")] {
             let incident = incident(&[("throttle=1s", outcome)]);
-            assert_eq!(policy.replay(&incident).told(&incident)[0], rules, "{outcome:?}");
+            assert_eq!(policy.replay(&incident, Parts::default()).told(&incident)[0], rules, "{outcome:?}");
         }
     }
 }

@@ -158,6 +158,7 @@ fn a_rule_takes_over_when_it_holds_by_what_was_tried() {
         name: name.to_owned(),
         matches: None,
         when: Condition::parse(when).unwrap(),
+        collect: None,
         ladder: vec![action],
     };
     let in_vain = "steps.exists(s, s.action.startsWith('throttle') && s.outcome != 'relieved' && s.seconds > 0.01)";
@@ -177,7 +178,7 @@ fn a_rule_takes_over_when_it_holds_by_what_was_tried() {
 #[test]
 fn whose_verdict_it_was_is_told_where_nothing_was_done() {
     let when = Condition::parse("true").unwrap();
-    let rules = vec![Rule { name: "a".to_owned(), matches: None, when, ladder: vec![Action::Kill] }];
+    let rules = vec![Rule { name: "a".to_owned(), matches: None, when, collect: None, ladder: vec![Action::Kill] }];
     let (verdict, _) = decided_by(None, &Policy { rules, ..Policy::default() }, true);
     assert_eq!((verdict.rule.as_deref(), verdict.steps.len()), (Some("a"), 0));
 }

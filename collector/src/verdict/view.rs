@@ -34,7 +34,7 @@ pub struct View {
     pub reservation: f64,
     /// Waiting for memory.
     pub pressure: Pressure,
-    /// Which of `growth`, `priority`, `reservation` and `pressure` somebody has told or
+    /// Which of `growth`, `priority`, `reservation`, `pressure` and `heap` somebody has told or
     /// measured: the others are made up as said there.
     pub known: Vec<&'static str>,
     /// Its heap, as far as a witness saw it.
@@ -169,13 +169,14 @@ impl View {
         let reservation = worths.configured_reservation(&memcg.path).or_else(|| recorded?.reservation_bytes);
         let pressure = recorded.and_then(|memcg| memcg.pressure);
         let measured = growth(incident);
+        let all = heaps::sum(&heaps::rows(incident));
         let known = [
             ("growth", measured.is_some()),
             ("priority", priority.is_some()),
             ("reservation", reservation.is_some()),
             ("pressure", pressure.is_some()),
+            ("heap", all.is_some()),
         ];
-        let all = heaps::sum(&heaps::rows(incident));
         let heap = all.map(|all| Heap { live: all.inuse.bytes as f64, allocated: all.alloc.bytes as f64 });
         let machine = Machine {
             name: incident.host.name.clone(),
@@ -215,7 +216,7 @@ impl View {
                 seconds: 1.0,
                 rule: "a".to_owned(),
             }],
-            known: vec!["growth", "priority", "reservation", "pressure"],
+            known: vec!["growth", "priority", "reservation", "pressure", "heap"],
             ..View::default()
         }
     }

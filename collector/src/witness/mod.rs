@@ -18,8 +18,8 @@ use frames::Frames;
 pub use growth::GrowthWitness;
 pub use table::{HeapTable, ProcessTables, TABLE_NAME};
 
-use crate::incident::model::{Estimate, Module, Process};
-use crate::snapshot::{LoadedModule, MapLine, TargetMemory};
+use crate::incident::model::{Estimate, Module, Part, Process};
+use crate::snapshot::{LoadedModule, MapLine, Parts, TargetMemory};
 use reprieve_heap_walk::Sum;
 use std::time::Instant;
 use totals::StackTotals;
@@ -62,16 +62,17 @@ pub fn read_tables(guardians: Option<&HeapTable>, before: Option<&StackTotals>, 
     tables
 }
 
-/// Asks every witness about a process and puts down what they say; `tables` are
-/// those of the library, `None` where it was refused.
-pub fn ask(process: &mut Process, target: &mut Target<'_>, tables: Option<&ProcessTables>) {
-    let go = go::look(target);
-    let mut python = python::find(target, &mut process.gaps);
-    if let Some(python) = &mut python {
+/// Asks the witnesses of these `parts` about a process and puts down what they say; `tables`
+/// are those of the library, `None` where it was refused.
+pub fn ask(process: &mut Process, target: &mut Target<'_>, tables: Option<&ProcessTables>, parts: Parts) {
+    let (of_heap, of_stacks) = (parts.has(Part::Heap), parts.has(Part::Stacks));
+    let go = if of_heap { go::look(target) } else { None };
+    let mut python = if of_heap || of_stacks { python::find(target, &mut process.gaps) } else { None };
+    if let Some(python) = python.as_mut().filter(|_| of_stacks) {
         python.threads(target, &mut process.threads);
     }
     let mut unseen = None;
-    if let Some(tables) = tables {
+    if let Some(tables) = tables.filter(|_| of_heap) {
         match preload::look(target, tables, python.as_mut()) {
             Some(Ok(heap)) => {
                 let sees_blocks =
@@ -95,8 +96,12 @@ pub fn ask(process: &mut Process, target: &mut Target<'_>, tables: Option<&Proce
         process.heaps.extend(go.heap);
         process.gaps.extend(go.gaps);
     }
-    malloc::look(process, target);
-    jemalloc::look(process, target);
+    if parts.has(Part::Malloc) {
+        malloc::look(process, target);
+    }
+    if of_heap {
+        jemalloc::look(process, target);
+    }
     if process.heaps.is_empty() {
         process.gaps.extend(unseen);
     }

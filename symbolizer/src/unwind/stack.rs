@@ -82,6 +82,8 @@ pub enum StackEnd {
     Loop,
     /// The thread's registers could not be had.
     NoRegisters,
+    /// Nobody has looked, on purpose.
+    LeftOut,
 }
 
 impl fmt::Display for StackEnd {
@@ -93,6 +95,7 @@ impl fmt::Display for StackEnd {
             StackEnd::TooDeep => f.write_str("deeper than is recorded"),
             StackEnd::Loop => f.write_str("stack pointer does not move on"),
             StackEnd::NoRegisters => f.write_str("registers could not be read"),
+            StackEnd::LeftOut => f.write_str("left out on purpose"),
         }
     }
 }
@@ -111,5 +114,11 @@ impl RawStack {
     #[must_use]
     pub fn without_registers() -> Self {
         RawStack { frames: Vec::new(), end: StackEnd::NoRegisters }
+    }
+
+    /// The stack of a thread that nobody looks at.
+    #[must_use]
+    pub fn left_out() -> Self {
+        RawStack { frames: Vec::new(), end: StackEnd::LeftOut }
     }
 }

@@ -15,8 +15,8 @@ use super::baseline::{Baseline, KindGrowth, ProcessGrowth};
 use super::growth::{Ended, Growth};
 use super::model::{
     Candidate, GeneratedAddress, Heap, HeapFrame, HeapStack, HoldReport, Host, Incident, KernelHold, KernelVictim,
-    Labels, MallocState, Mapping, MemcgState, Module, OtherKiller, OtherVictim, Process, ResolvedAddress, ScriptFrame,
-    Search, Step, StopOutcome, SymbolState, Symbols, Thread, Verdict,
+    Labels, LeftOut, MallocState, Mapping, MemcgState, Module, OtherKiller, OtherVictim, Process, ResolvedAddress,
+    ScriptFrame, Search, Step, StopOutcome, SymbolState, Symbols, Thread, Verdict,
 };
 use reprieve_symbolizer::{Frame, Tried};
 use std::collections::BTreeSet;
@@ -60,6 +60,7 @@ fn collect(incident: &Incident, names: &mut BTreeSet<String>) {
         verdict.rule.iter().chain(verdict.steps.iter().flat_map(|step| &step.rule)).for_each(|rule| add(rule));
         verdict.steps.iter().flat_map(|step| &step.candidates).for_each(|candidate| add(&candidate.comm));
     }
+    incident.left_out.iter().flat_map(|left_out| &left_out.rule).for_each(|rule| add(rule));
     incident.candidates.iter().for_each(|candidate| add(&candidate.comm));
     incident.accounting.iter().for_each(|accounting| accounts::collect(accounting, &mut add));
     // These are no more than numbers and marks, which sentences are full of.
@@ -88,6 +89,7 @@ impl Redactor<'_> {
             verdict,
             accounting,
             baseline,
+            left_out,
             gaps,
         } = incident;
         Incident {
@@ -111,8 +113,14 @@ impl Redactor<'_> {
             verdict: verdict.map(|verdict| self.verdict(verdict)),
             accounting: accounting.map(|accounting| self.accounting(accounting)),
             baseline: baseline.map(|baseline| self.baseline(baseline)),
+            left_out: left_out.map(|left_out| self.left_out(left_out)),
             gaps: gaps.iter().map(|gap| self.sentence(gap)).collect(),
         }
+    }
+
+    fn left_out(&self, left_out: LeftOut) -> LeftOut {
+        let LeftOut { parts, rule } = left_out;
+        LeftOut { parts, rule: rule.map(|rule| self.name(&rule)) }
     }
 
     fn baseline(&self, baseline: Baseline) -> Baseline {

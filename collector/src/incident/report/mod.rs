@@ -16,7 +16,7 @@ use super::mallocs::{self, MallocRow};
 use super::model::{Estimate, Incident, Verdict};
 use super::profile::{self, View};
 use super::since::{self, Grown};
-use super::{others, show, units};
+use super::{left_out, others, show, units};
 use askama::Template;
 use reprieve_flamegraph::top::{self, TopStack};
 use std::borrow::Borrow;
@@ -44,6 +44,7 @@ struct Report<'a> {
     /// What grew, in one phrase.
     since: Option<String>,
     time: String,
+    left_out: Option<String>,
     others: Option<String>,
     curve: Option<String>,
     moments: Vec<Moment>,
@@ -130,6 +131,7 @@ pub fn html(incident: &Incident, views: &[View]) -> String {
         headline,
         since,
         time: units::time(incident.time_unix_us),
+        left_out: left_out::line(incident),
         others: others::line(incident),
         curve: timeline::curve(incident),
         moments: timeline::moments(incident),

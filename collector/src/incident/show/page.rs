@@ -4,7 +4,7 @@ use super::{estimate_bytes, fit, has_several_rules, headline, heap_line, hold_li
 use super::{rule_of, unknown, value, verdict_line};
 use crate::incident::model::{Incident, Subject};
 use crate::incident::units::{bytes, count, grouped, time};
-use crate::incident::{accounts, growers, heaps, mallocs, others, profile, since};
+use crate::incident::{accounts, growers, heaps, left_out, mallocs, others, profile, since};
 use reprieve_flamegraph::{Profile, top};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -108,6 +108,9 @@ pub fn page(incident: &Incident, dir: &Path, layout: Layout<'_>) -> String {
     }
     if let Some(hold) = &incident.hold {
         page.prose("\nHOLD  ", &hold_line(hold));
+    }
+    if let Some(left_out) = left_out::line(incident) {
+        page.prose("\nLEFT OUT  ", &left_out);
     }
     if let Some(others) = others::line(incident) {
         page.prose("\nOTHERS  ", &others);
