@@ -3,8 +3,11 @@
 //! and a stock one beside it, which shows what is lost without.
 
 mod common;
+#[path = "common/guard.rs"]
+mod guard;
 
 use common::{Doomed, Group, Lab, assert_unharmed, fixture, prioritize, rounds, text, wait_for};
+use guard::{Grove, Guard, end_of, leak_in};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -360,6 +363,112 @@ fn a_kill_of_the_kernels_leaves_an_incident() {
     let incident = lab.incident();
     assert_eq!((&incident["trigger"], &incident["hold"]), (&Value::from("killed_by_kernel"), &Value::Null));
     assert_eq!(incident["kernel_victims"][0]["comm"], "steady_leak", "{:#}", incident["kernel_victims"]);
+}
+
+/// PID of the child of a guard that answers for the machine.
+fn deputy_of(guard: &Guard) -> Option<Pid> {
+    let pid = guard.pid();
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    let is_it =
+        |pid: &&str| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.starts_with(b"reprieve-machine"));
+    children.split_whitespace().find(is_it).map(|pid| Pid::from_raw(pid.parse().unwrap()))
+}
+
+#[test]
+#[ignore = "fills the machine, on a kernel with the series: `cargo xtask test --only machine` runs it"]
+fn a_guard_has_the_machine_answered_for() {
+    let lab = Lab::new();
+    let metrics = lab.out().join("reprieve.prom");
+    let toml = |priorities: [i32; 2]| {
+        let job = |name: &str, priority: i32| format!("[[cgroup]]\nmatch = '/{name}-*'\npriority = {priority}\n");
+        let jobs = job("a", priorities[0]) + &job("b", priorities[1]);
+        format!("guard.textfile = {metrics:?}\nmachine.answer = true\n{jobs}")
+    };
+    let guard = Guard::start(&lab, &toml([-5, 3]), &["/nowhere/*"]);
+    let watches = |count: usize| {
+        wait_for("a watch", || guard.said().matches("watching the machine; ").count() == count);
+        wait_for("its metric", || {
+            fs::read_to_string(&metrics).is_ok_and(|t| t.contains("\nreprieve_machine_answered 1\n"))
+        });
+    };
+    let decided = || -> Vec<Value> {
+        let all = lab.incidents().into_iter();
+        all.filter(|incident| !incident["verdict"]["steps"].as_array().unwrap().is_empty()).collect()
+    };
+    // The jobs' own words say otherwise, and lose.
+    let mut killed = Vec::new();
+    let mut dies = |which: usize| {
+        let ended = three_jobs(&EATERS[0], ["7", "7", "5"], |_| {});
+        let dead: Vec<bool> = ended.jobs.iter().map(|(_, output)| !output.status.success()).collect();
+        assert_eq!(dead, [0, 1, 2].map(|job| job == which), "{}", guard.said());
+        assert_unharmed(&ended.bystander.1);
+        killed.push(format!("/{}", ended.jobs[which].0.0.file_name().unwrap().to_str().unwrap()));
+        wait_for("the incident", || decided().len() == killed.len());
+        let incident = decided().pop().unwrap();
+        assert_eq!(incident["verdict"]["steps"][0]["candidates"][0]["comm"], killed[which].as_str(), "{incident:#}");
+        assert_eq!(incident["hold"]["deciding_faults"], 0, "{incident:#}");
+        guard.wait_for(&format!(". kill: {} gave ", killed[which]));
+        // Those that ended by themselves are counted as well.
+        let of_machine = "reprieve_ooms_total{cgroup=\"/\",container_id=\"\",container_runtime=\"\",pod_uid=\"\"} ";
+        wait_for("the metric", || {
+            let counted = format!("\n{of_machine}{}\n", lab.incidents().len());
+            fs::read_to_string(&metrics).is_ok_and(|text| text.contains(&counted))
+        });
+    };
+    watches(1);
+    dies(0);
+    // What does not concern the machine is none of his business.
+    let first = deputy_of(&guard).unwrap();
+    guard.reload(&format!("guard.cooldown = '1s'\n{}", toml([-5, 3])));
+    guard.wait_for("the configuration was read again");
+    assert_eq!(deputy_of(&guard), Some(first));
+    guard.reload(&toml([3, -5]));
+    watches(2);
+    dies(1);
+    let second = deputy_of(&guard).unwrap();
+    assert_ne!(second, first);
+    kill(second, Signal::SIGKILL).unwrap();
+    guard.wait_for("ended (signal: 9 (SIGKILL)); until it is started again, in 1s, they are left to the kernel");
+    watches(3);
+    assert_eq!(fs::read_to_string(COMPACT_LOCKED).unwrap().trim(), "0");
+    // Nobody but the guard is killed: its child ends by itself.
+    guard.signal(Signal::SIGKILL);
+    let root = |file: &str| fs::read_to_string(format!("/sys/fs/cgroup/{file}")).unwrap().trim().to_owned();
+    wait_for("the end of the watch", || root("memory.oom.state").contains("handler 0"));
+    assert_eq!([root("memory.oom.reserve"), root("memory.oom.delay_ms")], ["0", "0"]);
+    assert_eq!(fs::read_to_string(COMPACT_LOCKED).unwrap().trim(), "1");
+}
+
+#[test]
+fn what_is_missing_for_the_machine_is_told_and_cgroups_are_guarded() {
+    let (lab, grove) = (Lab::new(), Grove::new());
+    let dir = grove.memcg("one", 48);
+    let pattern = format!("{}/*", grove.path());
+    let left = "OOMs of the machine are left to the kernel";
+    for (answer, said) in
+        [("true", ", though machine.answer is true: there is no /dev/oom_reserve; boot "), ("'auto'", ": there is no ")]
+    {
+        let toml = format!("machine.answer = {answer}\nguard.on_oom = ['kill']\n");
+        let guard = Guard::start(&lab, &toml, &[&pattern]);
+        guard.wait_for(&format!("{left}{said}"));
+        assert!(!end_of(&mut leak_in(&dir, "96")).success());
+        guard.wait_for("report  ");
+        guard.end();
+    }
+    let guard = Guard::start(&lab, "machine.answer = true\n", &["--dry-run", &pattern]);
+    guard.wait_for(&format!("dry run: {left}"));
+    // Where nobody has asked for it, nothing is said of it.
+    let before = guard.said().matches(left).count();
+    guard.reload("");
+    guard.wait_for("the configuration was read again");
+    assert_eq!(guard.end().matches(left).count(), before);
+    // Nor does the command do what it cannot.
+    let alone = lab.reprieve("machine").output().unwrap();
+    assert!(
+        alone.status.code() == Some(4) && text(&alone).contains("there is no /dev/oom_reserve"),
+        "{}",
+        text(&alone)
+    );
 }
 
 /// Without the series nobody asks: what the same load costs there.

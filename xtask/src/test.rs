@@ -110,6 +110,8 @@ const GUARDING_TESTS: &[&str] = &[
 ];
 /// The test of `machine` that wants a kernel without the series.
 const MACHINE_ON_STOCK: &str = "the_stock_kernel_beside_it";
+/// And the one that wants a host without it.
+const MACHINE_IS_MISSING: &str = "what_is_missing";
 /// Its test that has rounds, and the time for one under emulation.
 const MACHINE_ROUNDS: &str = "the_job_of_the_lowest_priority_dies";
 const MACHINE_ROUND_TIME: Duration = Duration::from_secs(30);
@@ -321,7 +323,13 @@ fn trees(root: &Path, out: Out<'_>) -> Result<()> {
 /// that is filled while somebody decides at the console.
 fn machine(root: &Path, out: Out<'_>) -> Result<()> {
     let on_stock = &format!("machine {MACHINE_ON_STOCK} --nocapture");
-    in_guest(root, vm::Flavor::Reserve, &[&format!("machine --nocapture --skip {MACHINE_ON_STOCK}")], 256, out)?;
+    in_guest(
+        root,
+        vm::Flavor::Reserve,
+        &[&format!("machine --nocapture --skip {MACHINE_ON_STOCK} --skip {MACHINE_IS_MISSING}")],
+        256,
+        out,
+    )?;
     in_guest(root, vm::Flavor::Stock, &[on_stock], 256, out)?;
     in_guest(root, vm::Flavor::Reserve, &["overload --nocapture"], 384, out)
 }

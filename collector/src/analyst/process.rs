@@ -1,11 +1,12 @@
 //! Running the analyst, as a child with limits or as a thread, and being it.
 
 use super::{Places, SYMBOLS, render, symbolize};
-use crate::guardian::sigbus;
+use crate::guardian::{end_with, sigbus};
 use crate::hold::watchdog::{open_pidfd, wait_pidfd};
 use crate::incident::model::{Incident, SymbolState, Symbols};
 use crate::incident::read::read_incident;
 use crate::incident::store::{DRAFT, INCIDENT, Limits, Store, write_atomically};
+use nix::sys::signal::Signal;
 use reprieve_symbolizer::DebugDirs;
 use std::fmt;
 use std::fs;
@@ -166,17 +167,12 @@ fn start_beside(mut command: Command) -> io::Result<Child> {
 pub fn settle(guardian: i32) {
     let limit = libc::rlimit { rlim_cur: MEMORY_BYTES, rlim_max: MEMORY_BYTES };
     // SAFETY: each call gets integers and a pointer to a live local.
-    let parent = unsafe {
+    unsafe {
         libc::setrlimit(libc::RLIMIT_DATA, &raw const limit);
         libc::setpriority(libc::PRIO_PROCESS, 0, NICE);
-        // Its life without the guardian would help nobody.
-        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-        libc::getppid()
-    };
-    if parent != guardian {
-        // It died before we asked to be told.
-        std::process::exit(1);
     }
+    // Its life without the guardian would help nobody.
+    end_with(guardian, Signal::SIGKILL);
 }
 
 /// What the analyst does; the error is for the terminal.

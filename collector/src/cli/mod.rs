@@ -164,7 +164,7 @@ pub fn main() -> ExitCode {
     };
     let result = match cli.command {
         Command::Run(args) => config().and_then(|config| run::run_command(args, &config)),
-        Command::Machine(args) => config().and_then(|config| machine::watch(args, &config)),
+        Command::Machine(args) => machine::watch(args, config),
         Command::Guard(args) => guard::watch(args, cli.config),
         Command::Console(args) => console::start(args, config),
         Command::Decide(args) => decide::decide(&args, config),

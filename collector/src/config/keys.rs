@@ -3,6 +3,7 @@
 use crate::cgroup::{Glob, Which};
 use crate::desk::announce::{BODY, Template};
 use crate::hold::{BrakeChoice, Cushion};
+use crate::machine::Remedy;
 use crate::say::Form;
 use crate::size::{parse_age, parse_duration, parse_faults, parse_size};
 use crate::snapshot::Collect;
@@ -24,6 +25,8 @@ pub enum Kind {
     Text,
     /// `true` or `false`.
     Flag,
+    /// The same, or `"auto"`.
+    Switch,
     /// An array of strings.
     List,
     /// An array of actions, one or more.
@@ -38,7 +41,8 @@ impl Kind {
         let quoted: Vec<String> = texts.iter().map(|text| quoted(text)).collect();
         match self {
             Kind::Text => quoted.concat(),
-            Kind::Flag => texts.concat(),
+            Kind::Switch if texts == [AUTO] => quoted.concat(),
+            Kind::Flag | Kind::Switch => texts.concat(),
             Kind::List | Kind::Actions | Kind::Parts => format!("[{}]", quoted.join(", ")),
         }
     }
@@ -334,6 +338,48 @@ pub const KEYS: &[Key] = &[
         check: |text| textfile(text).map(drop),
     },
     Key {
+        name: "machine.answer",
+        kind: Kind::Switch,
+        default: &["false"],
+        meaning: "have `reprieve guard` answer OOMs of the machine itself: true, false, or auto, where the kernel can",
+        check: |text| switch(text).map(drop),
+    },
+    Key {
+        name: "machine.on_oom",
+        kind: Kind::Text,
+        default: &["kill"],
+        meaning: "what to do with the job that has to go: kill, or throttle, and kill if that is not enough",
+        check: |text| remedy(text).map(drop),
+    },
+    Key {
+        name: "machine.deadline",
+        kind: Kind::Text,
+        default: &["5s"],
+        meaning: "longest that everybody waits in an OOM of the machine",
+        check: |text| parse_duration(text).map(drop),
+    },
+    Key {
+        name: "machine.reserve",
+        kind: Kind::Text,
+        default: &["16M"],
+        meaning: "memory that is kept free for it, at most a twentieth of the machine's",
+        check: |text| parse_size(text).map(drop),
+    },
+    Key {
+        name: "machine.depth",
+        kind: Kind::Text,
+        default: &["1"],
+        meaning: "level of the cgroups that are jobs of the machine, 1 is below the root",
+        check: |text| depth(text).map(drop),
+    },
+    Key {
+        name: "machine.jobs",
+        kind: Kind::Text,
+        default: &["3"],
+        meaning: "how many of the biggest jobs are recorded",
+        check: |text| jobs(text).map(drop),
+    },
+    Key {
         name: "ask.most",
         kind: Kind::Text,
         default: &[crate::desk::MOST_TIME],
@@ -446,6 +492,34 @@ fn dir(text: &str) -> Result<(), String> {
 
 fn flag(text: &str) -> Result<(), String> {
     if matches!(text, "true" | "false") { Ok(()) } else { Err("write true or false, without quotes".to_owned()) }
+}
+
+/// Whether something is done; `None` where it is wherever it can be.
+pub(super) fn switch(text: &str) -> Result<Option<bool>, String> {
+    match text {
+        AUTO => Ok(None),
+        "true" | "false" => Ok(Some(text == "true")),
+        _ => Err("write true or false, without quotes, or \"auto\"".to_owned()),
+    }
+}
+
+/// What becomes of a job of the machine.
+pub(super) fn remedy(text: &str) -> Result<Remedy, String> {
+    clap::ValueEnum::from_str(text, false)
+        .map_err(|_| format!("{text:?} is nothing to do with a job; write kill or throttle"))
+}
+
+/// A level below the root.
+pub(super) fn depth(text: &str) -> Result<u8, String> {
+    match text.parse() {
+        Ok(depth) if depth > 0 => Ok(depth),
+        _ => Err(format!("{text:?} is no level of cgroups; write 1, which is below the root, or more")),
+    }
+}
+
+/// A number of jobs.
+pub(super) fn jobs(text: &str) -> Result<u8, String> {
+    text.parse().map_err(|_| format!("{text:?} is no number of jobs; write one of at most {}", u8::MAX))
 }
 
 /// A number of incidents.

@@ -6,6 +6,7 @@
 
 mod guard;
 mod keys;
+mod machine;
 mod read;
 
 pub use guard::Guarded;

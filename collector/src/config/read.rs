@@ -1,7 +1,7 @@
 //! From TOML to checked texts.
 
 use super::guard::{OF_ONE, Override, key_of_one};
-use super::keys::{KEYS, Key, Kind};
+use super::keys::{AUTO, KEYS, Key, Kind};
 use super::{Config, Origin, Setting};
 use crate::cgroup::Which;
 use crate::snapshot::Collect;
@@ -298,6 +298,9 @@ fn text_of(kind: Kind, value: &DeValue<'_>) -> Result<String, String> {
         (Kind::Text, _) => Err("write a string in quotes, or a whole number".to_owned()),
         (Kind::Flag, DeValue::Boolean(flag)) => Ok(flag.to_string()),
         (Kind::Flag, _) => Err("write true or false, without quotes".to_owned()),
+        (Kind::Switch, DeValue::Boolean(flag)) => Ok(flag.to_string()),
+        (Kind::Switch, DeValue::String(text)) if text == AUTO => Ok(text.to_string()),
+        (Kind::Switch, _) => Err("write true or false, without quotes, or \"auto\"".to_owned()),
         (Kind::List, _) => Err("write an array of strings, like [\"/batch/*\"]".to_owned()),
         (Kind::Parts, _) => Err("write an array of strings, like [\"stacks\", \"heap\"]".to_owned()),
         (Kind::Actions, DeValue::Array(_)) => Err("there is no action; write at least one, like [\"kill\"]".to_owned()),

@@ -60,7 +60,31 @@ fn every_default_is_a_value() {
     let _ = (config.run_heap_period(), config.snapshot_deadline(), config.store_dir());
     let _ = (config.guard_cgroups(), config.guard_except(), config.guard_analysts(), config.guard_cooldown());
     let _ = (config.guarded("/a"), config.guard_run_dir(), config.guard_log(), config.guard_metrics());
-    let _ = config.asking();
+    let _ = (config.asking(), config.machine_answer(), config.machine_on_oom(), config.machine_deadline());
+    let _ = (config.machine_reserve(), config.machine_depth(), config.machine_jobs());
+}
+
+#[test]
+fn who_answers_for_the_machine_is_told_what_concerns_him() {
+    let jobs =
+        "[[cgroup]]\nmatch = '/batch/*'\npriority = -5\non_oom = ['kill']\n[[cgroup]]\nmatch = '/a'\ndry_run = true\n";
+    let text = format!("machine.answer = 'auto'\nmachine.depth = 2\nstore.dir = '/a'\nguard.analysts = 3\n{jobs}");
+    let whole = Config::load(dir(&[("reprieve.toml", &text)]).path()).unwrap();
+    assert_eq!((whole.machine_answer(), whole.machine_depth()), (None, 2));
+    // As it is handed over: by its text.
+    let part = whole.of_machine().show(false);
+    let told = Config::load(dir(&[("reprieve.toml", &part)]).path()).unwrap();
+    assert_eq!((told.machine_depth(), told.store_dir()), (2, whole.store_dir()));
+    assert_eq!((told.guard_analysts(), told.machine_answer()), (4, Some(false)));
+    let worths = |config: &Config| format!("{:?}", config.worths());
+    assert_eq!(worths(&told), worths(&whole));
+    let shown = |text: &str| Config::load(dir(&[("reprieve.toml", text)]).path()).unwrap().of_machine().show(false);
+    for same in [text.replace("= 3", "= 5"), text.replace("'auto'", "true"), text.replace("['kill']", "['defer']")] {
+        assert_eq!(shown(&same), part);
+    }
+    for other in [text.replace("-5", "-6"), text.replace("depth", "jobs"), text.replace("store.dir = '/a'", "")] {
+        assert_ne!(shown(&other), part);
+    }
 }
 
 #[test]
@@ -303,6 +327,7 @@ fn junk(kind: Kind) -> Vec<&'static str> {
     let more: &[&str] = match kind {
         Kind::Text => &["true", "[]", "['kill']", "'no such value'", "''"],
         Kind::Flag => &["1", "'true'", "[]", "[true]"],
+        Kind::Switch => &["1", "'true'", "'no such value'", "[true]"],
         Kind::List | Kind::Parts => &["1", "true", "'/a'", "[true]", "['no such value']", "['']"],
         Kind::Actions => &["1", "true", "'kill'", "[]", "[true]", "['no such value']", "['']"],
     };

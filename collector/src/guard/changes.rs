@@ -1,9 +1,10 @@
 //! Which memcgs are guarded: as they come and go, and as the configuration says.
 
+use super::deputy::Order;
 use super::post::{Over, Post, WATCHED};
 use super::settings::Settings;
 use super::tree::Tree;
-use super::{ENDING_TIME, Guard, TREE, TROUBLE_TIME, recorder, system};
+use super::{ENDING_TIME, Guard, PAGES_TIME, TREE, TROUBLE_TIME, recorder, system};
 use crate::baseline::{History, Pace};
 use crate::cgroup::Memcg;
 use crate::hold::{self, BrakeError};
@@ -226,6 +227,7 @@ impl Guard {
         if let Err(error) = self.look_everywhere() {
             say!(Error; "{error}");
         }
+        self.deputy.order(Order::of(&self.given, &self.settings));
         self.tell_all();
         let count = units::count(self.numbers.len() as u64, "cgroup");
         say!(Info; "the configuration was read again; guarding {count}");
@@ -238,6 +240,7 @@ impl Guard {
             say!(Info; "{} was received: everything is given back to the kernel", ending.signal);
             self.crew.halt(ending.signal);
         }
+        self.deputy.order(None);
         let until = Instant::now() + ENDING_TIME;
         while self.posts.values().any(Post::is_out) && Instant::now() < until {
             for done in self.crew.take() {
@@ -264,5 +267,9 @@ impl Guard {
             // Pages take their time, which is not that of one who hangs.
             recorder.drain(|| self.manager.live());
         }
+        self.deputy.wait(Instant::now() + PAGES_TIME, |events| {
+            events.iter().for_each(|event| self.exporter.tell(event));
+            self.manager.live();
+        });
     }
 }

@@ -7,6 +7,7 @@
 mod care;
 mod changes;
 mod crew;
+mod deputy;
 mod lock;
 mod manager;
 mod post;
@@ -32,6 +33,7 @@ use crate::say;
 use crate::signals::{Interrupt, Signals};
 use crate::verdict::purse::Purse;
 use crew::{Crew, Done, Job, Task};
+use deputy::{Deputy, Order};
 use lock::Lock;
 use manager::Manager;
 use nix::errno::Errno;
@@ -51,11 +53,14 @@ const TREE: u64 = 1;
 const CREW: u64 = 2;
 const WATCHDOG: u64 = 3;
 const EXPORTER: u64 = 4;
-const FIRST: u32 = 5;
+const DEPUTY: u64 = 5;
+const FIRST: u32 = 6;
 /// Bells taken at a time.
 const EVENTS: usize = 64;
 /// Time that OOMs under way get to end when we end: a kill may take as long.
 const ENDING_TIME: Duration = Duration::from_secs(10);
+/// Time that who answers for the machine gets to write its incidents then.
+const PAGES_TIME: Duration = Duration::from_secs(30);
 /// A memcg whose brake cannot be read is looked at again after this.
 const TROUBLE_TIME: Duration = Duration::from_secs(1);
 /// Longest that bells wait for records to be made, but for the last of them.
@@ -68,14 +73,17 @@ const SETTLE_TIME: Duration = Duration::from_millis(40);
 pub fn watch(given: Given) -> Result<(), RunError> {
     let signals = Signals::block_for_daemon().map_err(|e| RunError::System("signals could not be blocked", e))?;
     let settings = Settings::load(&given).map_err(|problems| RunError::Refused(problems.to_string()))?;
-    if settings.cgroups.is_empty() {
+    if settings.cgroups.is_empty() && settings.config.machine_answer() != Some(true) {
         return Err(RunError::Refused(
             "there is nothing to guard; name cgroups, like `reprieve guard '/system.slice/*.service'`, or write \
              cgroups = [\"/system.slice/*.service\"] below [guard] in reprieve.toml"
                 .to_owned(),
         ));
     }
-    say::choose(given.log.unwrap_or(settings.config.guard_log()));
+    // For as long as we live, whatever is read later.
+    let log = given.log.unwrap_or(settings.config.guard_log());
+    say::choose(log);
+    let given = Given { log: Some(log), ..given };
     let _lock = Lock::take(&settings.run_dir)?;
     let hierarchy = Hierarchy::memory()?;
     guardian::allow_many_files();
@@ -118,6 +126,7 @@ pub fn watch(given: Given) -> Result<(), RunError> {
         settling: BTreeMap::new(),
         manager: Manager::of_environment(),
         exporter,
+        deputy: Deputy::new(),
         told: None,
     };
     found.iter().for_each(|path| guard.consider(path));
@@ -126,6 +135,7 @@ pub fn watch(given: Given) -> Result<(), RunError> {
         say!(Warning; "warning: no cgroup with a limit matches what is to be guarded now; those that come are guarded");
     }
     guard.listen_to_exporter();
+    guard.deputy.order(Order::of(&guard.given, &guard.settings));
     guard.tell_all();
     guard.manager.ready();
     let result = guard.run();
@@ -173,8 +183,9 @@ struct Guard {
     settling: BTreeMap<String, Instant>,
     manager: Manager,
     exporter: Exporter,
-    /// How many are guarded and answered, as it was told last.
-    told: Option<(u64, u64)>,
+    deputy: Deputy,
+    /// How many are guarded and answered, and whether the machine is, as it was told last.
+    told: Option<(u64, u64, bool)>,
 }
 
 impl Guard {
@@ -196,6 +207,7 @@ impl Guard {
                         self.leave_exporter();
                         self.exporter.ended();
                     }
+                    DEPUTY => self.hear_deputy(),
                     CREW => self.crew.take().into_iter().for_each(|done| self.done(done)),
                     number => self.look(number as u32),
                 }
@@ -211,6 +223,9 @@ impl Guard {
             if self.exporter.revive() {
                 self.listen_to_exporter();
                 self.tell_all();
+            }
+            if self.deputy.start_if_due() {
+                self.listen_to_deputy();
             }
             self.tell_state();
             self.manager.live();
@@ -228,7 +243,11 @@ impl Guard {
         });
         let records = self.posts.values().filter(|post| !post.is_out()).filter_map(Post::record_due);
         let cares = self.posts.values().filter_map(Post::care_due);
-        let others = self.manager.due().into_iter().chain(self.exporter.due()).chain(records).chain(cares);
+        let others = [self.manager.due(), self.exporter.due(), self.deputy.due()]
+            .into_iter()
+            .flatten()
+            .chain(records)
+            .chain(cares);
         due.chain(self.settling.values().copied()).chain(others).min().map_or(EpollTimeout::NONE, |at| {
             // Rounded up: one of 0 ms would spin through the last one.
             let left = at.saturating_duration_since(Instant::now()) + Duration::from_millis(1);

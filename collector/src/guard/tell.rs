@@ -1,7 +1,7 @@
 //! What others are told of the guard: the service manager, metrics, and whoever reads the
 //! log of other killers.
 
-use super::{EXPORTER, Guard};
+use super::{DEPUTY, EXPORTER, Guard};
 use crate::guardian::own_status_bytes;
 use crate::incident::units;
 use crate::metrics::Event;
@@ -26,11 +26,25 @@ impl Guard {
         }
     }
 
+    /// Hears what the deputy tells, and of its end.
+    pub(super) fn listen_to_deputy(&mut self) {
+        let Some(fd) = self.deputy.fd() else { return };
+        if let Err(errno) = self.epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, DEPUTY)) {
+            say!(Warning; "OOMs of the machine would not be counted: {errno}");
+        }
+    }
+
+    /// What it tells is counted as what we do.
+    pub(super) fn hear_deputy(&mut self) {
+        self.deputy.hear().iter().for_each(|event| self.exporter.tell(event));
+    }
+
     /// How many are guarded and answered, where that has changed.
     pub(super) fn tell_state(&mut self) {
         let guarded = self.numbers.len() as u64;
         let answering = self.posts.values().filter(|post| post.is_out()).count() as u64;
-        if self.told.replace((guarded, answering)) == Some((guarded, answering)) {
+        let is_answered = self.deputy.is_answering();
+        if self.told.replace((guarded, answering, is_answered)) == Some((guarded, answering, is_answered)) {
             return;
         }
         self.exporter.tell(&Event::State { guarded, answering, locked_bytes: own_status_bytes("VmLck") });
@@ -38,7 +52,8 @@ impl Guard {
             0 => String::new(),
             count => format!(", answering {}", units::count(count, "OOM")),
         };
-        self.manager.status(format!("guarding {}{of_ooms}", units::count(guarded, "cgroup")));
+        let machine = if is_answered { " and the machine" } else { "" };
+        self.manager.status(format!("guarding {}{machine}{of_ooms}", units::count(guarded, "cgroup")));
     }
 
     /// Everything, to who knows nothing yet or when everything may be otherwise.
@@ -46,6 +61,7 @@ impl Guard {
         self.told = None;
         self.tell_state();
         self.exporter.tell(&Event::Configured { is_right: true });
+        self.exporter.tell(&Event::Machine { is_answered: self.deputy.is_answering() });
         let killers = killers::active();
         for killer in &killers {
             let (name, pid) = (&killer.name, killer.pid);

@@ -4,7 +4,10 @@ pub mod heap;
 pub mod sigbus;
 pub mod tables;
 
+use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::Signal;
+use nix::unistd::getppid;
 use std::sync::atomic::{AtomicI32, Ordering::Relaxed};
 use std::{fs, io};
 
@@ -126,6 +129,17 @@ impl Priority {
 pub fn allow_many_files() {
     if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, most, most);
+    }
+}
+
+/// Has this process, a child of `parent` (its PID), get a signal when that dies; ends it where
+/// that has died already.
+pub fn end_with(parent: i32, signal: Signal) {
+    // The kernel refuses only what is no signal.
+    let _ = prctl::set_pdeathsig(signal);
+    if getppid().as_raw() != parent {
+        // It died before we asked to be told.
+        std::process::exit(1);
     }
 }
 

@@ -18,7 +18,9 @@ use crate::incident::model::{
     HoldReport, Incident, KernelVictim, Labels, MemcgState, Step, StepOutcome, SymbolState, Symbols, Trigger, Verdict,
 };
 use crate::incident::{show, units};
+use crate::metrics::{self, Feed};
 use crate::run::{Recorder, Staged};
+use crate::say;
 use crate::snapshot::Evidence;
 use crate::snapshot::kernel_log::KernelLog;
 use crate::verdict::machine_memory;
@@ -118,6 +120,7 @@ impl Chronicler {
             jobs: request.jobs,
             options: request.options,
             recorder,
+            feed: request.feed.clone(),
             roster,
             readers: Readers::start(urgent)?,
             tracer: Tracer::start(urgent)?,
@@ -157,6 +160,7 @@ struct Desk {
     jobs: usize,
     options: crate::snapshot::Options,
     recorder: Recorder,
+    feed: Option<Feed>,
     roster: Arc<Roster>,
     readers: Readers,
     tracer: Tracer,
@@ -311,16 +315,58 @@ impl Desk {
         hold.guardian_peak_bytes = own_status_bytes("VmHWM");
         incident.hold = Some(hold);
         let verdict = verdict(outcome);
-        eprintln!(
-            "reprieve: the machine was out of memory; held {}. {}",
+        self.say(&incident, &verdict, outcome);
+        let staged = self.stage(&incident, staged);
+        self.count(&incident, &verdict, outcome, staged.is_some());
+        incident.verdict = Some(verdict);
+        if let Some(staged) = staged {
+            self.recorder.finish(incident, staged);
+        }
+    }
+
+    fn say(&self, incident: &Incident, verdict: &Verdict, outcome: &Outcome) {
+        let killed = outcome.deeds.iter().filter(|deed| deed.kill && deed.error.is_none()).last();
+        say!(
+            Notice,
+            event = "oom",
+            cgroup = self.root.path(),
+            incident = incident.id,
+            usage_bytes = incident.memcg.as_ref().map_or(0, |memcg| memcg.usage_bytes),
+            held_us = micros(outcome.held),
+            action = verdict.steps.last().map_or("", |step| step.action.as_str()),
+            victim = killed.map_or("", |deed| outcome.list.0[deed.job].place.memcg.path()),
+            relieved = verdict.relieved;
+            "the machine was out of memory; held {}. {}",
             units::micros(micros(outcome.held)),
             verdict.summary
         );
-        incident.kernel_victims.iter().for_each(|victim| {
-            eprintln!("reprieve: the kernel's OOM killer killed {} [{}]", victim.comm, victim.pid);
+        for victim in &incident.kernel_victims {
+            say!(Notice, event = "kernel_kill", cgroup = self.root.path(), incident = incident.id, victim = victim.comm;
+                "the kernel's OOM killer killed {} [{}]", victim.comm, victim.pid);
+        }
+    }
+
+    /// Counts it as the kernel's if nobody of us decided.
+    fn count(&self, incident: &Incident, verdict: &Verdict, outcome: &Outcome, is_recorded: bool) {
+        let (Some(hold), Some(feed)) = (&incident.hold, &self.feed) else { return };
+        if outcome.end == End::KernelFirst {
+            return self.count_kernel_kill(is_recorded);
+        }
+        feed.tell(&metrics::Event::Oom {
+            cgroup: self.root.path().to_owned(),
+            labels: Labels::default(),
+            action: verdict.steps.last().map_or_else(String::new, |step| step.action.clone()),
+            relieved: verdict.relieved,
+            held_us: hold.held_us,
+            stop_us: hold.stop_window_us,
+            is_recorded,
         });
-        incident.verdict = Some(verdict);
-        self.publish(incident, staged);
+    }
+
+    fn count_kernel_kill(&self, is_recorded: bool) {
+        let (cgroup, labels) = (self.root.path().to_owned(), Labels::default());
+        let event = metrics::Event::KernelKill { cgroup, labels, is_recorded };
+        self.feed.iter().for_each(|feed| feed.tell(&event));
     }
 
     /// The kernel killed without a hold, or after one that was over already.
@@ -333,15 +379,23 @@ impl Desk {
         evidence.gaps.push("the kernel's OOM killer was first: there are no stacks of whom it killed".to_owned());
         let mut incident = self.recorder.draft(Trigger::KilledByKernel, Some(state_of(&self.root, None)), evidence);
         incident.kernel_victims = victims;
-        eprintln!("reprieve: {}", show::headline(&incident));
-        self.publish(incident, None);
+        let victim = incident.kernel_victims.last().map_or("", |victim| victim.comm.as_str());
+        say!(Notice, event = "kernel_kill", cgroup = self.root.path(), incident = incident.id, victim = victim;
+            "{}", show::headline(&incident));
+        let staged = self.stage(&incident, None);
+        self.count_kernel_kill(staged.is_some());
+        if let Some(staged) = staged {
+            self.recorder.finish(incident, staged);
+        }
     }
 
-    fn publish(&mut self, incident: Incident, staged: Option<Staged>) {
-        match staged.map_or_else(|| self.recorder.stage(&incident), Ok) {
-            Ok(staged) => self.recorder.finish(incident, staged),
-            Err(error) => eprintln!("reprieve: this OOM leaves no incident: {error}"),
-        }
+    /// Its folder, which is made now if it could not be before.
+    fn stage(&self, incident: &Incident, staged: Option<Staged>) -> Option<Staged> {
+        let staged = staged.map_or_else(|| self.recorder.stage(incident), Ok);
+        let leaves_none = |error: &_| {
+            say!(Warning, cgroup = self.root.path(), incident = incident.id; "this OOM leaves no incident: {error}");
+        };
+        staged.inspect_err(leaves_none).ok()
     }
 
     fn kernel_victims(&mut self, patience: Duration) -> Vec<KernelVictim> {

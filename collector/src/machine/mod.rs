@@ -19,10 +19,12 @@ use crate::cgroup::{Hierarchy, Memcg, Version};
 use crate::guardian::{self, Priority};
 use crate::hold::reserve::{self, Device};
 use crate::hold::watchdog::Watchdog;
-use crate::hold::{BrakeError, HandBack};
+use crate::hold::{BrakeError, HandBack, ReserveBrake};
 use crate::incident::store::Limits;
 use crate::incident::units;
+use crate::metrics::{self, Feed};
 use crate::run::{Recorder, RunError, open_store};
+use crate::say;
 use crate::signals::{Interrupt, Signals};
 use crate::snapshot::Options;
 use crate::verdict::machine_memory;
@@ -49,8 +51,6 @@ const WATCHDOG_GRACE: Duration = Duration::from_secs(ACT_TIME.as_secs() + KILL_T
 const KERNEL_GRACE: Duration = Duration::from_secs(WATCHDOG_GRACE.as_secs() + 1);
 /// The kernel refuses more than this share of the memory (memory_oom_reserve_write).
 const RESERVE_SHARE: u64 = 20;
-/// What one hold was seen to need, with room.
-pub const RESERVE_BYTES: u64 = 16 << 20;
 
 /// What to do with the job that has to go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -83,20 +83,32 @@ pub struct Request {
     pub limits: Limits,
     /// What to record.
     pub options: Options,
+    /// Where OOMs are counted.
+    pub feed: Option<Feed>,
+}
+
+/// The root cgroup, where OOMs of the machine can be answered; else what is missing for that.
+pub fn root() -> Result<Memcg, String> {
+    if !ReserveBrake::is_there() {
+        return Err("there is no /dev/oom_reserve; boot a kernel with the series in kernel/patches".to_owned());
+    }
+    let hierarchy = Hierarchy::memory().map_err(|error| error.to_string())?;
+    let root = Memcg::at(&hierarchy, "/");
+    // The root of a container is none of the machine: it has a limit.
+    if hierarchy.version != Version::V2 || root.dir().join("memory.max").exists() {
+        return Err(
+            "the root of cgroup version 2 is not to be seen here; run it outside of containers, where version 2 has the memory controller".to_owned(),
+        );
+    }
+    if nix::unistd::geteuid().is_root() { Ok(root) } else { Err("only root may; run it as root".to_owned()) }
 }
 
 /// Answers OOMs until a signal ends it.
 pub fn watch(request: &Request) -> Result<(), RunError> {
+    let root =
+        root().map_err(|missing| RunError::NotAllowed(format!("OOMs of the machine cannot be answered: {missing}")))?;
     let mut signals = Signals::block().map_err(|e| RunError::System("signals could not be blocked", e))?;
     let (store, in_hand) = open_store(request.out.clone(), &request.limits)?;
-    let hierarchy = Hierarchy::memory()?;
-    let root = Memcg::at(&hierarchy, "/");
-    // The root of a container is none of the machine: it has a limit.
-    if hierarchy.version != Version::V2 || root.dir().join("memory.max").exists() {
-        return Err(RunError::NotAllowed(
-            "the root of cgroup version 2 is not to be seen here; run it outside of containers, where version 2 has the memory controller".to_owned(),
-        ));
-    }
     let device = Device::open()?;
     let dir = File::open(root.dir()).map_err(BrakeError::Bell)?;
     device.attach(&dir).map_err(|errno| match errno {
@@ -111,7 +123,7 @@ pub fn watch(request: &Request) -> Result<(), RunError> {
     let watchdog = Watchdog::start(hand_back, request.deadline + WATCHDOG_GRACE)
         .map_err(|e| RunError::System("the watchdog could not be started", e))?;
     let missing = guardian::settle(guardian::Locks::All).into_iter().chain(guardian::lock_what_comes());
-    missing.for_each(|missing| eprintln!("reprieve: warning: {missing}"));
+    missing.for_each(|missing| say!(Warning; "warning: {missing}"));
     guardian::sigbus::install().map_err(|e| RunError::System("the SIGBUS handler could not be installed", e.into()))?;
     guardian::allow_many_files();
     let unstarted = |e| RunError::System("a thread could not be started", e);
@@ -127,9 +139,11 @@ pub fn watch(request: &Request) -> Result<(), RunError> {
     // From now on there are holds.
     let (settings, missing) = settings.write(&root, reserve_bytes, request.deadline + KERNEL_GRACE)?;
     if let Some(missing) = missing {
-        eprintln!("reprieve: warning: {missing}");
+        say!(Warning; "warning: {missing}");
     }
-    eprintln!("reprieve: watching the machine; {} are kept free for that", units::bytes(reserve_bytes));
+    say!(Info, cgroup = root.path(), brake = "reserve";
+        "watching the machine; {} are kept free for that", units::bytes(reserve_bytes));
+    request.feed.iter().for_each(|feed| feed.tell(&metrics::Event::Machine { is_answered: true }));
     let machine = Machine { device, words: chronicler.words(), recorded: chronicler.recorded(), tasks: hand.tasks() };
     let rules = Rules { deadline: request.deadline, remedy: request.remedy };
     let mut decider = Decider::new(machine, rules, roster);

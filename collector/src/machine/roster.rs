@@ -7,6 +7,7 @@ use super::handover::timeout;
 use super::jobs::{self, Job, List, Place};
 use crate::cgroup::Memcg;
 use crate::guardian::Priority;
+use crate::say;
 use crate::verdict::machine_memory;
 use crate::verdict::worth::Worths;
 use nix::poll::{PollFd, PollFlags, poll};
@@ -132,7 +133,8 @@ impl Keeper {
                     Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                     Err(error) => {
                         if !std::mem::replace(&mut self.warned, true) {
-                            eprintln!("reprieve: warning: {} cannot be a job: {error}", memcg.path());
+                            let path = memcg.path();
+                            say!(Warning, cgroup = path; "warning: {path} cannot be a job: {error}");
                         }
                         continue;
                     }

@@ -78,6 +78,11 @@ pub enum Event {
     },
     /// An OOM was left to the kernel because nobody was free to look.
     Unanswered,
+    /// Whether somebody answers OOMs of the machine itself.
+    Machine {
+        /// Somebody does.
+        is_answered: bool,
+    },
     /// The configuration was read.
     Configured {
         /// Whether it is in force.
@@ -103,7 +108,9 @@ pub struct Feed {
 }
 
 impl Feed {
-    fn new(socket: OwnedFd) -> Self {
+    /// Another one's end, which it got from who started it.
+    #[must_use]
+    pub fn new(socket: OwnedFd) -> Self {
         Feed { socket: Arc::new(socket), lost: Arc::default() }
     }
 

@@ -10,7 +10,7 @@ mod json;
 
 use journal::Journal;
 use std::fmt;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::str::FromStr;
 use std::sync::OnceLock;
 
@@ -63,6 +63,19 @@ pub enum Form {
     Journal,
 }
 
+impl Form {
+    /// As on the command line.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Form::Auto => "auto",
+            Form::Text => "text",
+            Form::Json => "json",
+            Form::Journal => "journal",
+        }
+    }
+}
+
 impl FromStr for Form {
     type Err = String;
 
@@ -107,10 +120,15 @@ pub fn choose(form: Form) {
 /// Says it; [`say!`](crate::say!) is shorter.
 pub fn line(level: Level, fields: &[Field<'_>], text: fmt::Arguments<'_>) {
     match SINK.get() {
-        None | Some(Sink::Text) => eprintln!("reprieve: {text}"),
-        Some(Sink::Json) => eprintln!("{}", json::line(level, fields, &text.to_string())),
+        None | Some(Sink::Text) => write(&format!("reprieve: {text}\n")),
+        Some(Sink::Json) => write(&(json::line(level, fields, &text.to_string()) + "\n")),
         Some(Sink::Journal(journal)) => journal.send(level, fields, &text.to_string()),
     }
+}
+
+/// All at once: a guard's children write to the same place.
+fn write(line: &str) {
+    let _ = std::io::stderr().write_all(line.as_bytes());
 }
 
 /// Says something: a [`Level`], fields, and as with `format!` a text that tells all of
@@ -140,7 +158,7 @@ mod tests {
         for (name, form) in
             [("auto", Form::Auto), ("text", Form::Text), ("json", Form::Json), ("journal", Form::Journal)]
         {
-            assert_eq!(Form::from_str(name), Ok(form));
+            assert_eq!((Form::from_str(name), form.name()), (Ok(form), name));
         }
         assert!(Form::from_str("xml").unwrap_err().contains("write auto, text, json or journal"));
     }

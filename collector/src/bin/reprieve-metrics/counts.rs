@@ -28,6 +28,7 @@ pub struct Counts {
     registry: Registry,
     guarded: IntGauge,
     answering: IntGauge,
+    machine: IntGauge,
     locked: IntGauge,
     ooms: IntCounterVec,
     kernel_kills: IntCounterVec,
@@ -80,6 +81,7 @@ impl Counts {
         Ok(Counts {
             guarded: whole("reprieve_guarded_cgroups", "Cgroups under guard.")?,
             answering: whole("reprieve_ooms_in_progress", "OOMs that are being answered.")?,
+            machine: whole("reprieve_machine_answered", "Whether OOMs of the machine itself are answered.")?,
             locked: whole("reprieve_guardian_locked_bytes", "Memory that the guardian has locked.")?,
             ooms: counters("reprieve_ooms_total", "OOMs that were held and answered.", &OF_CGROUP)?,
             kernel_kills: counters("reprieve_kernel_kills_total", "OOMs in which the kernel's OOM killer was first, or was left to decide.", &OF_CGROUP)?,
@@ -124,6 +126,7 @@ impl Counts {
             }
             Event::OtherKill { killer } => self.other_kills.with_label_values(&[killer]).inc(),
             Event::Unanswered => self.unanswered.inc(),
+            Event::Machine { is_answered } => self.machine.set((*is_answered).into()),
             Event::Configured { is_right } => {
                 self.config_right.set((*is_right).into());
                 if *is_right {
@@ -197,6 +200,7 @@ mod tests {
             Event::KernelKill { cgroup: "/c".to_owned(), labels: Labels::default(), is_recorded: true },
             Event::OtherKill { killer: "earlyoom".to_owned() },
             Event::Unanswered,
+            Event::Machine { is_answered: true },
             Event::Configured { is_right: true },
             Event::Configured { is_right: false },
             Event::Killers { names: vec!["nohang".to_owned()] },
@@ -221,6 +225,7 @@ mod tests {
             "reprieve_guardian_locked_bytes 4096",
             "reprieve_other_kills_total{killer=\"earlyoom\"} 1",
             "reprieve_unanswered_ooms_total 1",
+            "reprieve_machine_answered 1",
             "reprieve_incidents_total 2",
             "reprieve_unrecorded_ooms_total 1",
             "reprieve_config_last_reload_successful 0",
