@@ -1,5 +1,6 @@
 //! When a rule holds.
 
+use super::names;
 use super::patience::{MOST_TIME, Patience, count_rounds};
 use super::view::View;
 use cel::{Context, IdedExpr as Expression, Program, Value};
@@ -50,12 +51,14 @@ impl Condition {
         let references = program.references();
         let sees_stacks = references.has_variable("stacks") || references.has_function("share");
         let sees_steps = references.has_variable("steps");
-        let mut expression = program.expression().clone();
+        let as_written = program.expression();
+        let mut expression = as_written.clone();
         if count_rounds(&mut expression) > MOST_DEPTH {
             return Err(format!("it is nested in more than {MOST_DEPTH} levels; make several rules of it"));
         }
         let condition = Condition { text: text.to_owned(), expression: Arc::new(expression), sees_stacks, sees_steps };
         let (mut sample, patience) = (View::sample(), Patience::new(MOST_TIME));
+        names::check(as_written, &sample.names(), &sample.context(&patience)?)?;
         condition.holds(&sample.context(&patience)?, &patience)?;
         // As it is each time before the first action.
         sample.steps.clear();

@@ -5,6 +5,7 @@ mod condition;
 pub mod hook;
 mod kill;
 mod ladders;
+mod names;
 mod others;
 mod patience;
 mod person;
