@@ -1,6 +1,7 @@
 //! `replay`: what a policy would have done.
 
-use super::{ASSERTION, FAILED, Failure, USAGE, print};
+use super::find::store;
+use super::{ASSERTION, FAILED, Failure, NOT_FOUND, USAGE, print};
 use crate::cgroup::Glob;
 use crate::config::Config;
 use crate::incident::model::Incident;
@@ -29,7 +30,8 @@ pub(super) struct ReplayArgs {
     policy: PathBuf,
     /// IDs, or files and folders of incidents; all of the store without.
     incidents: Vec<String>,
-    /// Exit with 6 unless the first action about each is this one, like kill.
+    /// Exit with 6 unless the first action about each is this one, like kill; with 3 where
+    /// there is no incident.
     #[arg(long, value_name = "ACTION")]
     assert: Option<String>,
     /// Folder of incidents.
@@ -51,10 +53,19 @@ pub(super) fn replay(args: &ReplayArgs, config: impl Fn() -> Result<Config, Fail
     let store = if wanted.iter().all(|incident| Path::new(incident).exists()) && !wanted.is_empty() {
         Store::at(args.out.clone())
     } else {
-        Store::at(args.out.clone().or(config()?.store_dir()))
+        store(args.out.as_deref(), config)?
     };
     if wanted.is_empty() {
         wanted = store.ids()?;
+    }
+    if wanted.is_empty() {
+        let none = format!("no incident in {}", store.dir().display());
+        // What asserts about nothing must not look as if all were well.
+        if let Some(action) = &args.assert {
+            let error = anyhow::anyhow!("{none}: nothing for --assert {action} to judge; name incidents, or --out DIR");
+            return Err(Failure { code: NOT_FOUND, error });
+        }
+        let _ = writeln!(std::io::stderr(), "reprieve: {none}");
     }
     let mut code = ExitCode::SUCCESS;
     let mut rows = Vec::new();
