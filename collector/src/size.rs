@@ -42,15 +42,17 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     Ok(bytes as u64)
 }
 
-/// Parses `5s`, `250ms`, `2m`, `1.5s`; a bare number is seconds.
+/// Parses `5s`, `250ms`, `2m`, `1.5s`. A bare number is refused: who wrote it may have meant
+/// any unit.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let help = || format!("{text:?} is not a duration; write a number with ms, s, m or h, like 5s");
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let number: f64 = number.parse().map_err(|_| help())?;
     let seconds = match unit.trim() {
+        "" => return Err(format!("{text:?} has no unit; write a number with ms, s, m or h, like {text}s")),
         "ms" => number / 1000.0,
-        "" | "s" => number,
+        "s" => number,
         "m" | "min" => number * 60.0,
         "h" => number * 3600.0,
         _ => return Err(help()),
@@ -74,6 +76,9 @@ pub fn parse_age(text: &str) -> Result<Option<Duration>, String> {
     match (text.strip_suffix('d'), text.strip_suffix('w')) {
         (Some(number), _) => days(number, 1).map(Some),
         (_, Some(number)) => days(number, 7).map(Some),
+        _ if text.parse::<f64>().is_ok() => {
+            Err(format!("{text:?} has no unit; write a number with h, d or w, like {text}d, or never"))
+        }
         _ => parse_duration(text).map(Some).map_err(|_| help()),
     }
 }
@@ -99,6 +104,7 @@ mod tests {
         for bad in ["", "d", "0d", "-1d", "1.5d", "x", "99999999999999999999w"] {
             assert!(parse_age(bad).is_err(), "{bad}");
         }
+        assert!(parse_age("30").unwrap_err().contains("no unit; write a number with h, d or w, like 30d"));
     }
 
     #[test]
@@ -123,7 +129,7 @@ mod tests {
     #[test]
     fn durations() {
         assert_eq!(parse_duration("250ms"), Ok(Duration::from_millis(250)));
-        assert_eq!(parse_duration("5"), Ok(Duration::from_secs(5)));
+        assert!(parse_duration("5").unwrap_err().contains("no unit; write a number with ms, s, m or h, like 5s"));
         assert_eq!(parse_duration("1.5m"), Ok(Duration::from_secs(90)));
         for bad in ["", "s", "5 parsecs", "0s", "1000h", "-1s"] {
             assert!(parse_duration(bad).is_err(), "{bad}");

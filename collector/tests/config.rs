@@ -214,8 +214,7 @@ fn replay_tells_what_would_have_been_done() {
     .unwrap();
     let recorded = |name: &str| format!("{}/../fixtures/incidents/{name}.json", env!("CARGO_MANIFEST_DIR"));
     let (python, sort) = (recorded("python"), recorded("sort"));
-    let replay =
-        |more: &[&str]| reprieve(Path::new("/nonexistent"), &[&["replay", policy.to_str().unwrap()], more].concat());
+    let replay = |more: &[&str]| reprieve(Path::new("/sys"), &[&["replay", policy.to_str().unwrap()], more].concat());
     let told = stdout(&replay(&[&python, &sort, &recorded("redis")]));
     let lines: Vec<&str> = told.lines().skip(1).collect();
     assert!(told.starts_with("INCIDENT ") && lines[0].contains("  python3 ["), "{told}");
@@ -231,7 +230,7 @@ fn replay_tells_what_would_have_been_done() {
     let guard = dir.path().join("guard.toml");
     fs::write(&guard, guarding).unwrap();
     let of = |incident: &str| {
-        let told = reprieve(Path::new("/nonexistent"), &["replay", guard.to_str().unwrap(), incident]);
+        let told = reprieve(Path::new("/sys"), &["replay", guard.to_str().unwrap(), incident]);
         stdout(&told).lines().last().unwrap().to_owned()
     };
     assert!(of(&python).ends_with("freeze=300s, kill") && of(&sort).ends_with("grant=1G"), "{}", of(&python));
@@ -257,7 +256,7 @@ fn replay_tells_what_would_have_been_done() {
         if nothing == "empty" {
             fs::create_dir(&path).unwrap();
         }
-        let told = reprieve(Path::new("/nonexistent"), &["replay", path.to_str().unwrap(), &python]);
+        let told = reprieve(Path::new("/sys"), &["replay", path.to_str().unwrap(), &python]);
         let words = String::from_utf8(told.stderr).unwrap();
         assert!(told.status.code() == Some(1) && told.stdout.is_empty() && words.contains(part), "{words}");
     }
@@ -286,6 +285,48 @@ fn a_mistake_is_told_and_hinders_only_what_needs_the_configuration() {
     assert_eq!(stdout(&reprieve(dir.path(), &["config", "check"])), "the configuration is right\n");
     let shown = stdout(&reprieve(dir.path(), &["config", "show", "--origin"]));
     assert!(shown.contains(&format!("{}:2\n", file.display())) && shown.contains("# default\n"), "{shown}");
+}
+
+#[test]
+fn a_folder_that_was_named_must_be_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let (typo, empty) = (dir.path().join("typo"), dir.path().join("empty"));
+    fs::create_dir(&empty).unwrap();
+    let policy = empty.join("reprieve.toml");
+    for (arguments, code) in [(&["config", "check"][..], 1), (&["run", "--", "true"], 125), (&["list"], 1)] {
+        let told = reprieve(&typo, arguments);
+        assert_eq!(told.status.code(), Some(code), "{arguments:?}: {}", text(&told));
+        assert!(text(&told).contains("typo: there is no such folder"), "{}", text(&told));
+    }
+    fs::write(&policy, "").unwrap();
+    let told = reprieve(&policy, &["config", "check"]);
+    assert!(told.status.code() == Some(1) && text(&told).contains("it is no folder"), "{}", text(&told));
+    let out = ["--out", typo.to_str().unwrap()];
+    let policy = policy.to_str().unwrap();
+    for command in [
+        &["list"][..],
+        &["show"],
+        &["vacuum"],
+        &["vacuum", "--dry-run"],
+        &["replay", policy],
+        &["export", "--format", "folded"],
+        &["diff", "A", "B"],
+        &["symbolize", "A"],
+    ] {
+        let told = reprieve(&empty, &[command, &out].concat());
+        assert_eq!(told.status.code(), Some(3), "{command:?}: {}", text(&told));
+        assert!(text(&told).contains("typo: there is no such folder"), "{command:?}: {}", text(&told));
+    }
+    assert!(!typo.exists());
+    // One that is configured may not have been made yet.
+    fs::write(empty.join("reprieve.toml"), format!("store.dir = {:?}\n", typo.to_str().unwrap())).unwrap();
+    assert!(stdout(&reprieve(&empty, &["vacuum"])).starts_with("0 incidents removed"));
+    assert_eq!(stdout(&reprieve(&empty, &["list"])), "");
+    assert!(!typo.exists());
+    let told = reprieve(&empty, &["replay", policy]);
+    assert!(stdout(&told).is_empty() && text(&told).contains("no incident in "), "{}", text(&told));
+    let told = reprieve(&empty, &["replay", policy, "--assert", "kill"]);
+    assert!(told.status.code() == Some(3) && text(&told).contains("nothing for --assert kill"), "{}", text(&told));
 }
 
 #[test]

@@ -452,7 +452,7 @@ fn mistakes_are_told_with_their_remedy() {
     fs::write(damaged.join("incident.json"), "{\"schema\": ").unwrap();
     stored.fails(&["export", "damaged", "--format", "json"], 1, &["damaged/incident.json", "not a readable incident"]);
     let full = Command::new("sh")
-        .args(["-c", "\"$0\" --config /nonexistent export --out \"$1\" \"$2\" --format json > /dev/full"])
+        .args(["-c", "\"$0\" --config /sys export --out \"$1\" \"$2\" --format json > /dev/full"])
         .args([env!("CARGO_BIN_EXE_reprieve"), stored.path().to_str().unwrap(), sort])
         .output()
         .unwrap();

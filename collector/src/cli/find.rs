@@ -23,8 +23,22 @@ pub(super) fn find(
     if path.is_file() {
         return Ok((path.to_owned(), read_incident(path)?));
     }
-    let store = out.map_or_else(|| config().map(|c| c.store_dir()), |dir| Ok(Some(dir.to_owned())))?;
-    Ok(Store::at(store).load(name)?)
+    Ok(store(out, config)?.load(name)?)
+}
+
+/// The store to read from: a folder that was named, which must be there, or the configured
+/// one, where nothing may have been recorded yet.
+pub(super) fn store(out: Option<&Path>, config: impl Fn() -> Result<Config, Failure>) -> Result<Store, Failure> {
+    let Some(dir) = out else { return Ok(Store::at(config()?.store_dir())) };
+    match std::fs::metadata(dir) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let error =
+                anyhow::anyhow!("--out {}: there is no such folder; name one that has incidents", dir.display());
+            Err(Failure { code: NOT_FOUND, error })
+        }
+        // Who looks into it tells what else is wrong.
+        _ => Ok(Store::at(Some(dir.to_owned()))),
+    }
 }
 
 /// The view that has a sample type, and which of its it is; the first of all without a name.

@@ -1,10 +1,10 @@
 //! `list`: which incidents there are.
 
+use super::find::store;
 use super::{FAILED, Failure, NOT_FOUND, print, width};
 use crate::config::Config;
 use crate::incident::model::Trigger;
 use crate::incident::select::{Filter, Outcome};
-use crate::incident::store::Store;
 use crate::incident::summary::Summary;
 use crate::moment::parse_moment;
 use crate::verdict::policy::is_action;
@@ -108,7 +108,7 @@ pub(super) fn list(args: ListArgs, config: impl Fn() -> Result<Config, Failure>)
         verdicts: args.verdict,
         matches: args.matches,
     };
-    let store = Store::at(args.out.map_or_else(|| config().map(|c| c.store_dir()), |dir| Ok(Some(dir)))?);
+    let store = store(args.out.as_deref(), config)?;
     let mut ids = store.ids()?;
     let all = ids.len();
     ids.retain(|id| filter.may_fit(id));

@@ -51,7 +51,8 @@ use vacuum::VacuumArgs;
 const FAILED: u8 = 1;
 /// The command line is wrong (clap's own code).
 const USAGE: u8 = 2;
-/// There is no such incident, process or cgroup, or an incident has no such sample type.
+/// There is no such incident, folder of incidents, process or cgroup, or an incident has no such
+/// sample type.
 const NOT_FOUND: u8 = 3;
 /// A permission or a kernel feature is missing.
 const NOT_ABLE: u8 = 4;
@@ -65,7 +66,7 @@ const RUN_FAILED: u8 = 125;
 /// Exit codes, for the help.
 const CODES: &str = "\
 Exit codes:
-  0  done                       3  no such incident, process, cgroup or sample type
+  0  done                       3  no such incident, store, process, cgroup or sample type
   1  failed                     4  a permission or kernel feature is missing
   2  wrong command line         5  decide: somebody was first, or it is too late
                                 6  replay: another action than asserted
@@ -176,7 +177,7 @@ pub fn main() -> ExitCode {
         Command::Diff(args) => diff::diff(&args, config),
         Command::Redact(args) => redact::run(&args, config),
         Command::Replay(args) => replay::replay(&args, config),
-        Command::Vacuum(args) => config().and_then(|config| vacuum::vacuum(args, &config)),
+        Command::Vacuum(args) => config().and_then(|config| vacuum::vacuum(&args, &config)),
         Command::Config(args) => config().map(|config| config::tell(&args, &config)),
         Command::Heap(args) => heap::install(&args),
         Command::Doctor(args) => Ok(doctor::diagnose(&args)),

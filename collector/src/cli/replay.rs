@@ -1,6 +1,7 @@
 //! `replay`: what a policy would have done.
 
-use super::{ASSERTION, FAILED, Failure, USAGE, print};
+use super::find::store;
+use super::{ASSERTION, FAILED, Failure, NOT_FOUND, USAGE, print};
 use crate::cgroup::Glob;
 use crate::config::Config;
 use crate::incident::model::Incident;
@@ -31,7 +32,8 @@ pub(super) struct ReplayArgs {
     policy: PathBuf,
     /// IDs, or files and folders of incidents; all of the store without.
     incidents: Vec<String>,
-    /// Exit with 6 unless the first action about each is this one, like kill.
+    /// Exit with 6 unless the first action about each is this one, like kill; with 3 where
+    /// there is no incident.
     #[arg(long, value_name = "ACTION")]
     assert: Option<String>,
     /// Exit with 6 unless the rule that decides first about each is this one; '(no rule)'
@@ -64,12 +66,22 @@ pub(super) fn replay(args: &ReplayArgs, config: impl Fn() -> Result<Config, Fail
     let store = if wanted.iter().all(|incident| Path::new(incident).exists()) && !wanted.is_empty() {
         Store::at(args.out.clone())
     } else {
-        Store::at(args.out.clone().or(config()?.store_dir()))
+        store(args.out.as_deref(), config)?
     };
     if wanted.is_empty() {
         wanted = store.ids()?;
     }
     let usual = Parts::usual(policy.records_cmdlines());
+    if wanted.is_empty() {
+        let none = format!("no incident in {}", store.dir().display());
+        // What asserts about nothing must not look as if all were well.
+        let asserted = [("--assert", &args.assert), ("--assert-rule", &args.assert_rule)];
+        if let Some((option, value)) = asserted.into_iter().find_map(|(option, value)| Some((option, value.as_ref()?))) {
+            let error = anyhow::anyhow!("{none}: nothing for {option} {value} to judge; name incidents, or --out DIR");
+            return Err(Failure { code: NOT_FOUND, error });
+        }
+        let _ = writeln!(std::io::stderr(), "reprieve: {none}");
+    }
     let mut code = ExitCode::SUCCESS;
     let mut rows = Vec::new();
     for name in &wanted {

@@ -1,9 +1,9 @@
 //! `show`: an incident in the terminal.
 
+use super::find::store;
 use super::{FAILED, Failure, print, width};
 use crate::config::Config;
 use crate::incident::show;
-use crate::incident::store::Store;
 use clap::Args;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -27,7 +27,7 @@ pub(super) struct ShowArgs {
 }
 
 pub(super) fn show(args: &ShowArgs, config: &Config) -> Result<ExitCode, Failure> {
-    let (dir, incident) = Store::at(args.out.clone().or(config.store_dir())).load(args.id.as_deref())?;
+    let (dir, incident) = store(args.out.as_deref(), || Ok(config.clone()))?.load(args.id.as_deref())?;
     if args.json {
         let json = serde_json::to_string_pretty(&incident).map_err(|e| Failure { code: FAILED, error: e.into() })?;
         print(&format!("{json}\n"));

@@ -1,11 +1,12 @@
 //! `symbolize`: more names, later or elsewhere.
 
+use super::find::store;
 use super::{Failure, USAGE, print, width};
 use crate::analyst::{self, Places};
 use crate::config::Config;
 use crate::incident::model::Search;
 use crate::incident::show;
-use crate::incident::store::{INCIDENT, Store};
+use crate::incident::store::INCIDENT;
 use crate::size::{parse_duration, parse_size};
 use clap::Args;
 use reprieve_symbolizer::{DebugDirs, Debuginfod};
@@ -71,8 +72,7 @@ pub(super) fn symbolize(
     let dir = if path.join(INCIDENT).is_file() {
         path.to_owned()
     } else {
-        let store = args.out.map_or_else(|| config().map(|c| c.store_dir()), |dir| Ok(Some(dir)))?;
-        Store::at(store).load(Some(&args.incident))?.0
+        store(args.out.as_deref(), config)?.load(Some(&args.incident))?.0
     };
     let mut dirs = DebugDirs::default();
     dirs.dirs.splice(0..0, args.debug_dir);

@@ -1,5 +1,6 @@
 //! `vacuum`: removes what is beyond the limits.
 
+use super::find::store;
 use super::{FAILED, Failure, print};
 use crate::config::Config;
 use crate::incident::store::{Limits, Store};
@@ -46,7 +47,7 @@ impl Age {
     }
 }
 
-pub(super) fn vacuum(args: VacuumArgs, config: &Config) -> Result<ExitCode, Failure> {
+pub(super) fn vacuum(args: &VacuumArgs, config: &Config) -> Result<ExitCode, Failure> {
     let configured = config.limits();
     let limits = Limits {
         max_count: args.max_count.map_or(configured.max_count, |count| count as usize),
@@ -54,8 +55,11 @@ pub(super) fn vacuum(args: VacuumArgs, config: &Config) -> Result<ExitCode, Fail
         keep_free_bytes: args.keep_free.unwrap_or(configured.keep_free_bytes),
         max_age: args.max_age.map_or(configured.max_age, |Age(age)| age),
     };
-    let dir = args.out.or(config.store_dir());
-    let store = if args.dry_run { Store::at(dir) } else { Store::open(dir)? };
+    let mut store = store(args.out.as_deref(), || Ok(config.clone()))?;
+    // What a dead reprieve left is put in order, but nothing is made.
+    if !args.dry_run && store.dir().is_dir() {
+        store = Store::open(Some(store.dir().to_owned()))?;
+    }
     let (mut count, mut bytes, mut code) = (0, 0, ExitCode::SUCCESS);
     let removals = store.beyond(&limits, 0)?;
     let width = removals.iter().map(|removal| removal.id.len()).max().unwrap_or_default();

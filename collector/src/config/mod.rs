@@ -70,9 +70,10 @@ pub struct Config {
 pub struct Problems(pub Vec<Problem>);
 
 impl Config {
-    /// Reads the files in `dir`; where there are none, all is at its default.
+    /// Reads the files in `dir`; where there are none, all is at its default. A folder that
+    /// somebody named must be there.
     pub fn load(dir: &Path) -> Result<Self, Problems> {
-        match read::files(dir) {
+        match read::named(dir).and_then(|()| read::files(dir)) {
             Ok(files) => Self::of(&files),
             Err(problem) => Err(Problems(vec![problem])),
         }

@@ -2,7 +2,7 @@
 
 use super::guard::{OF_ONE, Override, key_of_one};
 use super::keys::{AUTO, KEYS, Key, Kind};
-use super::{Config, Origin, Setting};
+use super::{Config, DEFAULT_DIR, Origin, Setting};
 use crate::cgroup::Which;
 use crate::snapshot::Collect;
 use crate::verdict::policy::Rule;
@@ -43,6 +43,20 @@ impl fmt::Display for Problem {
             Some(line) => write!(f, "{file}:{line}: {}", self.message),
             None => write!(f, "{file}: {}", self.message),
         }
+    }
+}
+
+/// Whether it is a folder; the one that nobody has to name may be absent.
+pub(super) fn named(dir: &Path) -> Result<(), Problem> {
+    let problem = |message: &str| Problem { file: dir.to_owned(), line: None, message: message.to_owned() };
+    match fs::metadata(dir) {
+        Ok(found) if !found.is_dir() => Err(problem("it is no folder; name the one that reprieve.toml is in")),
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && dir != Path::new(DEFAULT_DIR) => {
+            Err(problem("there is no such folder; make it, or name another one with --config"))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(unreadable(dir, &error)),
     }
 }
 

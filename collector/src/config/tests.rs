@@ -396,7 +396,9 @@ fn mistakes_about_one_cgroup() {
 }
 
 #[test]
-fn no_folder_is_no_mistake() {
+fn only_the_folder_that_nobody_has_to_name_may_be_absent() {
     let dir = tempfile::tempdir().unwrap();
-    assert_eq!(Config::load(&dir.path().join("none")).unwrap().run_memory(), 256 << 20);
+    assert_eq!(Config::load(dir.path()).unwrap().run_memory(), 256 << 20);
+    assert!(Config::load(&dir.path().join("none")).unwrap_err().to_string().contains("no such folder"));
+    assert_eq!(read::named(Path::new(DEFAULT_DIR)), Ok(()));
 }

@@ -1,5 +1,6 @@
 //! When a rule holds.
 
+use super::names;
 use super::patience::{MOST_TIME, Patience, count_rounds};
 use super::view::View;
 use cel::{Context, IdedExpr as Expression, Program, Value};
@@ -54,13 +55,15 @@ impl Condition {
         let asks_for_it = references.has_variable("known") && text.contains("heap");
         let sees_heap = sees_stacks || references.has_variable("heap") || asks_for_it;
         let sees_steps = references.has_variable("steps");
-        let mut expression = program.expression().clone();
+        let as_written = program.expression();
+        let mut expression = as_written.clone();
         if count_rounds(&mut expression) > MOST_DEPTH {
             return Err(format!("it is nested in more than {MOST_DEPTH} levels; make several rules of it"));
         }
         let (text, expression) = (text.to_owned(), Arc::new(expression));
         let condition = Condition { text, expression, sees_stacks, sees_heap, sees_steps };
         let (mut sample, patience) = (View::sample(), Patience::new(MOST_TIME));
+        names::check(as_written, &sample.names(), &sample.context(&patience)?)?;
         condition.holds(&sample.context(&patience)?, &patience)?;
         // As it is each time before the first action.
         sample.steps.clear();

@@ -6,6 +6,7 @@ mod condition;
 pub mod hook;
 mod kill;
 mod ladders;
+mod names;
 mod others;
 mod patience;
 mod person;

@@ -221,6 +221,14 @@ impl View {
         }
     }
 
+    /// The names that rules can ask for, by example; what is null has those that the kernel
+    /// tells.
+    pub(super) fn names(&self) -> serde_json::Value {
+        let mut names = serde_json::to_value(self).unwrap_or_default();
+        names["memcg"]["stat"] = serde_json::Value::Null;
+        names
+    }
+
     /// The same with as many processes and stacks as a busy memcg has, to see how long rules
     /// take.
     #[must_use]

@@ -34,7 +34,7 @@ pub fn rounds(usual: u64) -> u64 {
 }
 
 /// What this machine is configured to do is not what is tested.
-const NO_CONFIG: [&str; 2] = ["--config", "/nonexistent"];
+const NO_CONFIG: [&str; 2] = ["--config", "/sys"];
 
 /// A folder for incidents and ways to run reprieve into it.
 pub struct Lab {

@@ -47,7 +47,7 @@ impl Stored {
     /// `reprieve SUBCOMMAND --out STORE …`.
     pub fn reprieve(&self, args: &[&str]) -> Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_reprieve"));
-        command.args(["--config", "/nonexistent", args[0], "--out"]).arg(self.path()).args(&args[1..]);
+        command.args(["--config", "/sys", args[0], "--out"]).arg(self.path()).args(&args[1..]);
         command.stdin(Stdio::null()).output().unwrap()
     }
 
