@@ -53,7 +53,8 @@ pub struct Guarded {
     pub brake: BrakeChoice,
     /// On version 1, how far the kernel's limit is raised.
     pub cushion: Cushion,
-    /// Most that it is granted beyond its own limit; `None` depends on the machine.
+    /// Most that it is granted beyond its own limit; `None` depends on that limit and the
+    /// machine.
     pub most_granted: Option<u64>,
     /// Most incidents of it in an hour.
     pub reports_per_hour: usize,

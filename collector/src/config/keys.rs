@@ -139,6 +139,13 @@ pub const KEYS: &[Key] = &[
         check: |text| Action::from_str(text).map(drop),
     },
     Key {
+        name: "run.most_granted",
+        kind: Kind::Text,
+        default: &[AUTO],
+        meaning: "most that grants add to the limit, over all OOMs: a size, 0, or auto: as much as the limit, or one grant where that is more",
+        check: |text| bytes_or_auto(text).map(drop),
+    },
+    Key {
         name: "run.brake",
         kind: Kind::Text,
         default: &[AUTO],
@@ -233,7 +240,7 @@ pub const KEYS: &[Key] = &[
         name: "guard.most_granted",
         kind: Kind::Text,
         default: &[AUTO],
-        meaning: "most that grants add to the limit of one cgroup: a size, 0, or auto: an eighth of the machine's memory",
+        meaning: "most that grants add to the limit of one cgroup: a size, 0, or auto: as much as its own limit, or one grant where that is more, and at most an eighth of the machine's memory",
         check: |text| bytes_or_auto(text).map(drop),
     },
     Key {
@@ -373,7 +380,7 @@ pub(super) fn cushion(text: &str) -> Result<Cushion, String> {
 }
 
 /// A number of bytes, where that is said.
-pub(super) fn bytes_or_auto(text: &str) -> Result<Option<u64>, String> {
+pub fn bytes_or_auto(text: &str) -> Result<Option<u64>, String> {
     match text {
         AUTO => Ok(None),
         "0" => Ok(Some(0)),

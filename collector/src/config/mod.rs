@@ -11,7 +11,7 @@ mod read;
 pub use guard::Guarded;
 use guard::Override;
 use keys::Key;
-pub use keys::{KEYS, Kind};
+pub use keys::{KEYS, Kind, bytes_or_auto};
 pub use read::Problem;
 
 use crate::hold::BrakeChoice;
@@ -205,6 +205,12 @@ impl Config {
     fn policy_with(&self, otherwise: Vec<Action>) -> Policy {
         let rules = self.rules.iter().map(|(rule, _)| rule.clone()).collect();
         Policy { rules, otherwise, worths: self.worths() }
+    }
+
+    /// Most that grants add to the limit of a run; `None` depends on the limit.
+    #[must_use]
+    pub fn run_most_granted(&self) -> Option<u64> {
+        self.parsed("run.most_granted", keys::bytes_or_auto)
     }
 
     /// How a run is held.

@@ -370,7 +370,7 @@ impl Guard {
             growth: post.growth.clone(),
             desk: self.desk.clone(),
             feed: self.exporter.feed(),
-            allowance: self.purse.allowance(number, post.guarded.most_granted),
+            allowance: self.purse.allowance(number, post.guarded.most_granted, post.guarded.policy.biggest_grant()),
             throttle: post.give_throttle(),
             left_to_kernel: if task == Task::RecordKill { post.back() } else { None },
         };

@@ -18,7 +18,7 @@ use crate::snapshot;
 use crate::snapshot::Options;
 use crate::snapshot::kernel_log::KernelLog;
 use crate::verdict::policy::Policy;
-use crate::verdict::purse::Allowance;
+use crate::verdict::purse::{Allowance, By};
 use crate::verdict::{self, Asking, Ladders, Quota, Scene};
 use crate::witness::{self, GrowthWitness, HeapTable};
 use std::collections::BTreeMap;
@@ -188,6 +188,7 @@ impl Answerer<'_> {
             was_helped: false,
             worths: &self.manner.policy.worths,
             allowance: self.allowance,
+            by: By::Ladder,
             throttle: self.throttle.as_deref_mut(),
         };
         let verdict = match self.manner.is_dry {

@@ -44,6 +44,8 @@ pub struct Request {
     pub out: Option<PathBuf>,
     /// What is kept there.
     pub limits: Limits,
+    /// Most that grants add to the limit; `None` depends on the limit.
+    pub most_granted: Option<u64>,
     /// How to hold.
     pub brake: BrakeChoice,
     /// Mean bytes between sampled allocations; `None` to leave the heap alone.

@@ -10,6 +10,7 @@ use crate::hold::watchdog::{Line, Watchdog};
 use crate::hold::{Brake, Look};
 use crate::signals::{Interrupt, Signals};
 use crate::snapshot::kernel_log::KernelLog;
+use crate::verdict::purse::Allowance;
 use crate::witness::{GrowthWitness, HeapTable};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
@@ -49,6 +50,8 @@ pub struct Session<'a> {
     command: Option<Pid>,
     signals_answered: u32,
     ending_since: Option<Instant>,
+    /// What it may be granted.
+    allowance: Allowance,
 }
 
 impl<'a> Session<'a> {
@@ -81,6 +84,7 @@ impl<'a> Session<'a> {
             command: None,
             signals_answered: 0,
             ending_since: None,
+            allowance: Allowance::of_run(request.most_granted, request.manner.policy.biggest_grant()),
         }
     }
 
@@ -200,7 +204,7 @@ impl<'a> Session<'a> {
             desk: self.desk.as_ref(),
             on_terminal: true,
             feed: None,
-            allowance: None,
+            allowance: Some(&self.allowance),
             throttle: None,
         };
         (answerer, &mut self.kernel_log)
