@@ -126,6 +126,17 @@ fn grants_of_a_run_are_bounded_and_then_the_next_action_goes() {
 }
 
 #[test]
+fn one_run_leaves_so_many_incidents_and_its_kills() {
+    let lab = Lab::new();
+    let options = ["--memory", "48M", "--most-granted", "40M", "--no-heap", "--on-oom", "grant=2M,kill"];
+    let output = lab.run(&options, &[&fixture("steady_leak"), "--mib", "400"]);
+    let incidents = lab.incidents();
+    let kills = incidents.iter().filter(|incident| incident["verdict"]["steps"][1]["action"] == "kill").count();
+    assert_eq!((incidents.len(), kills), (13, 1), "{}", text(&output));
+    assert!(text(&output).contains("had 12 within the hour (run.reports_per_hour)"), "{}", text(&output));
+}
+
+#[test]
 fn a_person_on_the_terminal_decides() {
     let lab = Lab::new();
     let options = ["--memory", "64M", "--on-oom", "ask=60s,kill"];

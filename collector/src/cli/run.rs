@@ -135,6 +135,7 @@ pub(super) fn run_command(args: RunArgs, config: &Config) -> Result<ExitCode, Fa
         out: args.out.or(config.store_dir()),
         limits: config.limits(),
         most_granted: args.most_granted.map_or_else(|| config.run_most_granted(), |Most(bytes)| bytes),
+        reports_per_hour: config.run_reports_per_hour(),
         brake: args.brake.unwrap_or_else(|| config.run_brake()),
         growth_period: growth,
         desk: Place { dir: config.guard_run_dir().unwrap_or_else(guard::default_dir), manner: config.asking() },

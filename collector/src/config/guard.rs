@@ -56,7 +56,7 @@ pub struct Guarded {
     /// Most that it is granted beyond its own limit; `None` depends on that limit and the
     /// machine.
     pub most_granted: Option<u64>,
-    /// Most incidents of it in an hour.
+    /// Most incidents of it in an hour whose OOMs did no harm.
     pub reports_per_hour: usize,
     /// Whether what would be done is only told.
     pub is_dry: bool,

@@ -86,7 +86,7 @@ pub const KEYS: &[Key] = &[
         name: "store.max_count",
         kind: Kind::Text,
         default: &["100"],
-        meaning: "incidents kept",
+        meaning: "incidents kept; those in which somebody was killed go last",
         check: |text| count(text).map(drop),
     },
     Key {
@@ -144,6 +144,13 @@ pub const KEYS: &[Key] = &[
         default: &[AUTO],
         meaning: "most that grants add to the limit, over all OOMs: a size, 0, or auto: as much as the limit, or one grant where that is more",
         check: |text| bytes_or_auto(text).map(drop),
+    },
+    Key {
+        name: "run.reports_per_hour",
+        kind: Kind::Text,
+        default: &["12"],
+        meaning: "incidents of a run that are written in an hour; its further OOMs are answered without, unless somebody is killed",
+        check: |text| count(text).map(drop),
     },
     Key {
         name: "run.brake",
@@ -264,7 +271,7 @@ pub const KEYS: &[Key] = &[
         name: "guard.reports_per_hour",
         kind: Kind::Text,
         default: &["12"],
-        meaning: "incidents of one cgroup that are written in an hour; its further OOMs are answered without",
+        meaning: "incidents of one cgroup that are written in an hour; its further OOMs are answered without, unless somebody is killed",
         check: |text| count(text).map(drop),
     },
     Key {

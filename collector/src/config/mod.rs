@@ -213,6 +213,12 @@ impl Config {
         self.parsed("run.most_granted", keys::bytes_or_auto)
     }
 
+    /// Most incidents of a run in an hour whose OOMs did no harm.
+    #[must_use]
+    pub fn run_reports_per_hour(&self) -> usize {
+        self.parsed("run.reports_per_hour", keys::count)
+    }
+
     /// How a run is held.
     #[must_use]
     pub fn run_brake(&self) -> BrakeChoice {

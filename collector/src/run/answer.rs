@@ -1,5 +1,6 @@
 //! One OOM, the whole way: stop, record, decide, let go.
 
+use super::ration::Share;
 use super::recorder::{Recorder, state_of};
 use crate::accounting;
 use crate::baseline::History;
@@ -77,8 +78,10 @@ pub struct Answerer<'a> {
     pub reads_heaps: bool,
     /// What every line of ours begins with, to tell one memcg from the other.
     pub teller: &'a str,
-    /// Why there is to be no incident of it.
-    pub unrecorded: Option<&'a str>,
+    /// Whether there is to be an incident of it.
+    pub share: &'a Share,
+    /// Set where there is one that only a kill has.
+    pub spent: &'a mut bool,
     /// Where operators are served.
     pub desk: Option<&'a Desk>,
     /// Whether who started us can be asked on our terminal.
@@ -220,7 +223,12 @@ impl Answerer<'_> {
             guardian_hold_heap_bytes: heap::peak_since(heap_before) as u64,
             deciding_faults: None,
         });
-        self.tell(&incident, &verdict, held);
+        let is_deadly = verdict.is_deadly() || !incident.other_victims.is_empty();
+        let unrecorded = self.share.refuses(is_deadly);
+        // What is dropped leaves no folder.
+        let staging = staging.filter(|_| unrecorded.is_none());
+        *self.spent = staging.is_some() && self.share.is_for_kills();
+        self.tell(&incident, &verdict, held, unrecorded);
         self.count(&incident, &verdict, staging.is_some());
         let id = staging.is_some().then(|| incident.id.clone());
         let answered = if verdict.relieved { Answered::Relieved } else { Answered::LeftToKernel(id) };
@@ -232,7 +240,7 @@ impl Answerer<'_> {
     }
 
     fn stage(&self, incident: &Incident) -> Option<super::Staged> {
-        if self.unrecorded.is_some() {
+        if self.share.refuses(true).is_some() {
             return None;
         }
         self.recorder.stage(incident).map_err(|error| self.leaves_none(&error)).ok()
@@ -243,7 +251,7 @@ impl Answerer<'_> {
         say!(Warning, cgroup = path; "{}this OOM leaves no incident: {why}", self.teller);
     }
 
-    fn tell(&self, incident: &Incident, verdict: &Verdict, held: Duration) {
+    fn tell(&self, incident: &Incident, verdict: &Verdict, held: Duration, unrecorded: Option<&str>) {
         let Some(hold) = &incident.hold else { return };
         let not = match hold.threads_not_stopped {
             0 => String::new(),
@@ -278,7 +286,7 @@ impl Answerer<'_> {
             say!(Warning, event = "other_kill", cgroup = self.memcg.path(), incident = incident.id;
                 "{}{others}", self.teller);
         }
-        self.unrecorded.iter().for_each(|why| self.leaves_none(why));
+        unrecorded.iter().for_each(|why| self.leaves_none(why));
     }
 
     /// Counts it, and who else has killed.
@@ -346,6 +354,7 @@ impl Answerer<'_> {
         say!(Notice, event = "kernel_kill", cgroup = self.memcg.path(), incident = incident.id;
             "{}{}", self.teller, show::headline(&incident));
         let staging = self.stage(&incident);
+        *self.spent = staging.is_some() && self.share.is_for_kills();
         self.feed.iter().for_each(|feed| {
             feed.tell(&Event::KernelKill {
                 cgroup: self.memcg.path().to_owned(),
@@ -356,7 +365,7 @@ impl Answerer<'_> {
         if let Some(staging) = staging {
             self.recorder.finish(incident, staging);
         }
-        self.unrecorded.iter().for_each(|why| self.leaves_none(why));
+        self.share.refuses(true).iter().for_each(|why| self.leaves_none(why));
         if let Err(error) = self.brake.rearm() {
             let path = self.memcg.path();
             say!(Error, cgroup = path; "{}the brake could not be armed again: {error}", self.teller);
