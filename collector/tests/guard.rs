@@ -323,7 +323,12 @@ fn a_dry_run_tells_and_the_kernel_decides() {
     assert_eq!(oom["verdict"]["steps"].as_array().unwrap().len(), 0);
     let kill = incidents.iter().find(|incident| incident["trigger"] == "killed_by_kernel").unwrap();
     assert_eq!(kill["kernel_victims"][0]["comm"], "steady_leak", "{kill:#}");
-    assert!(kill["gaps"][0].as_str().unwrap().contains(oom["id"].as_str().unwrap()), "{kill:#}");
+    // Nothing was tried that could have helped.
+    let left = format!(
+        "it was left to the kernel: what was tried for it, and the stacks, are in {}",
+        oom["id"].as_str().unwrap()
+    );
+    assert_eq!(kill["gaps"][0], left, "{kill:#}");
     // It is guarded again, as before.
     wait_for("the brake", || is_guarded(&dir));
     guard.end();

@@ -334,7 +334,7 @@ impl Answerer<'_> {
         evidence.gaps.insert(
             0,
             match left {
-                Some(id) => format!("no action helped, so the kernel decided: the stacks are in {id}"),
+                Some(id) => format!("it was left to the kernel: what was tried for it, and the stacks, are in {id}"),
                 None if !evidence.ended.is_empty() => {
                     "the kernel's OOM killer was first: of whom it killed there are no stacks but those of page faults"
                         .to_owned()
