@@ -129,7 +129,7 @@ fn the_whole_way_from_inside() {
         let group = limited("inside");
         let victim = victims[round as usize % victims.len()];
         let ladder = ladders[round as usize / victims.len() % ladders.len()];
-        let options = ["--on-oom", ladder];
+        let options = ["--most-granted", "1G", "--on-oom", ladder];
         let output = here(&lab, &group.0, &options, &[&fixture(victim), "--mib", "80"]).output().unwrap();
         let incidents = assert_the_whole_way(&lab, &output, victim);
         // Also those of the time since the last hold began.
@@ -162,7 +162,8 @@ fn the_limit_may_be_an_ancestors() {
         fs::write(pod.0.join("cgroup.subtree_control"), "+memory").unwrap();
         let child = Child::of(&pod.0);
         let command = [&*fixture("steady_leak"), "--mib", "80"];
-        let output = here(&lab, &child.0, &["--on-oom", "grant=64M"], &command).output().unwrap();
+        let output =
+            here(&lab, &child.0, &["--most-granted", "1G", "--on-oom", "grant=64M"], &command).output().unwrap();
         let state = assert_the_whole_way(&lab, &output, "steady_leak").remove(0);
         assert!(state["memcg"]["path"].as_str().unwrap().starts_with("/pod-"), "{}", state["memcg"]["path"]);
     }

@@ -17,7 +17,8 @@ use std::time::Duration;
 
 /// Runs a command with a grant for each of its OOMs.
 fn granted(lab: &Lab, memory: &str, grant: &str, command: &[&str]) -> Output {
-    lab.run(&["--brake", "reserve", "--memory", memory, "--on-oom", grant], command)
+    let options = ["--brake", "reserve", "--memory", memory, "--most-granted", "1G", "--on-oom", grant];
+    lab.run(&options, command)
 }
 
 /// The kernel's word on a hold, of which nobody died and no system call failed.

@@ -2,7 +2,9 @@
 
 mod common;
 
-use common::{Lab, Terminal, assert_held_well, assert_unharmed, fixture, groups, text, threads, wait_for};
+use common::{
+    Lab, Terminal, assert_held_well, assert_unharmed, ended_by_itself, fixture, groups, text, threads, wait_for,
+};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs;
@@ -103,6 +105,35 @@ fn when_nothing_helps_the_kernel_decides_and_its_victim_is_named() {
     let victim = &incidents[1]["kernel_victims"][0];
     assert_eq!(victim["comm"], "steady_leak", "{}", incidents[1]);
     assert!(victim["rss_bytes"].as_u64().unwrap() > 48 << 20, "{victim}");
+}
+
+#[test]
+fn grants_of_a_run_are_bounded_and_then_the_next_action_goes() {
+    let lab = Lab::new();
+    let options = ["--memory", "64M", "--no-heap", "--on-oom", "grant=24M,kill"];
+    let output = lab.run(&options, &[&fixture("steady_leak"), "--mib", "400"]);
+    assert_eq!(output.status.code(), Some(137), "{}", text(&output));
+    let incidents: Vec<_> = lab.incidents().into_iter().filter(|incident| !ended_by_itself(incident)).collect();
+    let last = &incidents.last().unwrap()["verdict"]["steps"];
+    assert_eq!(incidents.len(), 3, "{}", text(&output));
+    let refused = "refused: it would have been granted 72.0 MiB, and may be 64.0 MiB (run.most_granted)";
+    assert_eq!((&last[0]["effect"], &last[1]["action"]), (&refused.into(), &"kill".into()), "{last:#}");
+    // Whoever wants more says so.
+    let lab = Lab::new();
+    let options = ["--memory", "64M", "--most-granted", "1G", "--no-heap", "--on-oom", "grant=24M,kill"];
+    let output = lab.run(&options, &[&fixture("steady_leak"), "--mib", "160"]);
+    assert!(output.status.success(), "{}", text(&output));
+}
+
+#[test]
+fn one_run_leaves_so_many_incidents_and_its_kills() {
+    let lab = Lab::new();
+    let options = ["--memory", "48M", "--most-granted", "40M", "--no-heap", "--on-oom", "grant=2M,kill"];
+    let output = lab.run(&options, &[&fixture("steady_leak"), "--mib", "400"]);
+    let incidents = lab.incidents();
+    let kills = incidents.iter().filter(|incident| incident["verdict"]["steps"][1]["action"] == "kill").count();
+    assert_eq!((incidents.len(), kills), (13, 1), "{}", text(&output));
+    assert!(text(&output).contains("had 12 within the hour (run.reports_per_hour)"), "{}", text(&output));
 }
 
 #[test]

@@ -52,7 +52,7 @@ fn held_ooms_harm_nobody() {
             let program = fixture(victim[0]);
             let mut command = vec![program.as_str(), "--mib", "96"];
             command.extend(&victim[1..]);
-            let output = lab.run(&["--memory", "40M", "--on-oom", ladder], &command);
+            let output = lab.run(&["--memory", "40M", "--most-granted", "1G", "--on-oom", ladder], &command);
             assert_unharmed(&output);
             let held = assert_all_recorded(&lab, &text(&output), victim[0]);
             assert!(held > 0, "{} did not run out of memory: {}", victim[0], text(&output));

@@ -1,7 +1,7 @@
 //! `run`: a command under a memory limit.
 
 use super::{Failure, RUN_FAILED};
-use crate::config::Config;
+use crate::config::{Config, bytes_or_auto};
 use crate::desk::Place;
 use crate::guard;
 use crate::hold::BrakeChoice;
@@ -19,7 +19,8 @@ const RUN_EXAMPLES: &str = "\
 Actions, tried in order until the program is well again:
   reclaim          have the kernel reclaim cache
   throttle[=TIME]  let it run slowly and see whether it frees memory (3s)
-  grant=SIZE       raise the limit by SIZE, if the machine has it
+  grant=SIZE       raise the limit by SIZE, if the machine has it; in all as much as
+                   the limit itself, or --most-granted
   freeze[=TIME]    keep it stopped until a person makes room (5min)
   ask[=TIME]       have a person decide: on the terminal, by `reprieve console` or
                    by `reprieve decide` (30s)
@@ -52,6 +53,10 @@ pub(super) struct RunArgs {
     /// What to do when memory runs out, tried in order [default: reclaim,kill].
     #[arg(long, value_name = "ACTION[,ACTION…]", value_delimiter = ',')]
     on_oom: Vec<Action>,
+    /// Most that grants add to the limit, over all OOMs: a size, 0, or auto, which
+    /// is as much as the limit (or one grant, where that is more) [default: auto].
+    #[arg(long, value_name = "SIZE", value_parser = parse_most)]
+    most_granted: Option<Most>,
     /// Record, and tell what would be done; then the kernel decides.
     #[arg(long)]
     dry_run: bool,
@@ -100,6 +105,14 @@ fn parse_growth(text: &str) -> Result<Period, String> {
     if text == "auto" { Ok(Period(None)) } else { parse_faults(text).map(|faults| Period(Some(faults))) }
 }
 
+/// Bytes; `None` is what depends on the limit.
+#[derive(Debug, Clone, Copy)]
+struct Most(Option<u64>);
+
+fn parse_most(text: &str) -> Result<Most, String> {
+    bytes_or_auto(text).map(Most)
+}
+
 pub(super) fn run_command(args: RunArgs, config: &Config) -> Result<ExitCode, Failure> {
     let limit_bytes = args.memory.unwrap_or_else(|| config.run_memory());
     let with_heap = !args.no_heap && (args.heap_period.is_some() || config.run_records_heap());
@@ -123,6 +136,8 @@ pub(super) fn run_command(args: RunArgs, config: &Config) -> Result<ExitCode, Fa
         },
         out: args.out.or(config.store_dir()),
         limits: config.limits(),
+        most_granted: args.most_granted.map_or_else(|| config.run_most_granted(), |Most(bytes)| bytes),
+        reports_per_hour: config.run_reports_per_hour(),
         brake: args.brake.unwrap_or_else(|| config.run_brake()),
         growth_period: growth,
         desk: Place { dir: config.guard_run_dir().unwrap_or_else(guard::default_dir), manner: config.asking() },

@@ -55,9 +55,10 @@ pub struct Guarded {
     pub brake: BrakeChoice,
     /// On version 1, how far the kernel's limit is raised.
     pub cushion: Cushion,
-    /// Most that it is granted beyond its own limit; `None` depends on the machine.
+    /// Most that it is granted beyond its own limit; `None` depends on that limit and the
+    /// machine.
     pub most_granted: Option<u64>,
-    /// Most incidents of it in an hour.
+    /// Most incidents of it in an hour whose OOMs did no harm.
     pub reports_per_hour: usize,
     /// Whether what would be done is only told.
     pub is_dry: bool,

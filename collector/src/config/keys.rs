@@ -93,7 +93,7 @@ pub const KEYS: &[Key] = &[
         name: "store.max_count",
         kind: Kind::Text,
         default: &["100"],
-        meaning: "incidents kept",
+        meaning: "incidents kept; those in which somebody was killed go last",
         check: |text| count(text).map(drop),
     },
     Key {
@@ -151,6 +151,20 @@ pub const KEYS: &[Key] = &[
         default: &["all"],
         meaning: "what evidence is taken when memory runs out: stacks, heap, malloc, mappings, growth, accounting, cmdline, or all",
         check: |text| Collect::of([text]).map(drop),
+    },
+    Key {
+        name: "run.most_granted",
+        kind: Kind::Text,
+        default: &[AUTO],
+        meaning: "most that grants add to the limit, over all OOMs: a size, 0, or auto: as much as the limit, or one grant where that is more",
+        check: |text| bytes_or_auto(text).map(drop),
+    },
+    Key {
+        name: "run.reports_per_hour",
+        kind: Kind::Text,
+        default: &["12"],
+        meaning: "incidents of a run that are written in an hour; its further OOMs are answered without, unless somebody is killed",
+        check: |text| count(text).map(drop),
     },
     Key {
         name: "run.brake",
@@ -254,7 +268,7 @@ pub const KEYS: &[Key] = &[
         name: "guard.most_granted",
         kind: Kind::Text,
         default: &[AUTO],
-        meaning: "most that grants add to the limit of one cgroup: a size, 0, or auto: an eighth of the machine's memory",
+        meaning: "most that grants add to the limit of one cgroup: a size, 0, or auto: as much as its own limit, or one grant where that is more, and at most an eighth of the machine's memory",
         check: |text| bytes_or_auto(text).map(drop),
     },
     Key {
@@ -278,7 +292,7 @@ pub const KEYS: &[Key] = &[
         name: "guard.reports_per_hour",
         kind: Kind::Text,
         default: &["12"],
-        meaning: "incidents of one cgroup that are written in an hour; its further OOMs are answered without",
+        meaning: "incidents of one cgroup that are written in an hour; its further OOMs are answered without, unless somebody is killed",
         check: |text| count(text).map(drop),
     },
     Key {
@@ -436,7 +450,7 @@ pub(super) fn cushion(text: &str) -> Result<Cushion, String> {
 }
 
 /// A number of bytes, where that is said.
-pub(super) fn bytes_or_auto(text: &str) -> Result<Option<u64>, String> {
+pub fn bytes_or_auto(text: &str) -> Result<Option<u64>, String> {
     match text {
         AUTO => Ok(None),
         "0" => Ok(Some(0)),

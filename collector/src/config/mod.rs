@@ -12,7 +12,7 @@ mod read;
 pub use guard::Guarded;
 use guard::Override;
 use keys::Key;
-pub use keys::{KEYS, Kind};
+pub use keys::{KEYS, Kind, bytes_or_auto};
 pub use read::Problem;
 
 use crate::hold::BrakeChoice;
@@ -220,6 +220,18 @@ impl Config {
     fn policy_with(&self, otherwise: Vec<Action>, collect: Collect) -> Policy {
         let rules = self.rules.iter().map(|(rule, _)| rule.clone()).collect();
         Policy { rules, otherwise, collect, worths: self.worths() }
+    }
+
+    /// Most that grants add to the limit of a run; `None` depends on the limit.
+    #[must_use]
+    pub fn run_most_granted(&self) -> Option<u64> {
+        self.parsed("run.most_granted", keys::bytes_or_auto)
+    }
+
+    /// Most incidents of a run in an hour whose OOMs did no harm.
+    #[must_use]
+    pub fn run_reports_per_hour(&self) -> usize {
+        self.parsed("run.reports_per_hour", keys::count)
     }
 
     /// How a run is held.

@@ -11,7 +11,7 @@ use crate::guardian::Priority;
 use crate::hold::Brake;
 use crate::hold::watchdog::Line;
 use crate::metrics::Feed;
-use crate::run::{Answered, Answerer, Manner, Recorder};
+use crate::run::{Answered, Answerer, Manner, Recorder, Share};
 use crate::say;
 use crate::signals::{Ending, Interrupt};
 use crate::snapshot::kernel_log::KernelLog;
@@ -60,8 +60,10 @@ pub struct Job {
     pub line: Line,
     /// Writes the incident.
     pub recorder: Arc<Recorder>,
-    /// Why none is written.
-    pub unrecorded: Option<String>,
+    /// Whether one is written.
+    pub share: Share,
+    /// Whether one was that only a kill has.
+    pub spent: bool,
     /// Where it is counted.
     pub feed: Option<Feed>,
     /// Incident after which the kernel was left to decide.
@@ -91,6 +93,8 @@ pub struct Done {
     pub throttle: Option<Quota>,
     /// What came of it; the error is a sentence.
     pub answered: Result<Answered, String>,
+    /// Whether an incident was written that only a kill has.
+    pub spent: bool,
     /// Whether the thread has ended.
     is_last: bool,
 }
@@ -218,7 +222,8 @@ fn work(hands: &Mutex<Receiver<Job>>, shared: &Shared) {
         }
         let is_last = has_died || !is_free;
         let (history, throttle) = (job.history.take(), job.throttle.take());
-        let done = Done { number: job.number, brake: job.brake, history, throttle, answered, is_last };
+        let (number, brake, spent) = (job.number, job.brake, job.spent);
+        let done = Done { number, brake, history, throttle, answered, spent, is_last };
         if shared.done.send(done).is_err() {
             return;
         }
@@ -247,7 +252,8 @@ impl Job {
             history: self.history.as_ref(),
             reads_heaps: true,
             teller: &format!("{}: ", self.memcg.path()),
-            unrecorded: self.unrecorded.as_deref(),
+            share: &self.share,
+            spent: &mut self.spent,
             desk: self.desk.as_deref(),
             // It is one for all, and belongs to who started us.
             on_terminal: false,

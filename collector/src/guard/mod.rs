@@ -11,7 +11,6 @@ mod deputy;
 mod lock;
 mod manager;
 mod post;
-mod ration;
 mod settings;
 mod tell;
 mod tree;
@@ -28,7 +27,7 @@ use crate::hold::Look;
 use crate::hold::watchdog::Watchdog;
 use crate::incident::units;
 use crate::metrics::{Event, Exporter};
-use crate::run::{Answered, Recorder, RunError, open_store, tell_unserved};
+use crate::run::{Answered, Most, Ration, Recorder, RunError, open_store, tell_unserved};
 use crate::say;
 use crate::signals::{Interrupt, Signals};
 use crate::verdict::purse::Purse;
@@ -40,7 +39,6 @@ use nix::errno::Errno;
 use nix::poll::PollFlags;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use post::{Over, Post};
-use ration::Ration;
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -374,7 +372,12 @@ impl Guard {
         let Some(post) = self.posts.get_mut(&number) else { return };
         let Some((task, _)) = post.waits else { return };
         let path = post.memcg.path();
-        let may = self.ration.take(path, post.guarded.reports_per_hour, self.settings.cooldown, Instant::now());
+        let most = Most {
+            per_hour: post.guarded.reports_per_hour,
+            key: "guard.reports_per_hour",
+            cooldown: self.settings.cooldown,
+        };
+        let share = self.ration.take(path, most, Instant::now());
         let Some(brake) = post.give() else { return };
         let job = Job {
             number,
@@ -384,13 +387,14 @@ impl Guard {
             manner: Arc::clone(&post.manner),
             line: post.line.clone(),
             recorder: Arc::clone(&self.recorder),
-            unrecorded: may.err(),
+            share,
             history: post.history.take(),
             growth: post.growth.clone(),
             desk: self.desk.clone(),
             feed: self.exporter.feed(),
-            allowance: self.purse.allowance(number, post.guarded.most_granted),
+            allowance: self.purse.allowance(number, post.guarded.most_granted, post.guarded.policy.biggest_grant()),
             throttle: post.give_throttle(),
+            spent: false,
             left_to_kernel: if task == Task::RecordKill { post.back() } else { None },
         };
         if let Err(brake) = self.crew.put(job) {
@@ -421,6 +425,9 @@ impl Guard {
         let Some(post) = self.posts.get_mut(&done.number) else { return };
         post.put(done.brake, done.throttle);
         post.history = done.history;
+        if done.spent {
+            self.ration.spend(post.memcg.path(), Instant::now());
+        }
         match done.answered {
             Ok(Answered::LeftToKernel(incident)) => post.leave(incident),
             Ok(Answered::Relieved | Answered::Nobody) => {}

@@ -912,6 +912,14 @@ pub struct Step {
     pub rule: Option<String>,
 }
 
+impl Verdict {
+    /// Whether somebody was to be killed for it, by us, or by the kernel to which it was left.
+    #[must_use]
+    pub fn is_deadly(&self) -> bool {
+        !self.relieved || self.steps.iter().any(|step| !step.candidates.is_empty())
+    }
+}
+
 /// Result of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

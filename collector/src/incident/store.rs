@@ -4,7 +4,7 @@
 //! one rename, complete or not at all. What a killed reprieve left staged is
 //! published by the next one if it holds an `incident.json`.
 
-use super::model::Incident;
+use super::model::{Incident, OtherVictim, Trigger, Verdict};
 use super::read::read_incident;
 use crate::moment::parse_moment;
 use crate::snapshot::process::start_ticks;
@@ -97,7 +97,8 @@ fn remedy(reason: &io::Error) -> &'static str {
     }
 }
 
-/// What is kept; beyond it the oldest incidents go first, never the newest.
+/// What is kept; beyond it the oldest incidents go first, those in which somebody was killed
+/// after the others, and never the newest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// Incidents.
@@ -119,6 +120,15 @@ pub struct Removal {
     pub bytes: u64,
     /// Which limit it was beyond.
     pub why: &'static str,
+}
+
+/// What of an incident tells whether somebody was killed.
+#[derive(Debug, Deserialize)]
+struct Harm {
+    trigger: Trigger,
+    #[serde(default)]
+    other_victims: Vec<OtherVictim>,
+    verdict: Option<Verdict>,
 }
 
 /// A folder of incidents.
@@ -263,7 +273,7 @@ impl Store {
         read_incident(&dir.join(INCIDENT)).map(|incident| (dir, incident))
     }
 
-    /// What is beyond `limits`, oldest first; no folder that somebody gave a name
+    /// What is beyond `limits`, in the order in which it goes; no folder that somebody gave a name
     /// of their own. `coming` is about to be added.
     pub fn beyond(&self, limits: &Limits, coming: usize) -> Result<Vec<Removal>, StoreError> {
         let now_us = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros() as u64;
@@ -285,10 +295,17 @@ impl Store {
         let mut gained = 0;
         // The newest may be what somebody is about to read.
         let kept = own.len().saturating_sub(usize::from(coming == 0));
-        for (id, bytes) in own.into_iter().take(kept) {
-            let why = if oldest.as_ref().is_some_and(|oldest| id < *oldest) {
-                "max_age"
-            } else if count > limits.max_count {
+        let (old, young): (Vec<_>, Vec<_>) =
+            own.into_iter().take(kept).partition(|(id, _)| oldest.as_ref().is_some_and(|oldest| id < oldest));
+        for (id, bytes) in old {
+            (count, used, gained) = (count - 1, used - bytes, gained + bytes);
+            removals.push(Removal { id, bytes, why: "max_age" });
+        }
+        let mut deadly = Vec::new();
+        let mut harmless = young.into_iter();
+        // They are read one by one, and no more of them than have to go.
+        loop {
+            let why = if count > limits.max_count {
                 "max_count"
             } else if used > limits.max_use_bytes {
                 "max_use"
@@ -297,10 +314,28 @@ impl Store {
             } else {
                 break;
             };
+            let next = harmless.by_ref().find(|one| {
+                let is_deadly = self.is_deadly(&one.0);
+                if is_deadly {
+                    deadly.push(one.clone());
+                }
+                !is_deadly
+            });
+            let Some((id, bytes)) = next.or_else(|| (!deadly.is_empty()).then(|| deadly.remove(0))) else { break };
             (count, used, gained) = (count - 1, used - bytes, gained + bytes);
             removals.push(Removal { id, bytes, why });
         }
         Ok(removals)
+    }
+
+    /// Whether somebody was killed in an incident; one that cannot be read is none.
+    fn is_deadly(&self, id: &str) -> bool {
+        let text = fs::read(self.dir.join(id).join(INCIDENT)).unwrap_or_default();
+        serde_json::from_slice::<Harm>(&text).is_ok_and(|harm| {
+            harm.trigger == Trigger::KilledByKernel
+                || !harm.other_victims.is_empty()
+                || harm.verdict.is_some_and(|verdict| verdict.is_deadly())
+        })
     }
 
     /// Removes an incident.
@@ -523,6 +558,41 @@ mod tests {
         store.trim(&Limits { max_count: 1, ..all }, 1);
         assert_eq!(left(), [""; 0]);
         assert!(kept.join(INCIDENT).exists());
+    }
+
+    #[test]
+    fn those_in_which_somebody_was_killed_go_last() {
+        let (_dir, store) = store();
+        let sort = include_str!("../../../fixtures/incidents/sort.json");
+        let publish = |second: u64, is_kill: bool| {
+            let mut incident: Incident = serde_json::from_str(sort).unwrap();
+            let verdict = incident.verdict.as_mut().unwrap();
+            verdict.relieved = true;
+            let candidates = verdict.steps.iter().flat_map(|step| step.candidates.clone()).collect::<Vec<_>>();
+            assert!(!candidates.is_empty());
+            verdict.steps.iter_mut().for_each(|step| step.candidates = candidates.clone());
+            if !is_kill {
+                verdict.steps.iter_mut().for_each(|step| step.candidates.clear());
+            }
+            let id = store.new_id(second * 1_000_000, "a program");
+            let staging = store.stage(&id).unwrap();
+            write_atomically(staging.path(), INCIDENT, &serde_json::to_vec(&incident).unwrap()).unwrap();
+            staging.publish().unwrap();
+            id
+        };
+        let ids: Vec<String> =
+            [true, false, true, false, false].iter().zip(1..).map(|(is_kill, at)| publish(at, *is_kill)).collect();
+        let all = Limits { max_count: 100, max_use_bytes: u64::MAX, keep_free_bytes: 0, max_age: None };
+        let left = |count| {
+            store.trim(&Limits { max_count: count, ..all }, 0);
+            let left = store.ids().unwrap();
+            ids.iter().enumerate().filter(|(_, id)| left.contains(id)).map(|(at, _)| at).collect::<Vec<_>>()
+        };
+        assert_eq!(left(4), [0, 2, 3, 4]);
+        assert_eq!(left(3), [0, 2, 4]);
+        // The newest stays whatever it is.
+        assert_eq!(left(2), [2, 4]);
+        assert_eq!(left(1), [4]);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! One OOM, the whole way: stop, record, decide, let go.
 
+use super::ration::Share;
 use super::recorder::{Recorder, state_of};
 use crate::accounting;
 use crate::baseline::{History, Record};
@@ -21,7 +22,7 @@ use crate::snapshot::kernel_log::KernelLog;
 use crate::snapshot::{self, Evidence, Options};
 use crate::verdict::collect::Collection;
 use crate::verdict::policy::Policy;
-use crate::verdict::purse::Allowance;
+use crate::verdict::purse::{Allowance, By};
 use crate::verdict::{self, Asking, Ladders, Quota, Scene};
 use crate::witness::{self, GrowthWitness, HeapTable};
 use std::collections::BTreeMap;
@@ -80,8 +81,10 @@ pub struct Answerer<'a> {
     pub reads_heaps: bool,
     /// What every line of ours begins with, to tell one memcg from the other.
     pub teller: &'a str,
-    /// Why there is to be no incident of it.
-    pub unrecorded: Option<&'a str>,
+    /// Whether there is to be an incident of it.
+    pub share: &'a Share,
+    /// Set where there is one that only a kill has.
+    pub spent: &'a mut bool,
     /// Where operators are served.
     pub desk: Option<&'a Desk>,
     /// Whether who started us can be asked on our terminal.
@@ -194,6 +197,7 @@ impl Answerer<'_> {
             was_helped: false,
             worths: &self.manner.policy.worths,
             allowance: self.allowance,
+            by: By::Ladder,
             throttle: self.throttle.as_deref_mut(),
         };
         let mut verdict = match self.manner.is_dry {
@@ -226,7 +230,12 @@ impl Answerer<'_> {
             guardian_hold_heap_bytes: heap::peak_since(heap_before) as u64,
             deciding_faults: None,
         });
-        self.tell(&incident, &verdict, held);
+        let is_deadly = verdict.is_deadly() || !incident.other_victims.is_empty();
+        let unrecorded = self.share.refuses(is_deadly);
+        // What is dropped leaves no folder.
+        let staging = staging.filter(|_| unrecorded.is_none());
+        *self.spent = staging.is_some() && self.share.is_for_kills();
+        self.tell(&incident, &verdict, held, unrecorded);
         self.count(&incident, &verdict, staging.is_some());
         let id = staging.is_some().then(|| incident.id.clone());
         let answered = if verdict.relieved { Answered::Relieved } else { Answered::LeftToKernel(id) };
@@ -269,7 +278,7 @@ impl Answerer<'_> {
     }
 
     fn stage(&self, incident: &Incident) -> Option<super::Staged> {
-        if self.unrecorded.is_some() {
+        if self.share.refuses(true).is_some() {
             return None;
         }
         self.recorder.stage(incident).map_err(|error| self.leaves_none(&error)).ok()
@@ -280,7 +289,7 @@ impl Answerer<'_> {
         say!(Warning, cgroup = path; "{}this OOM leaves no incident: {why}", self.teller);
     }
 
-    fn tell(&self, incident: &Incident, verdict: &Verdict, held: Duration) {
+    fn tell(&self, incident: &Incident, verdict: &Verdict, held: Duration, unrecorded: Option<&str>) {
         let Some(hold) = &incident.hold else { return };
         let not = match hold.threads_not_stopped {
             0 => String::new(),
@@ -315,7 +324,7 @@ impl Answerer<'_> {
             say!(Warning, event = "other_kill", cgroup = self.memcg.path(), incident = incident.id;
                 "{}{others}", self.teller);
         }
-        self.unrecorded.iter().for_each(|why| self.leaves_none(why));
+        unrecorded.iter().for_each(|why| self.leaves_none(why));
     }
 
     /// Counts it, and who else has killed.
@@ -371,7 +380,7 @@ impl Answerer<'_> {
         evidence.gaps.insert(
             0,
             match left {
-                Some(id) => format!("no action helped, so the kernel decided: the stacks are in {id}"),
+                Some(id) => format!("it was left to the kernel: what was tried for it, and the stacks, are in {id}"),
                 None if !evidence.ended.is_empty() => {
                     "the kernel's OOM killer was first: of whom it killed there are no stacks but those of page faults"
                         .to_owned()
@@ -390,6 +399,7 @@ impl Answerer<'_> {
         say!(Notice, event = "kernel_kill", cgroup = self.memcg.path(), incident = incident.id;
             "{}{}", self.teller, show::headline(&incident));
         let staging = self.stage(&incident);
+        *self.spent = staging.is_some() && self.share.is_for_kills();
         self.feed.iter().for_each(|feed| {
             feed.tell(&Event::KernelKill {
                 cgroup: self.memcg.path().to_owned(),
@@ -400,7 +410,7 @@ impl Answerer<'_> {
         if let Some(staging) = staging {
             self.recorder.finish(incident, staging);
         }
-        self.unrecorded.iter().for_each(|why| self.leaves_none(why));
+        self.share.refuses(true).iter().for_each(|why| self.leaves_none(why));
         if let Err(error) = self.brake.rearm() {
             let path = self.memcg.path();
             say!(Error, cgroup = path; "{}the brake could not be armed again: {error}", self.teller);

@@ -3,12 +3,14 @@
 mod answer;
 mod command;
 mod on_demand;
+mod ration;
 mod recorder;
 mod scribe;
 mod session;
 
 pub use answer::{Answered, Answerer, Manner};
 pub use on_demand::snapshot;
+pub use ration::{Most, Ration, Share};
 pub use recorder::Recorder;
 pub use scribe::{InHand, Staged};
 
@@ -44,6 +46,10 @@ pub struct Request {
     pub out: Option<PathBuf>,
     /// What is kept there.
     pub limits: Limits,
+    /// Most that grants add to the limit; `None` depends on the limit.
+    pub most_granted: Option<u64>,
+    /// Most incidents in an hour of OOMs that did no harm.
+    pub reports_per_hour: usize,
     /// How to hold.
     pub brake: BrakeChoice,
     /// Mean bytes between sampled allocations; `None` to leave the heap alone.

@@ -2,6 +2,7 @@
 
 use super::answer::{Answered, Answerer};
 use super::command::{self, StartFailure, Started};
+use super::ration::{Most, Ration, Share};
 use super::recorder::Recorder;
 use super::{Group, Request, RunError};
 use crate::baseline::{History, Pace};
@@ -10,6 +11,7 @@ use crate::hold::watchdog::{Line, Watchdog};
 use crate::hold::{Brake, Look};
 use crate::signals::{Interrupt, Signals};
 use crate::snapshot::kernel_log::KernelLog;
+use crate::verdict::purse::Allowance;
 use crate::witness::{GrowthWitness, HeapTable};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
@@ -49,6 +51,12 @@ pub struct Session<'a> {
     command: Option<Pid>,
     signals_answered: u32,
     ending_since: Option<Instant>,
+    /// What it may be granted.
+    allowance: Allowance,
+    ration: Ration,
+    /// Of the OOM that is answered.
+    share: Share,
+    spent: bool,
 }
 
 impl<'a> Session<'a> {
@@ -81,6 +89,10 @@ impl<'a> Session<'a> {
             command: None,
             signals_answered: 0,
             ending_since: None,
+            allowance: Allowance::of_run(request.most_granted, request.manner.policy.biggest_grant()),
+            ration: Ration::default(),
+            share: Share::Any,
+            spent: false,
         }
     }
 
@@ -196,18 +208,21 @@ impl<'a> Session<'a> {
             history: Some(&self.history),
             reads_heaps: self.heap.is_some(),
             teller: "",
-            unrecorded: None,
+            share: &self.share,
+            spent: &mut self.spent,
             desk: self.desk.as_ref(),
             on_terminal: true,
             feed: None,
-            allowance: None,
+            allowance: Some(&self.allowance),
             throttle: None,
         };
         (answerer, &mut self.kernel_log)
     }
 
     fn answer(&mut self) -> Result<(), RunError> {
+        self.take_share();
         let answered = self.answerer().0.answer()?;
+        self.spend_share();
         if answered != Answered::Nobody {
             self.left_to_kernel = match answered {
                 Answered::LeftToKernel(id) => id,
@@ -217,10 +232,25 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
+    /// Whether an incident of it is written.
+    fn take_share(&mut self) {
+        let most =
+            Most { per_hour: self.request.reports_per_hour, key: "run.reports_per_hour", cooldown: Duration::ZERO };
+        self.share = self.ration.take(self.group.memcg.path(), most, Instant::now());
+    }
+
+    fn spend_share(&mut self) {
+        if std::mem::take(&mut self.spent) {
+            self.ration.spend(self.group.memcg.path(), Instant::now());
+        }
+    }
+
     fn record_kernel_kill(&mut self) {
+        self.take_share();
         let left = self.left_to_kernel.clone();
         let (mut answerer, log) = self.answerer();
         answerer.record_kernel_kill(log, left.as_deref());
+        self.spend_share();
     }
 
     /// Answers a request to end as a shell would.

@@ -37,7 +37,7 @@ use crate::signals::Interrupt;
 use crate::snapshot::process::Stat;
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::signal::Signal;
-use purse::Allowance;
+use purse::{Allowance, By};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -87,6 +87,8 @@ pub struct Scene<'a> {
     pub worths: &'a worth::Worths,
     /// What it may be granted; `None` where nobody says.
     pub allowance: Option<&'a Allowance>,
+    /// Whose action is tried.
+    pub by: By,
     /// A throttle that is not lifted yet, and where one is left that helped; `None` where
     /// nobody would look after it.
     pub throttle: Option<&'a mut Option<Quota>>,
@@ -312,7 +314,7 @@ impl Scene<'_> {
         }
         let before = progress(self.processes);
         let usage_before = self.memcg.usage()?;
-        if let Some(Err(why)) = self.allowance.map(|allowance| allowance.take(bytes)) {
+        if let Some(Err(why)) = self.allowance.map(|allowance| allowance.take(bytes, self.brake.limit(), self.by)) {
             return Ok(Effect::new(StepOutcome::Failed, reason, format!("refused: {why}")));
         }
         let granted = self.brake.grant(bytes);

@@ -1,6 +1,7 @@
 //! Actions that wait for a person: who decides, on the terminal or at a console, or makes
 //! room by hand.
 
+use super::purse::By;
 use super::terminal::Terminal;
 use super::{Action, Effect, ROOM_MIN_BYTES, Scene, kill, limit_file, machine_memory};
 use crate::cgroup::CgroupError;
@@ -172,7 +173,9 @@ impl Scene<'_> {
                 told.push(said);
                 continue;
             }
+            self.by = By::Person;
             let step = self.try_action(&action);
+            self.by = By::Ladder;
             let said = format!("the operator{by} chose {}: {}", step.action, step.effect);
             candidates.extend(step.candidates);
             told.push(said.clone());

@@ -157,6 +157,14 @@ impl Policy {
         ladders.flatten().any(|action| matches!(action, Action::Ask(_) | Action::Freeze(_)))
     }
 
+    /// Bytes of the biggest grant on any of its ladders; 0 where there is none.
+    #[must_use]
+    pub fn biggest_grant(&self) -> u64 {
+        let ladders = self.rules.iter().map(|rule| &rule.ladder).chain([&self.otherwise]);
+        let bytes = |action: &Action| if let Action::Grant(bytes) = action { *bytes } else { 0 };
+        ladders.flatten().map(bytes).max().unwrap_or(0)
+    }
+
     /// What it would have done about a recorded incident. As long as the same was done then,
     /// rules see what came of it; what is not known is taken to go on in order. Of what is `usual`
     /// they see no more than would have been collected.

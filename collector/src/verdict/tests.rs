@@ -112,6 +112,7 @@ fn decided_by(allowance: Option<&Allowance>, policy: &Policy, is_over: bool) -> 
         was_helped: false,
         worths: &worth::Worths::default(),
         allowance,
+        by: By::Ladder,
         throttle: None,
     };
     let incident = serde_json::from_str(include_str!("../../../fixtures/incidents/sort.json")).unwrap();
@@ -186,7 +187,7 @@ fn whose_verdict_it_was_is_told_where_nothing_was_done() {
 #[test]
 fn what_would_be_too_much_is_not_granted() {
     let purse = purse::Purse::new(Some(2 << 20));
-    let allowance = purse.allowance(7, Some(2 << 20));
+    let allowance = purse.allowance(7, Some(2 << 20), 0);
     let ladder = [Action::Grant(3 << 20), Action::Grant(1 << 20)];
     let (verdict, brake) = decided_by(Some(&allowance), &Policy::fixed(ladder.to_vec()), false);
     assert_eq!(verdict.steps[0].outcome, StepOutcome::Failed);

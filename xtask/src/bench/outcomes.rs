@@ -51,7 +51,7 @@ const SCENARIOS: [Scenario; 4] = [
         name: "build in 512 MiB",
         script: "build.py",
         limit_bytes: 512 << 20,
-        policy: "on_oom = ['reclaim', 'grant=512M', 'grant=512M', 'kill']\n",
+        policy: "most_granted = '1G'\non_oom = ['reclaim', 'grant=512M', 'grant=512M', 'kill']\n",
     },
     Scenario {
         name: "prefork workers",
