@@ -50,7 +50,7 @@ pub(super) fn line_of(incident: &Incident, functions: Vec<Grown>) -> Option<Stri
     let whole = baseline.after_bytes.saturating_sub(baseline.before_bytes);
     let tells = |grown: &Grown| grown.growth() > 0 && grown.growth() as f64 >= whole as f64 * TELLING;
     let place = |rows: Vec<Grown>, how: fn(&Grown) -> String| rows.into_iter().next().filter(tells).map(|g| how(&g));
-    let time = span(baseline.before_us);
+    let time = span(baseline.span_us());
     let what = place(functions, |g| format!("{} in {}", g.signed(), g.place))
         .or_else(|| place(kinds_but_anonymous(baseline), |g| format!("{} of {}", g.signed(), g.place)))
         .or_else(|| place(processes(baseline), |g| format!("{} in {}", g.signed(), g.place)))
@@ -238,6 +238,10 @@ mod tests {
         incident.baseline = Some(baseline());
         assert_eq!(line(&incident).unwrap(), "+310 MiB in shop [7], 40 s");
         let cache = incident.baseline.as_mut().unwrap();
+        cache.within_us = Some(470_000);
+        assert_eq!(line(&incident).unwrap(), "+310 MiB in shop [7], 0.5 s");
+        let cache = incident.baseline.as_mut().unwrap();
+        cache.within_us = None;
         cache.kinds[1].after_bytes = 330 << 20;
         cache.kinds[0].after_bytes = 130 << 20;
         assert_eq!(line(&incident).unwrap(), "+320 MiB of page cache, 40 s");
