@@ -210,6 +210,34 @@ fn when_the_watchdog_dies_as_well_the_next_guard_gives_back() {
     assert_eq!(files(&dir), before, "{said}");
 }
 
+/// What is lent to a throttled program is in the kernel's limit, and in nobody's else.
+#[test]
+fn what_was_lent_in_a_throttle_is_no_limit_of_the_next_guard() {
+    if !guard::is_v1() {
+        return;
+    }
+    let (lab, grove) = (Lab::new(), Grove::new());
+    let dir = grove.memcg("one", 96);
+    let before = files(&dir);
+    let toml = "guard.on_oom = ['throttle=20s', 'kill']\nguard.deadline = '40s'\n";
+    let mut guard = Guard::start(&lab, toml, &[&format!("{}/*", grove.path())]);
+    let guarded = limit_of(&dir);
+    let mut victim = leak_in(&dir, "400");
+    wait_for("the loan", || limit_of(&dir) > guarded + (3 << 20));
+    // In use up to the limit, so that it cannot be put back.
+    wait_for("its use", || common::usage(&dir) > 96 << 20);
+    guard.signal(Signal::SIGSTOP);
+    kill(guard.watchdog(), Signal::SIGKILL).unwrap();
+    guard.signal(Signal::SIGKILL);
+    guard.child.wait().unwrap();
+    assert!(limit_of(&dir) > guarded, "somebody gave it back: then this tests nothing");
+    let next = Guard::start(&lab, "guard.on_oom = ['kill']\n", &[&format!("{}/*", grove.path())]);
+    next.wait_for("limit 96.0 MiB");
+    assert!(!end_of(&mut victim).success(), "{}", next.said());
+    let said = next.end();
+    assert_eq!(files(&dir), before, "{said}");
+}
+
 #[test]
 fn a_watchdog_that_has_no_time_to_listen_is_told_when_it_has() {
     let (lab, grove) = (Lab::new(), Grove::new());

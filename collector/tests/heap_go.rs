@@ -131,7 +131,10 @@ fn a_profile_that_is_off_is_told_with_what_to_do() {
         command.extend(rate.iter().flat_map(|rate| ["--rate", rate]));
         let output = lab.run(&["--memory", "48M", "--on-oom", "kill"], &command);
         assert_eq!(output.status.code(), Some(137), "{}", text(&output));
-        let process = &lab.incident()["processes"][0];
+        let incident = lab.incident();
+        let accounting = incident["accounting"].to_string();
+        assert!(accounting.contains("[Go heap]") && !accounting.contains("[stack of a thread]"), "{accounting}");
+        let process = &incident["processes"][0];
         assert_eq!(process["heaps"], Value::Array(Vec::new()), "{program}");
         let gaps = process["gaps"].as_array().unwrap();
         assert!(gaps.len() == 1 && gaps[0].as_str().unwrap().contains(word), "{program}: {gaps:#?}");

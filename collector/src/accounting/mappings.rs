@@ -7,6 +7,7 @@ use super::page_set::PageSet;
 use crate::snapshot::{Entry, MapLine, Pagemap, page_size};
 use std::fs::File;
 use std::io::{BufRead, BufReader};
+use std::ops::Range;
 use std::time::Instant;
 
 /// Entries of a page map read at once.
@@ -15,6 +16,13 @@ const ENTRIES: usize = 4096;
 const KEPT: usize = 24;
 /// Mappings remembered while there may come bigger ones.
 const REMEMBERED: usize = 4 * KEPT;
+
+/// A mapping of so many bytes with a thread in it is taken for its stack: twice the usual limit
+/// (8 MiB).
+const STACK_BYTES: u64 = 16 << 20;
+/// Where Go asks for the arenas of its heap, one after the other, on all its Linuxes of 64 bits
+/// (mallocinit, runtime/malloc.go).
+const GO_ARENAS: Range<u64> = 0xc0_0000_0000..0x100_0000_0000;
 
 /// What looks at pages, and what it has seen.
 #[derive(Debug)]
@@ -119,12 +127,12 @@ impl Pages {
         });
     }
 
-    /// Counts all mappings of a process into `found`. `stacks` are stack pointers of
-    /// its threads, by which a mapping is known as a stack.
+    /// Counts all mappings of a process into `found`. By what is known `of` it a mapping has a
+    /// name where the kernel has none.
     pub fn look_at_process(
         &mut self,
         pid: i32,
-        stacks: &[u64],
+        of: &Runtime,
         mounts: &Mounts,
         found: &mut Found,
     ) -> std::io::Result<Vec<FoundMapping>> {
@@ -137,8 +145,7 @@ impl Pages {
             let seen = self.look(&pagemap, map.start, map.end)?;
             found.elsewhere += seen.elsewhere;
             if seen.own + seen.common > 0 {
-                let is_stack = !map.is_file() && stacks.iter().any(|sp| (map.start..map.end).contains(sp));
-                let name = name_of(&map, is_stack);
+                let name = of.name_of(&map, seen.own + seen.common);
                 if seen.common > 0 {
                     *found.common.entry(name.clone()).or_default() += seen.common;
                 }
@@ -164,12 +171,33 @@ impl Pages {
     }
 }
 
-/// What a mapping is called where it is private.
-fn name_of(map: &MapLine, is_stack: bool) -> String {
-    match map.name.as_str() {
-        "" if is_stack => "[stack of a thread]".to_owned(),
-        "" => "[anonymous]".to_owned(),
-        name => name.to_owned(),
+/// What is known of a process beside its mappings.
+#[derive(Debug, Default)]
+pub struct Runtime {
+    /// Stack pointers of its threads.
+    pub stacks: Vec<u64>,
+    /// Whether it is a program in Go.
+    pub is_go: bool,
+}
+
+impl Runtime {
+    /// What a mapping with so many `bytes` in memory is called where it is private.
+    fn name_of(&self, map: &MapLine, bytes: u64) -> String {
+        match map.name.as_str() {
+            // Stacks of goroutines lie there, too.
+            "" if self.is_go && GO_ARENAS.contains(&map.start) => "[Go heap]".to_owned(),
+            "" if !map.is_file() && self.is_stack(map, bytes) => "[stack of a thread]".to_owned(),
+            "" => "[anonymous]".to_owned(),
+            name => name.to_owned(),
+        }
+    }
+
+    /// Whether a mapping is the stack of a thread: one is in use from its end to where the thread
+    /// is. Threads of runtimes may be on stacks in their heap.
+    fn is_stack(&self, map: &MapLine, bytes: u64) -> bool {
+        let mut inside = self.stacks.iter().filter(|sp| (map.start..map.end).contains(sp));
+        let Some(sp) = inside.next() else { return false };
+        map.end - map.start <= STACK_BYTES || inside.next().is_none() && bytes <= map.end - sp + STACK_BYTES
     }
 }
 
@@ -230,6 +258,28 @@ mod tests {
 
     fn mapping(name: &str, start: u64, bytes: u64) -> FoundMapping {
         FoundMapping { name: name.to_owned(), range: Some((start, start + bytes)), mappings: 1, bytes }
+    }
+
+    #[test]
+    fn a_stack_is_known_and_a_heap_with_threads_in_it_is_none() {
+        let map = |line: &str| MapLine::parse(line).unwrap();
+        let named = |of: &Runtime, line: &str, mib: u64| of.name_of(&map(line), mib << 20);
+        let of = |stacks: &[u64], is_go| Runtime { stacks: stacks.to_vec(), is_go };
+        let usual = "7f0000000000-7f0000800000 rw-p 00000000 00:00 0 ";
+        assert_eq!(named(&of(&[0x7f00_007f_f000], false), usual, 1), "[stack of a thread]");
+        assert_eq!(named(&of(&[0x7f00_0080_0000], false), usual, 1), "[anonymous]");
+        // A deep recursion on a stack of 256 MiB, and a heap in which a coroutine runs.
+        let big = "7f0000000000-7f0010000000 rw-p 00000000 00:00 0 ";
+        assert_eq!(named(&of(&[0x7f00_0400_0000], false), big, 192), "[stack of a thread]");
+        assert_eq!(named(&of(&[0x7f00_0fff_f000], false), big, 192), "[anonymous]");
+        let arena = "c000000000-c004000000 rw-p 00000000 00:00 0 ";
+        assert_eq!(named(&of(&[0xc0_0005_0000], true), arena, 61), "[Go heap]");
+        assert_eq!(named(&of(&[], true), arena, 61), "[Go heap]");
+        let (sps, first) = ([0xc0_0005_0000, 0xc0_0015_0000], [0xc0_03ff_0000]);
+        assert_eq!(named(&of(&sps, false), arena, 61), "[anonymous]", "who says that it is Go?");
+        assert_eq!(named(&of(&first, false), arena, 61), "[anonymous]");
+        // The kernel's own names stay.
+        assert_eq!(named(&of(&[], true), &format!("{arena}[anon: Go: heap]"), 61), "[anon: Go: heap]");
     }
 
     #[test]

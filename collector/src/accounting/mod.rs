@@ -27,15 +27,16 @@ mod tree;
 
 use crate::cgroup::Memcg;
 use crate::incident::accounting::Accounting;
-use crate::incident::model::Process;
+use crate::incident::model::{Process, Thread};
 use crate::incident::units;
 use crate::size::can_be;
 use crate::snapshot::Pagemap;
+use crate::witness::go;
 use charges::Charges;
 use counters::Counters;
 use files::Known;
 use found::{Found, FoundProcess};
-use mappings::Pages;
+use mappings::{Pages, Runtime};
 use mounts::Kind;
 pub use mounts::{Kind as FileSystem, Mounts};
 use std::collections::HashMap;
@@ -98,13 +99,14 @@ fn look_at_mappings(processes: &[Process], mounts: &mut MountTables, pages: &mut
         if let Some(kernel) = kernel::for_process(pid, crate::snapshot::page_size()) {
             (seen.page_tables, seen.hugetlb) = (kernel.page_tables, kernel.hugetlb);
         }
-        let stacks: Vec<u64> =
-            process.threads.iter().filter_map(|thread| Some(thread.registers.as_ref()?.to_unwind().sp)).collect();
+        let stack = |thread: &Thread| Some(thread.registers.as_ref()?.to_unwind().sp);
+        let stacks = process.threads.iter().filter_map(stack).collect();
+        let of = Runtime { stacks, is_go: go::is_go(process) };
         if pages.is_late() {
             late += 1;
         } else {
             let table = mounts.of(pid);
-            match pages.look_at_process(pid, &stacks, &table, found) {
+            match pages.look_at_process(pid, &of, &table, found) {
                 Ok(anonymous) => seen.anonymous = anonymous,
                 Err(error) => found.gaps.push(format!("{} [{pid}]: its pages: {error}", process.comm)),
             }

@@ -30,6 +30,9 @@ const COST: u32 = 1000;
 /// Of the growth that must have come after the record that is compared.
 const MOST: f64 = 0.8;
 
+/// Of the growth that may have come while usage is still called what it was in the record.
+const LEVEL: u64 = 50;
+
 /// How often to look, and how much of it to keep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pace {
@@ -248,6 +251,7 @@ impl History {
         Some(Baseline {
             usage: self.points(noticed),
             before_us: micros_until(noticed, chosen.at),
+            within_us: self.within(noticed, chosen, &now, processes),
             before_bytes: chosen.usage_bytes,
             after_bytes: now.usage_bytes,
             kinds: kinds.collect(),
@@ -256,6 +260,19 @@ impl History {
             heap_rest_bytes: chosen.heap.as_ref().map_or(0, |heap| heap.rest_bytes),
             cost: self.cost(),
         })
+    }
+
+    /// The growth came so long before `noticed` at most, where that is less than the age of the
+    /// record: a memcg may have been idle since, and looked at rarely.
+    fn within(&self, noticed: Instant, chosen: &Record, now: &Record, processes: &[Process]) -> Option<u64> {
+        let grew = now.usage_bytes.saturating_sub(chosen.usage_bytes);
+        let is_level = |usage: u64| usage <= chosen.usage_bytes + grew / LEVEL;
+        let mut seen = self.curve.iter().rev().filter(|(at, _)| (chosen.at..=noticed).contains(at));
+        let level = seen.find(|(_, usage)| is_level(*usage)).map(|&(at, _)| micros_until(noticed, at));
+        let grown: Vec<Grown> = now.processes.iter().filter_map(|own| Grown::of(own, chosen, processes)).collect();
+        let age = age_of_growth(&grown, grew).map(|age_s| (age_s * 1e6) as u64);
+        let least = [level, age].into_iter().flatten().min()?;
+        (least < micros_until(noticed, chosen.at)).then_some(least)
     }
 
     fn kept_bytes(&self) -> usize {
@@ -272,6 +289,44 @@ fn micros_until(noticed: Instant, at: Instant) -> u64 {
 fn chosen(growths: &[u64]) -> Option<usize> {
     let most = growths.iter().max().copied().filter(|most| *most > 0)?;
     growths.iter().rposition(|growth| *growth as f64 >= most as f64 * MOST)
+}
+
+/// Own memory of a process.
+#[derive(Debug, Clone, Copy)]
+struct Grown {
+    age_s: f64,
+    /// What it has.
+    bytes: u64,
+    /// What of that came since the record, at most.
+    grew: u64,
+}
+
+impl Grown {
+    fn of(&(pid, bytes): &(i32, u64), chosen: &Record, processes: &[Process]) -> Option<Self> {
+        let age_s = processes.iter().find(|process| process.pid == pid)?.age_s;
+        // One that was among the small ones of the record had nothing, for all we know; who has
+        // the PID of one that is gone has more than it is said to, which only makes us careful.
+        let then = chosen.processes.iter().find(|(then, _)| *then == pid).map_or(0, |(_, bytes)| *bytes);
+        Some(Grown { age_s, bytes, grew: bytes.saturating_sub(then) })
+    }
+}
+
+/// The age of what grew: of the oldest of the youngest processes that have four fifths of the
+/// growth, where the older ones cannot have more than the rest. A child shares what its parent had
+/// before the fork, and that is not the child's.
+fn age_of_growth(processes: &[Grown], grew: u64) -> Option<f64> {
+    let most = grew as f64 * MOST;
+    let mut all = processes.to_vec();
+    all.sort_by(|a, b| a.age_s.total_cmp(&b.age_s));
+    let (mut young, mut old) = (0, all.iter().map(|process| process.grew).sum::<u64>());
+    all.iter()
+        .find(|process| {
+            young += process.bytes;
+            old -= process.grew;
+            young as f64 >= most && grew as f64 - old as f64 >= most
+        })
+        .map(|process| process.age_s)
+        .filter(|_| grew > 0)
 }
 
 /// Which of these ages, the oldest first, leaves the smallest gap for its age when it goes.
@@ -339,6 +394,46 @@ mod tests {
         let mut history = History::new(Pace::OF_ONE);
         assert_eq!([(); 3].map(|()| look(&mut history)), [0.0; 3]);
         assert_eq!(history.made, 3);
+    }
+
+    #[test]
+    fn growth_is_no_older_than_what_grew() {
+        let grown = |age_s, bytes, grew| Grown { age_s, bytes, grew };
+        // A server that rests for long, and a program of half a second.
+        let server = grown(600.0, 40, 0);
+        assert_eq!(age_of_growth(&[server, grown(0.5, 53, 53)], 55), Some(0.5));
+        // Two of a pipe: the older has not enough to be left out.
+        assert_eq!(age_of_growth(&[server, grown(0.5, 30, 30), grown(3.0, 25, 25)], 55), Some(3.0));
+        // What grew is the server.
+        assert_eq!(age_of_growth(&[grown(600.0, 95, 55), grown(0.5, 1, 1)], 55), Some(600.0));
+        // A fork that shares with it what came before.
+        assert_eq!(age_of_growth(&[grown(600.0, 95, 55), grown(0.1, 95, 95)], 55), Some(600.0));
+        // No process has it.
+        assert_eq!(age_of_growth(&[server, grown(0.5, 1, 1)], 55), None);
+        assert_eq!(age_of_growth(&[], 55), None);
+        assert_eq!(age_of_growth(&[server], 0), None);
+    }
+
+    #[test]
+    fn the_time_of_a_growth_ends_where_the_curve_was_still_level() {
+        let noticed = Instant::now();
+        let ago = |seconds| noticed.checked_sub(Duration::from_secs(seconds)).unwrap();
+        let mut history = History::new(Pace::OF_MANY);
+        history.curve.extend([(ago(80), 10 << 20), (ago(15), 11 << 20), (ago(5), 40 << 20)]);
+        let within = |history: &History, before: u64| {
+            history.within(noticed, &record(ago(80), before << 20), &record(noticed, 110 << 20), &[])
+        };
+        assert_eq!(within(&history, 10), Some(15_000_000));
+        // It grew all the time.
+        history.curve[1].1 = 30 << 20;
+        assert_eq!(within(&history, 10), None);
+        // A process that is there since.
+        let (young, old) = ((8, 98 << 20), (7, 9 << 20));
+        let now = Record { processes: vec![young, old], ..record(noticed, 110 << 20) };
+        let then = Record { processes: vec![old], ..record(ago(80), 10 << 20) };
+        let process = |pid, age_s| Process { pid, age_s, ..Process::default() };
+        let processes = [process(7, 900.0), process(8, 0.47)];
+        assert_eq!(history.within(noticed, &then, &now, &processes), Some(470_000));
     }
 
     #[test]

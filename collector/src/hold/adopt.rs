@@ -8,6 +8,10 @@ use super::watchdog::Debt;
 use super::{Brake, BrakeChoice, BrakeError, HighBrake, ReserveBrake, V1Brake};
 use crate::cgroup::{self, Memcg, Version, note};
 
+/// Line of a note that says how far the limit is above that of before: of what is written to the
+/// kernel, some may be lent for a while, and is no limit.
+const GRANTED: &str = "granted";
+
 /// Arms a brake on a memcg that others made and limited, and that we are not in, until
 /// [`Brake::put_back`]. `cushion` is for brakes that hold below the kernel's limit.
 pub fn adopt(memcg: &Memcg, choice: BrakeChoice, cushion: Cushion) -> Result<Box<dyn Brake>, BrakeError> {
@@ -50,7 +54,7 @@ pub fn undo(memcg: &Memcg) -> Result<(), BrakeError> {
     if maker != cgroup::name_of_own_group() && !cgroup::maker_is_dead(maker) {
         return Err(BrakeError::Guarded { path: memcg.path().to_owned() });
     }
-    let writes = text.lines().filter_map(|line| line.split_once(' '));
+    let writes = text.lines().filter_map(|line| line.split_once(' ')).filter(|(file, _)| *file != GRANTED);
     let undone = writes.filter(|(file, content)| pay(&debt(memcg, file, *content)).is_err()).count();
     // A limit that is refused, since more is in use, stays too high for now; nobody is
     // held by it.
@@ -67,12 +71,22 @@ pub(super) fn noted(memcg: &Memcg, file: &str) -> Option<u64> {
     note.lines().find_map(|line| line.strip_prefix(file)?.strip_prefix(' ')?.trim().parse().ok())
 }
 
+/// What the guardian before us had granted and could not take back.
+pub(super) fn noted_grant(memcg: &Memcg) -> Option<u64> {
+    noted(memcg, GRANTED)
+}
+
 /// Remembers with the memcg itself what [`undo`] has to write, and who we are.
 pub(super) fn remember(memcg: &Memcg, writes: &[Debt]) {
+    remember_with(memcg, writes, 0);
+}
+
+/// The same with what is granted.
+pub(super) fn remember_with(memcg: &Memcg, writes: &[Debt], granted: u64) {
     let line = |debt: &Debt| Some(format!("{} {}\n", debt.file.file_name()?.to_str()?, debt.content));
     let lines: String = writes.iter().filter_map(line).collect();
     // Without the right to it, it takes the watchdog's death as well to lose it.
-    let _ = note::keep(memcg, &format!("{}\n{lines}", cgroup::name_of_own_group()));
+    let _ = note::keep(memcg, &format!("{}\n{lines}{GRANTED} {granted}\n", cgroup::name_of_own_group()));
 }
 
 #[cfg(test)]
@@ -101,6 +115,11 @@ mod tests {
         remember(&memcg, &writes);
         undo(&memcg).unwrap();
         assert_eq!((&*fs::read_to_string(&limit).unwrap(), note::read(&memcg)), ("100", None));
+        // What was granted is no file's.
+        remember_with(&memcg, &writes, 7);
+        assert_eq!(noted_grant(&memcg), Some(7));
+        undo(&memcg).unwrap();
+        assert_eq!((note::read(&memcg), noted_grant(&memcg)), (None, None));
         // What cannot be written is kept.
         remember(&memcg, &[Debt { file: dir.path().join("none").join("x"), content: "1".to_owned() }]);
         fs::create_dir(dir.path().join("x")).unwrap();

@@ -14,7 +14,7 @@ mod v1;
 pub mod watchdog;
 
 pub use adopt::{Cushion, adopt, undo};
-use adopt::{noted, remember};
+use adopt::{noted, noted_grant, remember, remember_with};
 use debt::debt;
 pub use debt::pay;
 pub use high::HighBrake;

@@ -12,6 +12,10 @@ pub struct Baseline {
     pub usage: Vec<UsagePoint>,
     /// The record that is compared was made so long before the OOM was noticed.
     pub before_us: u64,
+    /// The growth came so long before the OOM at most, where that is known to be less than
+    /// `before_us`: usage was still as in the record, or what grew is younger.
+    #[serde(default)]
+    pub within_us: Option<u64>,
     /// Charged then.
     pub before_bytes: u64,
     /// Charged when the evidence was taken.
@@ -27,6 +31,14 @@ pub struct Baseline {
     pub heap_rest_bytes: u64,
     /// What the record itself cost.
     pub cost: BaselineCost,
+}
+
+impl Baseline {
+    /// The time in which the growth came, as well as that is known.
+    #[must_use]
+    pub fn span_us(&self) -> u64 {
+        self.within_us.map_or(self.before_us, |within| within.min(self.before_us))
+    }
 }
 
 /// Usage at a moment.

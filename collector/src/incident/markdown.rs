@@ -93,7 +93,7 @@ pub fn page(incident: &Incident, drawn: &[(&View, usize)]) -> String {
 
 fn grown(page: &mut String, incident: &Incident) {
     let Some(baseline) = incident.baseline.as_ref().filter(|baseline| since::is_compared(baseline)) else { return };
-    let time = since::span(baseline.before_us);
+    let time = since::span(baseline.span_us());
     let _ = writeln!(page, "## What grew in {time}\n\n| growth | before | after | what |\n|--:|--:|--:|---|");
     for rows in [since::kinds(baseline), since::processes(baseline), since::functions(incident)] {
         for row in rows.iter().filter(|row| row.growth() != 0).take(STACKS) {

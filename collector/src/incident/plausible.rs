@@ -195,6 +195,7 @@ fn of_baseline(baseline: &Baseline) -> u64 {
     let Baseline {
         ref usage,
         before_us,
+        within_us,
         before_bytes,
         after_bytes,
         ref kinds,
@@ -209,7 +210,9 @@ fn of_baseline(baseline: &Baseline) -> u64 {
     let of_processes = processes
         .iter()
         .map(|&ProcessGrowth { before_bytes, after_bytes, .. }| sum([before_bytes.unwrap_or(0), after_bytes]));
-    let all = [before_us, before_bytes, after_bytes, heap_rest_bytes, records, took_us, since_us, kept_bytes];
+    let within_us = within_us.unwrap_or(0);
+    let all =
+        [before_us, within_us, before_bytes, after_bytes, heap_rest_bytes, records, took_us, since_us, kept_bytes];
     sum(of_points.chain(of_kinds).chain(of_processes).chain(all))
 }
 
@@ -304,11 +307,12 @@ mod tests {
         let shop = recorded("shop.json");
         assert!(shop.baseline.is_some());
         assert_eq!(sifted(shop.clone()), shop);
-        let changes: [fn(&mut Baseline); 6] = [
+        let changes: [fn(&mut Baseline); 7] = [
             |baseline| baseline.usage[0].usage_bytes = u64::MAX,
             |baseline| baseline.kinds[0].after_bytes = BEYOND,
             |baseline| baseline.processes[0].before_bytes = Some(1 << 63),
             |baseline| baseline.before_us = u64::MAX,
+            |baseline| baseline.within_us = Some(u64::MAX),
             |baseline| baseline.heap_rest_bytes = u64::MAX,
             |baseline| baseline.cost.since_us = u64::MAX,
         ];

@@ -50,7 +50,7 @@ pub(super) fn line_of(incident: &Incident, functions: Vec<Grown>) -> Option<Stri
     let whole = baseline.after_bytes.saturating_sub(baseline.before_bytes);
     let tells = |grown: &Grown| grown.growth() > 0 && grown.growth() as f64 >= whole as f64 * TELLING;
     let place = |rows: Vec<Grown>, how: fn(&Grown) -> String| rows.into_iter().next().filter(tells).map(|g| how(&g));
-    let time = span(baseline.before_us);
+    let time = span(baseline.span_us());
     let what = place(functions, |g| format!("{} in {}", g.signed(), g.place))
         .or_else(|| place(kinds_but_anonymous(baseline), |g| format!("{} of {}", g.signed(), g.place)))
         .or_else(|| place(processes(baseline), |g| format!("{} in {}", g.signed(), g.place)))
@@ -175,16 +175,24 @@ fn who_asked<'p>(profile: &'p Profile, stack: &[usize]) -> &'p str {
     let frames = || stack.iter().rev().filter_map(|&index| profile.frames.get(index));
     let functions = || frames().filter(|frame| frame.kind != FrameKind::Label);
     let script = functions().find(|frame| frame.kind == FrameKind::Script);
-    let asked = script.or_else(|| functions().find(|frame| is_of_the_program(frame)));
+    let unnamed = || functions().find(|frame| frame.kind == FrameKind::Unknown && !is_of_the_loader(&frame.name));
+    let asked = script.or_else(|| functions().find(|frame| is_of_the_program(frame))).or_else(unnamed);
     asked.or_else(|| functions().next()).map_or("an unknown function", |frame| frame.name.as_str())
+}
+
+/// Whether a frame without a name is of a library: `libc.so.6+0x2a1ca`.
+fn is_of_the_loader(name: &str) -> bool {
+    name.contains(".so")
 }
 
 fn is_of_the_program(frame: &Frame) -> bool {
     // Namespaces of the languages' own libraries, as symbols spell them, in a method of a
     // trait behind `<`.
     const LIBRARIES: [&str; 6] = ["std::", "core::", "alloc::", "hashbrown::", "__gnu_cxx::", "runtime."];
-    const ALLOCATORS: [&str; 7] =
-        ["mmap", "reallocarray", "posix_memalign", "memalign", "operator new", "operator new[]", "__libc_start_main"];
+    const ALLOCATORS: [&str; 6] =
+        ["mmap", "reallocarray", "posix_memalign", "memalign", "operator new", "operator new[]"];
+    // What calls main: where it is the only name, the frames of the program have none.
+    const STARTS: [&str; 5] = ["_start", "__libc_start_main", "__libc_start_call_main", "start_thread", "clone"];
     // Of a word of what allocates, and of what programs wrap it in: must_malloc, PyObject_Malloc,
     // zmalloc_usable, g_malloc0, Arena::alloc.
     const ENDINGS: [&str; 4] = ["alloc", "alloc0", "strdup", "strndup"];
@@ -196,6 +204,7 @@ fn is_of_the_program(frame: &Frame) -> bool {
     frame.kind != FrameKind::Unknown
         && !bare.starts_with("__r")
         && !ALLOCATORS.contains(&bare)
+        && !STARTS.contains(&bare)
         && !is_wrapper
         && !LIBRARIES.iter().any(|library| name.starts_with(library))
         && !name.starts_with("void std::")
@@ -238,6 +247,10 @@ mod tests {
         incident.baseline = Some(baseline());
         assert_eq!(line(&incident).unwrap(), "+310 MiB in shop [7], 40 s");
         let cache = incident.baseline.as_mut().unwrap();
+        cache.within_us = Some(470_000);
+        assert_eq!(line(&incident).unwrap(), "+310 MiB in shop [7], 0.5 s");
+        let cache = incident.baseline.as_mut().unwrap();
+        cache.within_us = None;
         cache.kinds[1].after_bytes = 330 << 20;
         cache.kinds[0].after_bytes = 130 << 20;
         assert_eq!(line(&incident).unwrap(), "+320 MiB of page cache, 40 s");
@@ -282,6 +295,7 @@ mod tests {
             "void std::vector<int>::_M_realloc_insert<int>(int&&)",
             "std::__cxx11::basic_string<char>::_M_create",
             "__rust_alloc",
+            "__libc_start_call_main",
         ] {
             assert!(!is_of_the_program(&Frame::named(name)), "{name}");
         }

@@ -306,11 +306,11 @@ impl Pressure {
 }
 
 /// Bytes that the memcg grew by in a second since the record that the incident is compared
-/// with, where there is one.
+/// with, where there is one, and in the time in which the growth came.
 fn growth(incident: &Incident) -> Option<f64> {
     let baseline =
-        incident.baseline.as_ref().filter(|baseline| since::is_compared(baseline) && baseline.before_us > 0)?;
-    Some(since::charged(baseline).growth() as f64 / (baseline.before_us as f64 / 1e6))
+        incident.baseline.as_ref().filter(|baseline| since::is_compared(baseline) && baseline.span_us() > 0)?;
+    Some(since::charged(baseline).growth() as f64 / (baseline.span_us() as f64 / 1e6))
 }
 
 /// The biggest stacks of the heap with their names.
@@ -359,6 +359,9 @@ mod tests {
         let view = View::of(&incident, &Worths::default(), false);
         assert_eq!((view.priority, view.reservation), (-3.0, 7.0));
         assert_eq!(view.growth, f64::from(10 << 20));
+        // It came in the last second.
+        incident.baseline.as_mut().unwrap().within_us = Some(1_000_000);
+        assert_eq!(View::of(&incident, &Worths::default(), false).growth, f64::from(40 << 20));
         assert_eq!(view.pressure, Pressure { scope: "memcg", some: 12.5, full: 7.25 });
         assert_eq!(view.known, ["growth", "priority", "reservation", "pressure"]);
         let said = |glob: &str, priority| Said {

@@ -1,7 +1,7 @@
 //! Live heap by stack, from the memory profile of a Go program.
 
 use super::{Frames, estimate};
-use crate::incident::model::{Estimate, Heap, HeapStack, Witness};
+use crate::incident::model::{Estimate, Heap, HeapStack, Process, Witness};
 use crate::snapshot::LoadedModule;
 use crate::witness::Target;
 use reprieve_heap_walk::Sum;
@@ -15,6 +15,8 @@ const VARIABLES: [&str; 2] = ["runtime.mbuckets", "runtime.MemProfileRate"];
 /// What a program must reach for the linker to leave its profile on: the first
 /// since Go 1.23, the second before (`linksetup` in `cmd/link/internal/ld/lib.go`).
 const SWITCHES: [&str; 2] = ["runtime.memProfileInternal", "runtime.MemProfile"];
+/// What gaps begin with where a program in Go has a heap that is not told.
+const UNKNOWN: &str = "its Go heap is not known";
 /// How to have a profile.
 const REMEDY: &str = "import net/http/pprof, or call runtime/pprof.WriteHeapProfile somewhere";
 
@@ -67,14 +69,21 @@ fn less(all: Estimate, part: Estimate) -> Estimate {
     }
 }
 
+/// Whether a process that was asked is a program in Go.
+#[must_use]
+pub fn is_go(process: &Process) -> bool {
+    let has_heap = process.heaps.iter().any(|heap| heap.witness == Witness::Go);
+    has_heap || process.gaps.iter().any(|gap| gap.starts_with(UNKNOWN))
+}
+
 /// What the Go runtime of a process says; `None` without one.
 pub fn look(target: &mut Target<'_>) -> Option<Seen> {
     let is_go = |m: &&LoadedModule| m.image.section_data(".go.buildinfo").is_some() || !m.image.has_sections();
     for module in target.modules.iter().filter(is_go) {
         let Some(image) = GoImage::find(&module.image) else {
             if module.image.has_sections() {
-                let why = "its Go heap is not known: its Go runtime is older than 1.18, or damaged";
-                return Some(Seen { gaps: vec![why.to_owned()], ..Seen::default() });
+                let why = format!("{UNKNOWN}: its Go runtime is older than 1.18, or damaged");
+                return Some(Seen { gaps: vec![why], ..Seen::default() });
             }
             continue;
         };
@@ -83,7 +92,7 @@ pub fn look(target: &mut Target<'_>) -> Option<Seen> {
         let mappers = mappers.map(|f| place(f.range.start)..place(f.range.end)).collect();
         return Some(match read(target, module, &image) {
             Ok((heap, gaps)) => Seen { heap: Some(heap), gaps, mappers },
-            Err(why) => Seen { heap: None, gaps: vec![format!("its Go heap is not known: {why}")], mappers },
+            Err(why) => Seen { heap: None, gaps: vec![format!("{UNKNOWN}: {why}")], mappers },
         });
     }
     None

@@ -4,7 +4,7 @@ use super::{Frames, estimate};
 use crate::incident::model::{Heap, HeapFrame, HeapStack, Witness};
 use crate::snapshot::{Pagemap, page_size};
 use crate::witness::python::{self, Python};
-use crate::witness::totals::{StackKey, StackTotals};
+use crate::witness::totals::{StackKey, StackTotals, is_looked_at};
 use crate::witness::{ProcessTables, TABLE_NAME, Target};
 use reprieve_heap_table::{self as words, LiveSample, ProcessTable, Stack, probability};
 use reprieve_heap_walk::Sum;
@@ -104,15 +104,16 @@ fn heap(
     }
 }
 
-/// Bytes of a block; of a mapping, those that are in memory.
+/// Bytes of a block; of a mapping and of a big block, those that are in memory.
 fn resident(sample: &LiveSample, pagemap: Option<&Pagemap>, pages_left: &mut u64) -> u64 {
     let page = page_size();
     let pages = sample.usable.div_ceil(page);
-    let Some(pagemap) = pagemap.filter(|_| sample.mapping && pages <= *pages_left) else { return sample.usable };
+    let Some(pagemap) = pagemap.filter(|_| is_looked_at(sample) && pages <= *pages_left) else { return sample.usable };
     *pages_left -= pages;
     let mut present = vec![false; pages as usize];
     match pagemap.present(sample.address, &mut present) {
-        Ok(()) => present.iter().filter(|there| **there).count() as u64 * page,
+        // A block begins and ends within a page.
+        Ok(()) => (present.iter().filter(|there| **there).count() as u64 * page).min(sample.usable),
         Err(_) => sample.usable,
     }
 }

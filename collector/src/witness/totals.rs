@@ -14,6 +14,15 @@ const PAGES: u64 = 1 << 14;
 /// Stacks that are summed up; what is at more counts as the rest.
 const STACKS: usize = 1 << 14;
 
+/// From this size on an allocator maps a block by itself (M_MMAP_THRESHOLD of mallopt(3) as it is
+/// at first), and nothing of it is in memory before it is touched.
+const BIG_BLOCK: u64 = 128 << 10;
+
+/// Whether the pages of a sample have to be looked at to know what it has in memory.
+pub(super) fn is_looked_at(sample: &LiveSample) -> bool {
+    sample.mapping || sample.usable >= BIG_BLOCK
+}
+
 /// A stack of a process, as long as that has its home in the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct StackKey {
@@ -103,17 +112,22 @@ fn biggest(sums: BTreeMap<StackKey, Option<f64>>, most: usize, mut rest: f64) ->
     StackTotals { kept: exact, rest_bytes: rest as u64 }
 }
 
-/// Bytes of a block; of a mapping, those that are in memory, as an incident counts them.
-/// `None` for a mapping that cannot be looked into, or is too big to.
+/// Bytes of a block; of a mapping and of a big block, those that are in memory, as an incident
+/// counts them. `None` for a mapping that cannot be looked into, or is too big to; such a block has
+/// what it was asked for.
 fn resident(home: &Home, sample: &LiveSample, maps: &mut Pagemaps, pages_left: &mut u64) -> Option<u64> {
-    if !sample.mapping {
+    if !is_looked_at(sample) {
         return Some(sample.usable);
     }
+    present(home, sample, maps, pages_left).or((!sample.mapping).then_some(sample.usable))
+}
+
+fn present(home: &Home, sample: &LiveSample, maps: &mut Pagemaps, pages_left: &mut u64) -> Option<u64> {
     let pages = sample.usable.div_ceil(page_size());
     *pages_left = pages_left.checked_sub(pages)?;
     let mut present = vec![false; pages as usize];
     maps.of(home)?.present(sample.address, &mut present).ok()?;
-    Some(present.iter().filter(|there| **there).count() as u64 * page_size())
+    Some((present.iter().filter(|there| **there).count() as u64 * page_size()).min(sample.usable))
 }
 
 /// Page maps of processes as they are needed.

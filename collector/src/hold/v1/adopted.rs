@@ -3,7 +3,7 @@
 use super::{Cushion, LOOK_AGAIN, OWN_SHARE, V1Brake, bells, below};
 use crate::cgroup::{CgroupError, Memcg, UNLIMITED, note};
 use crate::hold::watchdog::Debt;
-use crate::hold::{Brake, BrakeError, noted, remember};
+use crate::hold::{Brake, BrakeError, noted, noted_grant, remember_with};
 use std::fs;
 use std::io;
 use std::time::Duration;
@@ -49,12 +49,17 @@ impl V1Brake {
         }
         let before = Before::of(&memcg)?;
         let wall = memcg.limit()?.unwrap_or(before.limit);
-        // What a guard before us granted is still out if its wall could not be put back.
-        let limit = if wall > before.limit { below(wall, cushion).max(before.limit) } else { before.limit };
+        // What a guard before us granted is still out if its wall could not be put back. Above
+        // that it may have lent something to a program that it throttled.
+        let limit = match noted_grant(&memcg) {
+            Some(granted) if wall > before.limit => before.limit.saturating_add(granted).min(wall),
+            None if wall > before.limit => below(wall, cushion).max(before.limit),
+            _ => before.limit,
+        };
         let mut brake = Self::new(memcg, limit, wall, cushion)?;
         (brake.memsw, brake.before) = (before.memsw.is_some(), Some(before));
         brake.again = LOOK_AGAIN_CALM;
-        remember(&brake.memcg, &brake.debts());
+        brake.remember();
         let home = brake.home();
         // What is in use between the two is no reason not to guard it.
         let set = if home < wall { brake.lower_wall() } else { brake.set_wall(home) };
@@ -86,7 +91,7 @@ impl V1Brake {
         if let Ok(bell) = bells(&self.memcg, written) {
             self.bell = bell;
         }
-        remember(&self.memcg, &self.debts());
+        self.remember();
         self.set_wall(self.home())
     }
 
@@ -95,12 +100,20 @@ impl V1Brake {
         let Some(before) = self.before.filter(|before| before.limit < self.limit) else { return Ok(()) };
         if self.memcg.usage()? < before.limit - before.limit / OWN_SHARE {
             self.limit = before.limit;
+            self.remember();
             if let Ok(bell) = bells(&self.memcg, before.limit) {
                 self.bell = bell;
             }
             self.lower_wall()?;
         }
         Ok(())
+    }
+
+    /// Notes with a memcg that others made what they wrote there, and what is granted above.
+    pub(super) fn remember(&self) {
+        if self.before.is_some() {
+            remember_with(&self.memcg, &self.debts(), self.granted());
+        }
     }
 
     /// When to look again if nothing rings until then.

@@ -13,7 +13,7 @@
 use super::stop::{LATE_AGAIN, StoppedThreads};
 mod adopted;
 
-use super::{Alarm, Brake, BrakeError, Cushion, HandBack, Look, debt, remember, whole_pages};
+use super::{Alarm, Brake, BrakeError, Cushion, HandBack, Look, debt, whole_pages};
 use crate::cgroup::{CgroupError, Memcg, UNLIMITED};
 use crate::hold::watchdog::Debt;
 use adopted::Before;
@@ -371,6 +371,7 @@ impl Brake for V1Brake {
         let limit = whole_pages(self.limit.saturating_add(bytes));
         self.set_wall((limit + cushion(limit, self.cushion)).max(self.wall))?;
         self.limit = limit;
+        self.remember();
         // Without a threshold at the new limit the wall and the looks remain.
         if let Ok(bell) = bells(&self.memcg, limit) {
             self.bell = bell;
@@ -402,7 +403,6 @@ impl Brake for V1Brake {
         if let Some(before) = &mut self.before {
             before.limit = before.limit.saturating_add(bytes);
             before.memsw = before.memsw.map(|memsw| memsw.saturating_add(bytes));
-            remember(&self.memcg, &self.debts());
         }
         self.grant(bytes)
     }

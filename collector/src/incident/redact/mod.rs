@@ -124,8 +124,18 @@ impl Redactor<'_> {
     }
 
     fn baseline(&self, baseline: Baseline) -> Baseline {
-        let Baseline { usage, before_us, before_bytes, after_bytes, kinds, processes, has_heap, heap_rest_bytes, cost } =
-            baseline;
+        let Baseline {
+            usage,
+            before_us,
+            within_us,
+            before_bytes,
+            after_bytes,
+            kinds,
+            processes,
+            has_heap,
+            heap_rest_bytes,
+            cost,
+        } = baseline;
         let kind = |KindGrowth { kind, before_bytes, after_bytes }| KindGrowth {
             kind: self.sentence(&kind),
             before_bytes,
@@ -137,7 +147,18 @@ impl Redactor<'_> {
         };
         let kinds = kinds.into_iter().map(kind).collect();
         let processes = processes.into_iter().map(process).collect();
-        Baseline { usage, before_us, before_bytes, after_bytes, kinds, processes, has_heap, heap_rest_bytes, cost }
+        Baseline {
+            usage,
+            before_us,
+            within_us,
+            before_bytes,
+            after_bytes,
+            kinds,
+            processes,
+            has_heap,
+            heap_rest_bytes,
+            cost,
+        }
     }
 
     fn host(&self, host: Host) -> Host {

@@ -138,7 +138,7 @@ pub fn html(incident: &Incident, views: &[View]) -> String {
         account_line: accounts::line(incident),
         accounts: accounts::rows(incident),
         graphs: views.iter().map(graph).collect(),
-        span: compared.map(|baseline| since::span(baseline.before_us)),
+        span: compared.map(|baseline| since::span(baseline.span_us())),
         grown,
         stacks: top_of("threads"),
         owners: top_of("heap"),

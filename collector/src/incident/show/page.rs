@@ -216,7 +216,7 @@ impl Page {
         let then = bytes(baseline.before_bytes);
         self.prose(
             "\nWHAT GREW  ",
-            &format!("{} in {}, from {then}", charged.signed(), since::span(baseline.before_us)),
+            &format!("{} in {}, from {then}", charged.signed(), since::span(baseline.span_us())),
         );
         for rows in [since::kinds(baseline), since::processes(baseline), since::functions(incident)] {
             for row in rows.iter().filter(|row| row.growth() > 0).take(STACKS) {
