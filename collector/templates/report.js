@@ -265,7 +265,7 @@ class Graph {
     if (kind === "f") return "f" + hue(this.profile.titleOf(node), 5);
     if (kind === "s") return "s" + hue(this.profile.titleOf(node), 2);
     // Where there are no functions, headings tell by their colours what is what.
-    if (kind === "l" && node !== 0 && !/[fgs]/.test(this.profile.kinds)) return "p" + hue(this.profile.titleOf(node), 5);
+    if (kind === "l" && node !== 0 && !/[fgsk]/.test(this.profile.kinds)) return "p" + hue(this.profile.titleOf(node), 5);
     return kind;
   }
 

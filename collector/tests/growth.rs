@@ -85,6 +85,8 @@ fn what_a_leak_mapped_itself_is_told_and_reliable() {
     }
     let direct = number(&growth["direct_bytes"]);
     assert!((direct - bytes_of(&folded, &["leak_mmap"])).abs() < 2.0 * MIB, "{direct}");
+    // Of faults in user mode the kernel has nothing to tell of itself.
+    assert!(bytes_of(&folded, &["_[k]"]) < 0.02 * all, "{folded}");
     // Every stack reaches its start.
     let cut = growth["stacks"].as_array().unwrap().iter().filter(|stack| stack["cut"] == true);
     let cut: f64 = cut.map(|stack| number(&stack["bytes"])).sum();
@@ -97,6 +99,80 @@ fn what_a_leak_mapped_itself_is_told_and_reliable() {
     let exported = lab.reprieve("export").args(["--format", "folded", "--sample-type", "growth_reliable"]).output();
     let exported = text(&exported.unwrap());
     assert!(exported.contains("leak_mmap") && !exported.contains("leak_small"), "{exported}");
+}
+
+/// Has the kernel fill fresh memory, a piece at a time, and no faster than what is not optimised reads of it.
+const READER: &str = r#"
+import mmap, time
+time.sleep(0.5)
+block = mmap.mmap(-1, 96 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+zeros = open("/dev/zero", "rb", buffering=0)
+whole = memoryview(block)
+for at in range(0, len(whole), 1 << 16):
+    try:
+        zeros.readinto(whole[at:at + (1 << 16)])
+    except OSError:
+        pass # EFAULT, as system calls may see while a hold of version 1 begins
+    time.sleep(0.001)
+"#;
+
+#[test]
+fn memory_that_read_fills_shows_what_the_kernel_did() {
+    let lab = Lab::new();
+    let options = ["--memory", "32M", "--on-oom", "grant=256M", "--no-heap", "--growth=16"];
+    let output = lab.run(&options, &["/usr/bin/python3", "-c", READER]);
+    assert!(output.status.success(), "{}", text(&output));
+    let incident = lab.incident();
+    assert_nothing_lost(&incident);
+    let direct = number(&growth(&incident)["bytes"]);
+    let folded = folded(&lab);
+    let read = bytes_of(&folded, &["ksys_read_[k];vfs_read_[k];"]);
+    assert!(read > 0.7 * direct && read > 12.0 * MIB, "{read} of {direct}\n{folded}");
+    for line in folded.lines().filter(|line| line.contains("_[k]")) {
+        // The program, then the system call, then what is in it; not how the kernel is entered or takes faults.
+        let path = line.rsplit_once(' ').unwrap().0;
+        let frames: Vec<bool> = path.split(';').map(|frame| frame.ends_with("_[k]")).collect();
+        assert!(frames.is_sorted() && !frames[2], "{line}");
+        assert!(!line.contains("do_syscall_64") && !line.contains("asm_exc_page_fault"), "{line}");
+    }
+    // Names and offsets are told, and no address of the kernel.
+    let modules = incident["modules"].as_array().unwrap();
+    let kernel = modules.iter().position(|module| module["path"] == "[kernel.kallsyms]").unwrap();
+    assert!(modules[kernel]["build_id"].is_string(), "{}", modules[kernel]);
+    let addresses = incident["symbols"]["addresses"].as_array().unwrap();
+    let names: Vec<&Value> = addresses.iter().filter(|address| address["at"]["module"] == kernel).collect();
+    for name in &names {
+        assert_eq!((&name["source"], &name["miss"]), (&"kallsyms".into(), &Value::Null), "{name}");
+        assert!(name["at"]["svma"].as_u64().unwrap() < 1 << 31, "{name}");
+    }
+    assert!(names.len() > 3, "{names:?}");
+    for part in [growth(&incident), &incident["modules"], &incident["symbols"]] {
+        assert_eq!(of_kernel(part), [0; 0], "addresses of the kernel");
+    }
+    // One line of it is shown, in the call that is meant.
+    let shown = text_of(lab.reprieve("show").output());
+    assert!(shown.contains("read_[k]") && !shown.contains("vfs_read_[k]"), "{shown}");
+    let page = String::from_utf8(lab.file("report.html")).unwrap();
+    assert!(page.contains("vfs_read_[k]"));
+    let raw = text_of(lab.reprieve("export").args(["--format", "speedscope", "--sample-type", "growth"]).output());
+    assert!(raw.contains("vfs_read_[k]"), "{raw}");
+    // Without names of the program it is told all the same.
+    let redacted = text_of(lab.reprieve("export").args(["--format", "markdown"]).output());
+    assert!(redacted.contains("read_[k]"), "{redacted}");
+}
+
+/// Numbers in the upper half, which is the kernel's.
+fn of_kernel(value: &Value) -> Vec<u64> {
+    match value {
+        Value::Number(number) => number.as_u64().filter(|number| number >> 63 == 1).into_iter().collect(),
+        Value::Array(values) => values.iter().flat_map(of_kernel).collect(),
+        Value::Object(fields) => fields.values().flat_map(of_kernel).collect(),
+        _ => Vec::new(),
+    }
+}
+
+fn text_of(output: std::io::Result<Output>) -> String {
+    text(&output.unwrap())
 }
 
 #[test]

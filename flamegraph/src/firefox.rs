@@ -16,8 +16,13 @@ const VERSION: u32 = 55;
 const LIBRARY: u32 = 1;
 
 /// Categories, which colour frames; the grey one must be there.
-const CATEGORIES: [(&str, &str); 4] =
-    [("Heading", "grey"), ("Function", "blue"), ("Interpreted", "yellow"), ("Not known", "orange")];
+const CATEGORIES: [(&str, &str); 5] = [
+    ("Heading", "grey"),
+    ("Function", "blue"),
+    ("Interpreted", "yellow"),
+    ("Not known", "orange"),
+    ("Kernel", "green"),
+];
 
 /// Writes the file: for each series one track per process (label `pid`). There is no time
 /// in it: samples stand one after the other, a millisecond each.
@@ -265,6 +270,7 @@ impl Track {
             FrameKind::Function => 1,
             FrameKind::Script => 2,
             FrameKind::Unknown | FrameKind::Guessed => 3,
+            FrameKind::Kernel => 4,
         });
         frames.subcategory.push(0);
         frames.func.push(function);

@@ -346,9 +346,13 @@ impl Encoder {
                 attribute_indices,
             })
         });
-        let is_native = last.is_some_and(|frame| matches!(frame.kind, FrameKind::Function | FrameKind::Guessed));
-        let native = || self.attribute("profile.frame.type", Value::String("native".to_owned()), "");
-        let attribute_indices = is_native.then(native).into_iter().collect();
+        let kind = match last.map(|frame| frame.kind) {
+            Some(FrameKind::Function | FrameKind::Guessed) => Some("native"),
+            Some(FrameKind::Kernel) => Some("kernel"),
+            _ => None,
+        };
+        let kind = kind.map(|kind| self.attribute("profile.frame.type", Value::String(kind.to_owned()), ""));
+        let attribute_indices = kind.into_iter().collect();
         let address = last.and_then(|frame| frame.address).unwrap_or(0);
         self.locations.index(proto::Location { mapping_index, address, lines, attribute_indices })
     }

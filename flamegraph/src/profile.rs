@@ -60,6 +60,8 @@ pub enum FrameKind {
     Guessed,
     /// A function of an interpreter, as its runtime names it.
     Script,
+    /// A function of the kernel.
+    Kernel,
     /// A process, a kind of memory or another heading.
     Label,
 }
@@ -208,17 +210,23 @@ impl Frame {
                 None => title.push_str(&format!(" ({base})")),
             }
         }
-        title + self.doubt()
+        title + self.mark()
     }
 
     /// Name alone, for formats that have a field for the place.
     #[must_use]
     pub fn name(&self) -> String {
-        self.name.clone() + self.doubt()
+        self.name.clone() + self.mark()
     }
 
-    fn doubt(&self) -> &'static str {
-        if self.kind == FrameKind::Guessed { " [guessed]" } else { "" }
+    /// What a reader must know of it. The kernel's functions have the mark that those who
+    /// fold stacks for flame graphs give them (FlameGraph, stackcollapse-perf.pl; inferno).
+    fn mark(&self) -> &'static str {
+        match self.kind {
+            FrameKind::Guessed => " [guessed]",
+            FrameKind::Kernel => "_[k]",
+            _ => "",
+        }
     }
 }
 

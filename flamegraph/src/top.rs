@@ -20,7 +20,8 @@ pub struct TopStack {
 
 /// The `n` biggest distinct stacks. Where an interpreter's frames are known, they
 /// tell who it was, and how the interpreter came to allocate does not: stacks that
-/// differ only in that count as one.
+/// differ only in that count as one. So do those in the kernel, of which the system call's
+/// function alone tells anything: how it copies is the same for all.
 #[must_use]
 pub fn stacks(profile: &Profile, sample_type: usize, n: usize) -> Vec<TopStack> {
     let mut sums: HashMap<Vec<usize>, (i64, Spread)> = HashMap::new();
@@ -52,6 +53,11 @@ pub fn stacks(profile: &Profile, sample_type: usize, n: usize) -> Vec<TopStack> 
 pub(crate) fn telling(profile: &Profile, stack: &[usize]) -> Vec<usize> {
     let kind = |frame: &usize| profile.frames.get(*frame).map(|f| f.kind);
     let has_script = stack.iter().any(|frame| kind(frame) == Some(FrameKind::Script));
-    let tells = |frame: &usize| !has_script || matches!(kind(frame), Some(FrameKind::Script | FrameKind::Label));
+    let mut is_in_kernel = false;
+    let tells = |frame: &usize| {
+        let is_first = !std::mem::replace(&mut is_in_kernel, kind(frame) == Some(FrameKind::Kernel));
+        let is_told = is_first || !is_in_kernel;
+        is_told && (!has_script || matches!(kind(frame), Some(FrameKind::Script | FrameKind::Label)))
+    };
     stack.iter().copied().filter(tells).collect()
 }

@@ -162,3 +162,25 @@ fn an_interpreters_frames_tell_stacks_apart() {
     let top: Vec<_> = top.iter().map(|s| (s.value, s.frames.join(" "))).collect();
     assert_eq!(top, [(4, "load".to_owned()), (3, "new_list eval".to_owned())]);
 }
+
+#[test]
+fn the_kernels_frames_are_marked_and_tell_the_system_call_alone() {
+    let mut p = Profile::new(vec![SampleType::new("growth", "bytes")]);
+    let user = p.frame(Frame::named("load_file"));
+    let kernel = |name: &str| Frame { name: name.into(), kind: FrameKind::Kernel, ..Frame::default() };
+    let [read, copy, zero] = ["ksys_read", "copy_page_to_iter", "clear_user [zero]"].map(|name| p.frame(kernel(name)));
+    for (stack, value) in [(vec![user, read, copy], 2), (vec![user, read, zero], 3), (vec![user], 4)] {
+        p.samples.push(Sample { stack, values: vec![value], ..Sample::default() });
+    }
+    let mut lines = Vec::new();
+    folded::write(&p, 0, &mut lines).unwrap();
+    let expected = "load_file 4\nload_file;ksys_read_[k];clear_user [zero]_[k] 3\n\
+        load_file;ksys_read_[k];copy_page_to_iter_[k] 2\n";
+    assert_eq!(String::from_utf8(lines).unwrap(), expected);
+    let top: Vec<_> = top::stacks(&p, 0, 5).iter().map(|s| (s.value, s.frames.join(" "))).collect();
+    assert_eq!(top, [(5, "ksys_read_[k] load_file".to_owned()), (4, "load_file".to_owned())]);
+    // Where an interpreter runs, its lines tell.
+    let line = p.frame(Frame { name: "load".into(), kind: FrameKind::Script, ..Frame::default() });
+    p.samples.push(Sample { stack: vec![user, line, user, read, copy], values: vec![9], ..Sample::default() });
+    assert_eq!(top::stacks(&p, 0, 1)[0].frames, ["load"]);
+}

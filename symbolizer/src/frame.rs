@@ -51,6 +51,8 @@ pub enum SymbolSource {
     PerfMap,
     /// A runtime's record of the code that it generated, with lines perhaps.
     JitDump,
+    /// What the running kernel says of its own functions.
+    Kallsyms,
 }
 
 /// What an address stands for, innermost frame first.
@@ -105,6 +107,10 @@ pub enum Miss {
     NotElf,
     /// Neither debug information nor a symbol covers it.
     NoSymbol,
+    /// It is the kernel's, which hides its addresses from us.
+    KernelHidden,
+    /// It is of another kernel than the one that runs.
+    OtherKernel,
 }
 
 impl fmt::Display for Miss {
@@ -117,6 +123,8 @@ impl fmt::Display for Miss {
             Miss::NoMap => "generated code that no perf map or jitdump names",
             Miss::NotElf => "file is not a valid ELF file",
             Miss::NoSymbol => "no symbol covers it (install debug symbols?)",
+            Miss::KernelHidden => "the kernel hides its addresses (kernel.kptr_restrict)",
+            Miss::OtherKernel => "it is of another kernel than the one that runs",
         })
     }
 }

@@ -12,7 +12,8 @@
 //!   analyst.
 //!
 //! Where names come from and in which order, `docs/symbols.md` tells. [`perf_map`] and
-//! [`jitdump`] read what runtimes write about code that they generated.
+//! [`jitdump`] read what runtimes write about code that they generated, [`kallsyms`] what the
+//! kernel says of its own.
 //!
 //! The caller opens files and reads memory; this crate knows ELF and DWARF and
 //! nothing of `/proc` or cgroups. A miss is data with a reason ([`Miss`],
@@ -44,6 +45,7 @@ mod frame;
 mod go;
 mod image;
 mod jit;
+mod kallsyms;
 mod mini;
 mod plt;
 mod resolve;
@@ -59,6 +61,7 @@ pub use frame::{Answer, Frame, FrameRef, Miss, Resolution, SymbolSource};
 pub use go::{GoFunction, GoImage, GoPlace, GoVersion};
 pub use image::{BuildId, Image, ImageError, open_regular};
 pub use jit::{MOST_MAP_BYTES, jitdump, perf_map};
+pub use kallsyms::{MOST_LIST_BYTES, kallsyms, kernel_base};
 pub use resolve::{Account, Sink, find_binary, resolve, resolve_each};
 pub use settings::{Detail, Settings};
 pub use unwind::{FoundBy, Machine, RawFrame, RawStack, Registers, StackEnd, Unwinder};

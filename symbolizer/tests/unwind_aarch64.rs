@@ -2,14 +2,14 @@
 //! stub for debuggers. Which calls it is in is counted along, and at each instruction
 //! unwinding must say the same.
 
+#[path = "common/emulator.rs"]
+mod emulator;
+
+use emulator::{Emulator, TRAP};
 use reprieve_symbolizer::{FoundBy, Image, Machine, Registers, StackEnd, Unwinder};
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
 
 /// Calls by way of the PLT, a stack that grows while it runs, and signals, one of which
 /// interrupts the first instruction of a function, with a stack of their own.
@@ -59,109 +59,8 @@ int main(int argc, char **argv)
 }
 "#;
 
-/// Where Debian's cross compiler has the libraries of that machine.
-const SYSROOT: &str = "/usr/aarch64-linux-gnu";
 /// How often one instruction is looked at.
 const LOOKS: u32 = 3;
-/// Numbers of signals in the protocol (gdb/include/gdb/signals.def).
-const TRAP: u8 = 5;
-
-/// The emulator, and what it says to a debugger (GDB Remote Serial Protocol).
-struct Emulator {
-    child: Child,
-    stream: UnixStream,
-}
-
-impl Drop for Emulator {
-    fn drop(&mut self) {
-        // Gone already if all went well.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Emulator {
-    fn start(program: &Path, socket: &Path) -> Self {
-        let child = Command::new("qemu-aarch64")
-            .args(["-cpu", "max", "-L", SYSROOT, "-g"])
-            .args([socket, program])
-            .stdin(Stdio::null())
-            .spawn()
-            .expect("qemu-user is installed");
-        let begun = Instant::now();
-        let stream = loop {
-            match UnixStream::connect(socket) {
-                Ok(stream) => break stream,
-                Err(error) => assert!(begun.elapsed() < Duration::from_secs(20), "{error}"),
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        };
-        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-        Emulator { child, stream }
-    }
-
-    /// `$text#sum`, and the answer's text.
-    fn ask(&mut self, text: &str) -> String {
-        let sum = text.bytes().fold(0u8, u8::wrapping_add);
-        self.stream.write_all(format!("${text}#{sum:02x}").as_bytes()).unwrap();
-        let mut answer = Vec::new();
-        let mut bytes = [0; 4096];
-        while answer.iter().rev().nth(2) != Some(&b'#') {
-            let n = self.stream.read(&mut bytes).unwrap();
-            assert!(n > 0, "the emulator ended");
-            answer.extend(&bytes[..n]);
-        }
-        self.stream.write_all(b"+").unwrap();
-        let begin = answer.iter().position(|&byte| byte == b'$').unwrap() + 1;
-        String::from_utf8(answer[begin..answer.len() - 3].to_vec()).unwrap()
-    }
-
-    /// x0 to x30, the stack pointer and the instruction pointer.
-    fn registers(&mut self) -> [u64; 33] {
-        let bytes = from_hex(&self.ask("g")).unwrap();
-        let mut words = bytes.chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().unwrap()));
-        std::array::from_fn(|_| words.next().unwrap())
-    }
-
-    fn word(&mut self, address: u64) -> Option<u64> {
-        from_hex(&self.ask(&format!("m{address:x},8"))).map(|bytes| u64::from_le_bytes(bytes.try_into().unwrap()))
-    }
-
-    /// Executes an instruction, or all from an exclusive load to where its store was tried
-    /// with success: stopping in between breaks the pair.
-    fn step(&mut self, pc: u64, instruction: u32) -> Option<u8> {
-        // LDXR, LDAXR and the like (Arm Architecture Reference Manual, C4.1.94, "Load/store exclusive register").
-        if instruction & 0x3fc0_0000 != 0x0840_0000 {
-            return self.go("s");
-        }
-        let is_retry = |code: u32| code & 0x7f00_0000 == 0x3500_0000;
-        let retry = (1..16).map(|n| pc + 4 * n).find(|at| is_retry(self.word(*at).unwrap() as u32)).unwrap();
-        assert_eq!(self.ask(&format!("Z0,{:x},4", retry + 4)), "OK");
-        let stopped = self.go("c");
-        assert_eq!(self.ask(&format!("z0,{:x},4", retry + 4)), "OK");
-        stopped
-    }
-
-    /// The signal that it stopped for; `None` where it ended well.
-    fn go(&mut self, how: &str) -> Option<u8> {
-        let answer = self.ask(how);
-        match answer.as_bytes()[0] {
-            b'T' | b'S' => Some(u8::from_str_radix(&answer[1..3], 16).unwrap()),
-            _ => {
-                assert_eq!(answer, "W00");
-                None
-            }
-        }
-    }
-}
-
-fn from_hex(text: &str) -> Option<Vec<u8>> {
-    // An error is E and its number.
-    if text.starts_with('E') {
-        return None;
-    }
-    text.as_bytes().chunks(2).map(|two| u8::from_str_radix(std::str::from_utf8(two).ok()?, 16).ok()).collect()
-}
 
 /// What was seen of a program.
 #[derive(Debug, Default)]
@@ -192,6 +91,21 @@ fn follow((pc, instruction): (u64, u32), now: &[u64; 33], calls: &mut Vec<(u64, 
     }
 }
 
+/// Executes an instruction, or all from an exclusive load to where its store was tried
+/// with success: stopping in between breaks the pair.
+fn step(emulator: &mut Emulator, pc: u64, instruction: u32) -> Option<u8> {
+    // LDXR, LDAXR and the like (Arm Architecture Reference Manual, C4.1.94, "Load/store exclusive register").
+    if instruction & 0x3fc0_0000 != 0x0840_0000 {
+        return emulator.go("s");
+    }
+    let is_retry = |code: u32| code & 0x7f00_0000 == 0x3500_0000;
+    let retry = (1..16).map(|n| pc + 4 * n).find(|at| is_retry(emulator.word(*at).unwrap() as u32)).unwrap();
+    assert_eq!(emulator.ask(&format!("Z0,{:x},4", retry + 4)), "OK");
+    let stopped = emulator.go("c");
+    assert_eq!(emulator.ask(&format!("z0,{:x},4", retry + 4)), "OK");
+    stopped
+}
+
 fn steps(flags: &[&str]) {
     let dir = tempfile::tempdir().unwrap();
     let (source, program) = (dir.path().join("steps.c"), dir.path().join("steps"));
@@ -203,7 +117,7 @@ fn steps(flags: &[&str]) {
         .status()
         .expect("gcc-aarch64-linux-gnu is installed");
     assert!(built.success());
-    let mut emulator = Emulator::start(&program, &dir.path().join("socket"));
+    let mut emulator = Emulator::start(&program, &dir.path().join("socket"), "max");
     let image = Image::open(&File::open(&program).unwrap()).unwrap();
     let mut unwinder = Unwinder::of(Machine::Aarch64);
     unwinder.add_module(0x40_0000..0x100_0000, 0, &image, "steps");
@@ -239,7 +153,7 @@ fn steps(flags: &[&str]) {
         let before = now;
         let instruction =
             emulator.word(pc).unwrap_or_else(|| panic!("no code at {pc:#x} after {seen:?}, {now:x?}")) as u32;
-        let Some(mut stopped) = emulator.step(pc, instruction) else { break };
+        let Some(mut stopped) = step(&mut emulator, pc, instruction) else { break };
         seen.instructions += 1;
         assert!(seen.instructions < 200_000, "it goes round at {pc:#x}");
         now = emulator.registers();

@@ -12,7 +12,10 @@ use std::process::{Command, ExitCode};
 /// of which each is a file in `fuzz_targets` and has what it begins with in `seeds`.
 const CRATES: &[(&str, &[&str])] = &[
     ("heap/fuzz", &["table", "go", "glibc", "jemalloc", "cpython"]),
-    ("symbolizer/fuzz", &["elf", "dwarf", "companions", "compressed", "perf_map", "jitdump", "debuginfod", "demangle"]),
+    (
+        "symbolizer/fuzz",
+        &["elf", "dwarf", "companions", "compressed", "perf_map", "jitdump", "kallsyms", "debuginfod", "demangle"],
+    ),
     ("collector/fuzz", &["maps", "mountinfo", "accounting", "pagemap", "ring", "incident"]),
 ];
 /// The version that is installed where there is none.

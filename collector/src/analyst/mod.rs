@@ -7,6 +7,7 @@
 
 mod files;
 mod jit;
+mod kernel;
 mod later;
 mod memory;
 mod process;

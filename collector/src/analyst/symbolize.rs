@@ -1,11 +1,12 @@
 //! Names for the addresses of an incident, one module at a time.
 
-use super::{files, jit, memory};
+use super::{files, jit, kernel, memory};
 use crate::incident::model::{
     GeneratedAddress, Incident, Module, ModuleAddress, ResolvedAddress, Search, Subject, SymbolState, Symbols,
 };
 use reprieve_symbolizer::{
-    Account, DebugDirs, Debuginfod, Miss, Outcome, Resolution, Settings, Source, Svma, Tried, resolve_each,
+    Account, DebugDirs, Debuginfod, Miss, Outcome, Resolution, Settings, Source, Svma, SymbolSource, Tried,
+    resolve_each,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -90,6 +91,13 @@ fn resolve_module(
     let mut tried = Vec::new();
     let mut account = Account::default();
     let mut answers: Vec<Result<Resolution, Miss>>;
+    let is_kernel = |module: &&Module| module.is_kernel();
+    if let Some(module) = module.filter(is_kernel) {
+        let source = SymbolSource::Kallsyms;
+        let found = kernel::names(module, addresses, places, &mut tried).into_iter();
+        answers = found.map(|found| found.map(|frame| Resolution { frames: vec![frame], source })).collect();
+        return told(index, addresses, answers, tried, &account);
+    }
     match module.map(|module| files::open(incident, module, places, &mut tried)) {
         Some(Ok((image, path))) => {
             answers = vec![Err(Miss::NotElf); addresses.len()];
@@ -107,6 +115,17 @@ fn resolve_module(
         None => answers = vec![Err(Miss::NoModule); addresses.len()],
     }
     tried.append(&mut account.tried);
+    told(index, addresses, answers, tried, &account)
+}
+
+/// What was found of a module's addresses, and where.
+fn told(
+    index: u32,
+    addresses: &[u64],
+    answers: Vec<Result<Resolution, Miss>>,
+    tried: Vec<Tried>,
+    account: &Account,
+) -> (Vec<ResolvedAddress>, Option<Search>) {
     let search = Search {
         subject: Subject::Module(index),
         tried,
@@ -125,8 +144,10 @@ fn resolve_module(
     (resolved.collect(), Some(search).filter(tells_something))
 }
 
-/// A binary that was found where it should be, and had all itself, tells nothing.
+/// A binary that was found where it should be, and had all itself, tells nothing; nor does
+/// the kernel that was asked for its own.
 fn tells_something(search: &Search) -> bool {
-    let is_plain = |tried: &Tried| tried.source == Source::Binary && tried.outcome == Outcome::Used;
+    let is_plain =
+        |tried: &Tried| matches!(tried.source, Source::Binary | Source::Kallsyms) && tried.outcome == Outcome::Used;
     !search.tried.iter().all(is_plain) || search.without_inlined + search.without_lines > 0
 }

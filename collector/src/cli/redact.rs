@@ -13,7 +13,8 @@ use std::process::ExitCode;
 const REDACT_HELP: &str = "\
 Names of processes, threads, functions, files, cgroups, machines and rules are replaced
 by 12 digits that stand for the same name wherever it is in the incident, and paths part
-by part; build IDs and kernel names, too. Registers and command lines are left out.
+by part; build IDs and kernel names, too, but not functions of Linux itself. Registers and
+command lines are left out.
 Sizes, counts, times, PIDs and addresses stay, and so does what reprieve says in its own
 words. The digits are of a hash with a secret key, made up each time and thrown away;
 with --key-file the same names get the same digits in several incidents, so that they

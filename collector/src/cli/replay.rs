@@ -76,7 +76,8 @@ pub(super) fn replay(args: &ReplayArgs, config: impl Fn() -> Result<Config, Fail
         let none = format!("no incident in {}", store.dir().display());
         // What asserts about nothing must not look as if all were well.
         let asserted = [("--assert", &args.assert), ("--assert-rule", &args.assert_rule)];
-        if let Some((option, value)) = asserted.into_iter().find_map(|(option, value)| Some((option, value.as_ref()?))) {
+        if let Some((option, value)) = asserted.into_iter().find_map(|(option, value)| Some((option, value.as_ref()?)))
+        {
             let error = anyhow::anyhow!("{none}: nothing for {option} {value} to judge; name incidents, or --out DIR");
             return Err(Failure { code: NOT_FOUND, error });
         }

@@ -146,6 +146,7 @@ pub fn profile(incident: &Incident) -> Profile {
         for stack in &growth.stacks {
             let frames = stack.frames.iter().filter_map(|&index| growth.frames.get(index as usize));
             let mut frames: Vec<Frame> = frames.flat_map(|frame| names.of_frame(pid, frame)).collect();
+            leave_out_entry(&mut frames);
             if stack.cut {
                 frames.push(Frame::label("[stack cut]"));
             }
@@ -174,6 +175,37 @@ pub fn profile(incident: &Incident) -> Profile {
         }
     }
     profile
+}
+
+/// How the kernel is entered: the same in every stack (arch/x86/entry, arch/arm64/kernel).
+const ENTRIES: [&str; 17] = [
+    "entry_SYSCALL_64_after_hwframe",
+    "entry_SYSCALL_64_safe_stack",
+    "entry_SYSCALL_64",
+    "entry_INT80_compat",
+    "do_syscall_64",
+    "x64_sys_call",
+    "ia32_sys_call",
+    "do_int80_emulation",
+    "do_fast_syscall_32",
+    "__do_fast_syscall_32",
+    "el0t_64_sync",
+    "el0t_64_sync_handler",
+    "el0_svc",
+    "do_el0_svc",
+    "el0_svc_common",
+    "invoke_syscall",
+    "syscall_return_via_sysret",
+];
+
+/// Of the kernel's frames, which are the innermost, takes away those before the system call's
+/// own function.
+fn leave_out_entry(frames: &mut Vec<Frame>) {
+    let kernel = frames.iter().take_while(|frame| frame.kind == FrameKind::Kernel).count();
+    // Compilers add to names what they made of a function, like `.constprop.0`.
+    let is_entry = |frame: &Frame| ENTRIES.contains(&frame.name.split('.').next().unwrap_or_default());
+    let entries = frames[..kernel].iter().rev().take_while(|frame| is_entry(frame)).count();
+    frames.drain(kernel - entries..kernel);
 }
 
 /// Where the library that records allocations says otherwise: for each process the
@@ -268,7 +300,10 @@ fn by_function(profile: &Profile, sample_type: usize, witness: Option<&str>) -> 
 mod tests {
     use super::*;
     use crate::incident::growth::{GrowthSampling, GrowthStack};
-    use crate::incident::model::{Estimate, Heap, HeapFrame, HeapStack, ModuleAddress, ResolvedAddress};
+    use crate::incident::model::{
+        Estimate, Heap, HeapFrame, HeapStack, KERNEL_PATH, Module, ModuleAddress, ResolvedAddress,
+    };
+    use crate::incident::redact::{Key, redact};
     use crate::incident::{markdown, profile::views, report};
 
     const MIB: u64 = 1 << 20;
@@ -421,6 +456,57 @@ mod tests {
         let above = html.find("Reliable is 20.0 MiB").expect("the line");
         let list = html.find("<h3 id=\"growers\">Who grew RSS (not who owns the heap)</h3>").expect("the stacks");
         assert!(above < list && html.contains("data-views=\"heap growth threads memory\""), "{html}");
+    }
+
+    /// Of which the kernel filled the memory: its functions are known, or hidden.
+    fn with_kernel(names: &[&str]) -> Incident {
+        let mut incident = incident(&[], &[(&["keep", "main"], 30, 20)]);
+        let module = incident.modules.len() as u32;
+        incident.modules.push(Module { path: KERNEL_PATH.to_owned(), ..incident.modules[0].clone() });
+        let growth = incident.processes[0].growth.as_mut().unwrap();
+        let mut indices = Vec::new();
+        for (svma, name) in names.iter().enumerate() {
+            let at = ModuleAddress { module, svma: svma as u64 };
+            indices.push(growth.frames.len() as u32);
+            growth.frames.push(HeapFrame { address: at.svma + 1, at: Some(at), named: None });
+            let frames = incident.symbols.addresses[0].frames.iter();
+            let frames =
+                frames.map(|frame| reprieve_symbolizer::Frame { function: (*name).to_owned(), ..frame.clone() });
+            let frames = if name.is_empty() { Vec::new() } else { frames.collect() };
+            incident.symbols.addresses.push(ResolvedAddress { at, frames, source: None, miss: None });
+        }
+        growth.stacks[0].frames.splice(0..0, indices);
+        incident
+    }
+
+    #[test]
+    fn of_the_kernel_what_the_system_call_did_is_told() {
+        let path = |names: &[&str]| {
+            let profile = profile(&with_kernel(names));
+            let titles = profile.samples[0].stack[2..].iter().map(|&frame| profile.frames[frame].title());
+            titles.collect::<Vec<_>>()
+        };
+        let all =
+            ["rep_stos", "vfs_read", "ksys_read", "x64_sys_call", "do_syscall_64", "entry_SYSCALL_64_after_hwframe"];
+        assert_eq!(path(&all), ["main", "keep", "ksys_read_[k]", "vfs_read_[k]", "rep_stos_[k]"]);
+        let arm = ["copy", "__arm64_sys_read", "invoke_syscall.constprop.0", "do_el0_svc", "el0_svc", "el0t_64_sync"];
+        assert_eq!(path(&arm), ["main", "keep", "__arm64_sys_read_[k]", "copy_[k]"]);
+        assert_eq!(path(&[""]), ["main", "keep", "[kernel]"]);
+        // A function of the program by such a name is its own.
+        let mut own = with_kernel(&["vfs_read"]);
+        own.symbols.addresses[1].frames[0].function = "do_syscall_64".to_owned();
+        let profile = profile(&own);
+        assert!(profile.frames.iter().any(|frame| frame.name == "do_syscall_64"));
+    }
+
+    #[test]
+    fn without_names_of_the_program_the_kernels_own_stay() {
+        let incident = with_kernel(&["vfs_read", "acme_read [acme]"]);
+        let redacted = redact(incident, &Key::random().unwrap());
+        let names: Vec<String> = profile(&redacted).frames.into_iter().map(|frame| frame.name).collect();
+        assert!(names.contains(&"vfs_read".to_owned()), "{names:?}");
+        assert!(!names.iter().any(|name| name.contains("acme") || name == "keep" || name == "main"), "{names:?}");
+        assert!(redacted.modules.last().unwrap().is_kernel());
     }
 
     #[test]

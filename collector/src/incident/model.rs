@@ -624,7 +624,11 @@ pub struct Mapping {
     pub anonymous_bytes: u64,
 }
 
-/// An ELF image mapped executable in at least one process.
+/// Path of the kernel among modules, as perf and pprof call it; no file has such a one.
+pub const KERNEL_PATH: &str = "[kernel.kallsyms]";
+
+/// An ELF image mapped executable in at least one process; or the kernel, at [`KERNEL_PATH`],
+/// with addresses that begin with its text, wherever it was.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Module {
     /// Process in which it was first seen; its `map_files` lead to the file
@@ -644,6 +648,14 @@ pub struct Module {
     pub bias: u64,
     /// Whether the file was deleted after it was mapped.
     pub deleted: bool,
+}
+
+impl Module {
+    /// Whether it is the kernel.
+    #[must_use]
+    pub fn is_kernel(&self) -> bool {
+        self.path == KERNEL_PATH
+    }
 }
 
 /// A thread.

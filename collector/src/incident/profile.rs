@@ -1,6 +1,6 @@
 //! An incident's evidence as profiles.
 
-use super::model::{Estimate, Heap, HeapFrame, Incident, ModuleAddress, Process, ResolvedAddress, Thread};
+use super::model::{Estimate, Heap, HeapFrame, Incident, Module, ModuleAddress, Process, ResolvedAddress, Thread};
 use super::{accounts, growers};
 use reprieve_flamegraph::{Frame, FrameKind, LabelValue, Mapping, Profile, Sample, SampleType, Spread};
 use reprieve_symbolizer::{FoundBy, StackEnd};
@@ -267,6 +267,9 @@ fn named_frames(incident: &Incident, symbols: &Known<'_>, looked: Looked, kind: 
         let kind = if kind == FrameKind::Guessed { kind } else { FrameKind::Script };
         return vec![generated.map_or_else(unknown, |frame| Frame { address, kind, ..known_frame(frame) })];
     };
+    let module = incident.modules.get(at.module as usize);
+    let is_kernel = module.is_some_and(Module::is_kernel);
+    let kind = if is_kernel { FrameKind::Kernel } else { kind };
     let base = Frame { address: Some(at.svma), mapping: Some(at.module as usize), ..Frame::default() };
     match symbols.addresses.get(&at).filter(|a| !a.frames.is_empty()) {
         Some(resolved) => resolved
@@ -281,6 +284,8 @@ fn named_frames(incident: &Incident, symbols: &Known<'_>, looked: Looked, kind: 
                 ..base.clone()
             })
             .collect(),
+        // Where it was hidden, or nobody could tell: which of its functions is not known.
+        None if is_kernel => vec![Frame { name: "[kernel]".to_owned(), kind: FrameKind::Unknown, ..base }],
         None => vec![Frame {
             name: format!("{}+{:#x}", module_name(incident, at.module), at.svma),
             kind: FrameKind::Unknown,

@@ -3,6 +3,7 @@
 //! Nothing here faults in a page of a target or waits for one. Whatever
 //! cannot be read becomes a sentence in `gaps`; a snapshot never fails whole.
 
+pub mod kernel;
 pub mod kernel_log;
 mod memory;
 mod modules;

@@ -47,6 +47,8 @@ pub enum Source {
     PerfMap,
     /// A file of generated code, `jit-PID.dump`.
     JitDump,
+    /// The functions of the running kernel, `/proc/kallsyms`.
+    Kallsyms,
 }
 
 impl fmt::Display for Source {
@@ -62,6 +64,7 @@ impl fmt::Display for Source {
             Source::MiniDebugInfo => "MiniDebugInfo",
             Source::PerfMap => "perf map",
             Source::JitDump => "jitdump",
+            Source::Kallsyms => "kallsyms",
         })
     }
 }
@@ -94,6 +97,8 @@ pub enum Outcome {
     TimedOut,
     /// The server wants a protocol that is not spoken here.
     NotSupported,
+    /// The kernel shows it without addresses.
+    Hidden,
 }
 
 impl fmt::Display for Outcome {
@@ -111,6 +116,7 @@ impl fmt::Display for Outcome {
             Outcome::NoAnswer => "no answer",
             Outcome::TimedOut => "time was over",
             Outcome::NotSupported => "protocol not supported (only http)",
+            Outcome::Hidden => "addresses hidden (kernel.kptr_restrict)",
         })
     }
 }

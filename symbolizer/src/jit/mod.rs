@@ -9,6 +9,7 @@ mod perf_map;
 mod v8;
 
 pub use jitdump::jitdump;
+pub(crate) use perf_map::skip_line;
 pub use perf_map::{MOST_MAP_BYTES, perf_map};
 
 /// Longest name; what is longer is cut.

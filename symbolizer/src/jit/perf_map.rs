@@ -62,7 +62,7 @@ fn parse(line: &[u8]) -> Option<(u64, u64, &[u8])> {
 }
 
 /// Reads to the end of a line without keeping it.
-fn skip_line(map: &mut impl BufRead) -> std::io::Result<()> {
+pub(crate) fn skip_line(map: &mut impl BufRead) -> std::io::Result<()> {
     loop {
         let bytes = map.fill_buf()?;
         let end = bytes.iter().position(|&byte| byte == b'\n');

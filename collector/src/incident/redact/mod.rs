@@ -14,11 +14,12 @@ mod words;
 use super::baseline::{Baseline, KindGrowth, ProcessGrowth};
 use super::growth::{Ended, Growth};
 use super::model::{
-    Candidate, GeneratedAddress, Heap, HeapFrame, HeapStack, HoldReport, Host, Incident, KernelHold, KernelVictim,
-    Labels, LeftOut, MallocState, Mapping, MemcgState, Module, OtherKiller, OtherVictim, Process, ResolvedAddress,
-    ScriptFrame, Search, Step, StopOutcome, SymbolState, Symbols, Thread, Verdict,
+    Candidate, GeneratedAddress, Heap, HeapFrame, HeapStack, HoldReport, Host, Incident, KERNEL_PATH, KernelHold,
+    KernelVictim, Labels, LeftOut, MallocState, Mapping, MemcgState, Module, OtherKiller, OtherVictim, Process,
+    ResolvedAddress, ScriptFrame, Search, Step, StopOutcome, SymbolState, Symbols, Thread, Verdict,
 };
-use reprieve_symbolizer::{Frame, Tried};
+use crate::snapshot::kernel::KALLSYMS;
+use reprieve_symbolizer::{Frame, Source, Tried};
 use std::collections::BTreeSet;
 use words::Redactor;
 
@@ -108,8 +109,8 @@ impl Redactor<'_> {
             other_killers: other_killers.into_iter().map(|killer| self.other_killer(killer)).collect(),
             other_victims: other_victims.into_iter().map(|victim| self.other_victim(victim)).collect(),
             candidates: candidates.into_iter().map(|candidate| self.candidate(candidate)).collect(),
+            symbols: self.symbols(symbols, &modules),
             modules: modules.into_iter().map(|module| self.module(module)).collect(),
-            symbols: self.symbols(symbols),
             verdict: verdict.map(|verdict| self.verdict(verdict)),
             accounting: accounting.map(|accounting| self.accounting(accounting)),
             baseline: baseline.map(|baseline| self.baseline(baseline)),
@@ -401,10 +402,11 @@ impl Redactor<'_> {
         let Module { pid, path, build_id, start, end, file_offset, bias, deleted } = module;
         // By its build ID anybody can look up what a public binary is.
         let build_id = build_id.map(|id| self.name(&id));
-        Module { pid, path: self.mapped(&path), build_id, start, end, file_offset, bias, deleted }
+        let path = if path == KERNEL_PATH { path } else { self.mapped(&path) };
+        Module { pid, path, build_id, start, end, file_offset, bias, deleted }
     }
 
-    fn symbols(&self, symbols: Symbols) -> Symbols {
+    fn symbols(&self, symbols: Symbols, modules: &[Module]) -> Symbols {
         let Symbols { state, completed_unix_us, addresses, generated, searches } = symbols;
         let state = match state {
             SymbolState::AfterVerdict(reason) => SymbolState::AfterVerdict(self.sentence(&reason)),
@@ -415,7 +417,15 @@ impl Redactor<'_> {
         let miss = |miss: Option<String>| miss.map(|miss| self.sentence(&miss));
         let address = |a: ResolvedAddress| {
             let ResolvedAddress { at, frames, source, miss: why } = a;
-            let frames = frames.into_iter().map(|frame| self.frame(frame)).collect();
+            let is_kernel = modules.get(at.module as usize).is_some_and(Module::is_kernel);
+            // What Linux is made of everybody knows; not what modules somebody has, which are
+            // behind a space.
+            let is_public = |frame: &Frame| {
+                let (name, is_name) = (&frame.function, |c: char| c.is_ascii_alphanumeric() || "_.".contains(c));
+                is_kernel && frame.file.is_none() && name.chars().all(is_name)
+            };
+            let one = |frame: Frame| if is_public(&frame) { frame } else { self.frame(frame) };
+            let frames = frames.into_iter().map(one).collect();
             ResolvedAddress { at, frames, source, miss: miss(why) }
         };
         let generated_one = |a: GeneratedAddress| {
@@ -425,7 +435,7 @@ impl Redactor<'_> {
         let search = |s: Search| {
             let Search { subject, tried, without_inlined, without_lines } = s;
             let tried = tried.into_iter().map(|Tried { source, place, outcome }| {
-                let place = self.path(&place);
+                let place = if source == Source::Kallsyms { KALLSYMS.to_owned() } else { self.path(&place) };
                 Tried { source, place, outcome }
             });
             Search { subject, tried: tried.collect(), without_inlined, without_lines }

@@ -99,6 +99,7 @@ impl Graph<'_> {
                 FrameKind::Unknown => 'u',
                 FrameKind::Guessed => 'g',
                 FrameKind::Script => 's',
+                FrameKind::Kernel => 'k',
                 FrameKind::Label => 'l',
             };
             let title = frame.title();

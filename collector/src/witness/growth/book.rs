@@ -377,6 +377,7 @@ impl View {
 mod tests {
     use super::*;
     use crate::snapshot::read_maps;
+    use crate::witness::growth::record::Chain;
     use reprieve_symbolizer::Registers;
 
     /// Something of this program, to be found in it.
@@ -404,7 +405,8 @@ mod tests {
         // A PID that no process has.
         let mut book = Book::new(1, i32::MAX, 0);
         let registers = Some(Registers { ip: landmark(), sp: 0x1000, fp: 0, lr: 0 });
-        let fault = Fault { pid: i32::MAX, time: 9, address: 0x7000_0000, registers, stack: &[] };
+        let kernel = Chain::default();
+        let fault = Fault { pid: i32::MAX, time: 9, address: 0x7000_0000, kernel, registers, stack: &[] };
         assert_eq!(book.unwind(&fault, &mut library).frames[0].at, None);
         let maps = read_maps(std::process::id() as i32).unwrap();
         let number = |text: &str| u32::from_str_radix(text, 16).unwrap();

@@ -12,6 +12,9 @@ pub const RING_BYTES: usize = 64 << 10;
 /// More than any process has (`PID_MAX_LIMIT`, include/linux/threads.h): nothing is read of it.
 const NOBODY: i32 = 1 << 30;
 
+/// Where text of a kernel could begin.
+const KERNEL_BASE: u64 = 0xffff_ffff_8100_0000;
+
 /// What came of a ring.
 #[derive(Debug)]
 pub struct Remembered {
@@ -39,6 +42,7 @@ pub fn remember(begin: u64, bytes: &[u8], most: usize) -> std::io::Result<Rememb
     ring.write(begin, bytes);
     ring.set_ends(begin + bytes.len() as u64, begin);
     let mut ledger = Ledger::new();
+    ledger.kernel_base = Some(KERNEL_BASE);
     let (mut scratch, mut records, mut stack_bytes) = (Vec::new(), 0, 0);
     let mut is_empty = false;
     while !is_empty {
@@ -81,19 +85,20 @@ fn of_nobody(record: Record<'_>) -> Record<'_> {
 mod tests {
     use super::*;
     use crate::snapshot::page_size;
-    use crate::witness::growth::record::made_up::{body, record, sample};
+    use crate::witness::growth::record::made_up::{body, record, sample, sample_in_kernel};
     use perf_event_open_sys::bindings as perf;
 
     const BEGIN: u64 = RING_BYTES as u64 - 300;
 
-    /// A program that forks: both touch pages, the child ends, and the last is told over the
-    /// end of the ring.
+    /// A program that forks: both touch pages, the child ends, and the last, which the kernel
+    /// touches, is told over the end of the ring.
     fn records() -> Vec<u8> {
         let exec = perf::PERF_RECORD_MISC_COMM_EXEC as u16;
         let comm = [&body(&[7, 7], &[])[..], b"program\0", &body(&[7, 7], &[1])].concat();
         let task = |pid: i32, parent: i32, time| body(&[pid, parent, pid, parent], &[time, 0, time]);
         let stack_pointer = 0x7fff_0000;
         let touch = |pid, time, address| sample(pid, time, address, [0, stack_pointer, 0x40_1000], &[1; 48]);
+        let chain = [perf::PERF_CONTEXT_KERNEL, KERNEL_BASE + 0x1000, KERNEL_BASE + 0x2000];
         [
             record(perf::PERF_RECORD_COMM, exec, &comm),
             record(perf::PERF_RECORD_MMAP2, 0, &task(7, 1, 2)),
@@ -104,7 +109,7 @@ mod tests {
             touch(8, 7, 0x7000_0000),
             record(perf::PERF_RECORD_EXIT, 0, &task(8, 7, 8)),
             record(perf::PERF_RECORD_LOST, 0, &body(&[], &[0, 3])),
-            touch(7, 9, 0x7000_1000),
+            sample_in_kernel(7, 9, 0x7000_1000, &chain, [0, stack_pointer, 0x40_1000], &[1; 48]),
         ]
         .concat()
     }
@@ -117,6 +122,8 @@ mod tests {
         let pages = |bytes: u64| bytes / page_size();
         let grown: Vec<_> = told.growths.iter().map(|g| (pages(g.stack_bytes), pages(g.heap_bytes))).collect();
         assert_eq!(grown, [(1, 2), (0, 1)]);
+        let of_kernel = |growth: &Growth| growth.frames.iter().filter(|f| f.at.is_some()).count();
+        assert_eq!(told.growths.iter().map(of_kernel).collect::<Vec<_>>(), [2, 0]);
         let seed = [&(BEGIN << 1).to_le_bytes()[..], &100_u16.to_le_bytes(), &records()].concat();
         assert_eq!(seed, include_bytes!("../../../fuzz/seeds/ring/fork"));
     }

@@ -3,7 +3,8 @@
 use super::book::{Book, Library, Reuse};
 use super::record::{Code, Fault, Record};
 use super::samples::{BookId, Sample, Samples};
-use super::stacks::{NO_STACK, StackId, Stacks};
+use super::stacks::{Frame, KERNEL, NO_STACK, StackId, Stacks};
+use crate::incident::model::ModuleAddress;
 use crate::snapshot::page_size;
 use std::collections::{HashMap, HashSet, VecDeque};
 
@@ -42,6 +43,8 @@ pub struct Ledger {
     ending: Vec<(i32, u64)>,
     last_id: BookId,
     page: u64,
+    /// Where the text of the running kernel begins; `None` where we may not know.
+    pub kernel_base: Option<u64>,
     /// Samples that were taken.
     pub faults: u64,
     /// Samples that found no room in a ring.
@@ -63,6 +66,7 @@ impl Ledger {
             ending: Vec::new(),
             last_id: 0,
             page: page_size(),
+            kernel_base: None,
             faults: 0,
             lost: 0,
             unplaced: 0,
@@ -122,7 +126,7 @@ impl Ledger {
             self.unplaced += 1;
             return;
         }
-        let Ledger { books, library, stacks, samples, .. } = self;
+        let Ledger { books, library, stacks, samples, kernel_base, .. } = self;
         let Some(book) = books.get_mut(&fault.pid) else { return };
         // Of the program before, from another ring.
         if fault.time < book.began {
@@ -131,7 +135,9 @@ impl Ledger {
         book.first_fault.get_or_insert(fault.time);
         let is_new_view = book.view.is_none();
         let unwound = book.unwind(fault, library);
-        let stack = if unwound.frames.is_empty() { NO_STACK } else { stacks.add(&unwound.frames, unwound.is_cut) };
+        let mut frames = kernel_frames(fault, *kernel_base);
+        frames.extend(unwound.frames);
+        let stack = if frames.is_empty() { NO_STACK } else { stacks.add(&frames, unwound.is_cut) };
         let sample = Sample { time: fault.time, stack, kind: unwound.kind };
         let is_again = samples.put(book.id, fault.address / self.page, sample);
         book.faults += 1;
@@ -292,6 +298,17 @@ impl Ledger {
     }
 }
 
+/// Where the kernel was when it touched the page itself, innermost first: as offsets from
+/// where its text begins, since where that is must not be told. Without it there is one frame
+/// for all, at 0.
+fn kernel_frames(fault: &Fault<'_>, base: Option<u64>) -> Vec<Frame> {
+    let frame = |svma| Frame { at: Some(ModuleAddress { module: KERNEL, svma }), address: 0 };
+    match base {
+        Some(base) => fault.kernel.look_ups().map(|address| frame(address.wrapping_sub(base))).collect(),
+        None => fault.kernel.look_ups().next().map(|_| frame(0)).into_iter().collect(),
+    }
+}
+
 fn is_there(pid: i32) -> bool {
     std::fs::exists(format!("/proc/{pid}")).unwrap_or(true)
 }
@@ -299,14 +316,17 @@ fn is_there(pid: i32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::witness::growth::record::Chain;
     use crate::witness::growth::samples::Kind;
+    use perf_event_open_sys::bindings::PERF_CONTEXT_KERNEL;
 
     /// PIDs that no process has: nothing is read of them.
     const A: i32 = i32::MAX;
     const B: i32 = i32::MAX - 1;
 
     fn fault(pid: i32, time: u64, page: u64) -> Record<'static> {
-        Record::Fault(Fault { pid, time, address: page * page_size(), registers: None, stack: &[] })
+        let (address, kernel) = (page * page_size(), Chain::default());
+        Record::Fault(Fault { pid, time, address, kernel, registers: None, stack: &[] })
     }
 
     fn pages(ledger: &Ledger, pid: i32) -> Vec<u64> {
@@ -325,6 +345,25 @@ mod tests {
         assert_eq!(pages(&ledger, A), [2, 4]);
         let sample = ledger.samples.of(ledger.of(A).unwrap().id)[0].1;
         assert_eq!((sample.stack, sample.kind), (NO_STACK, Kind::Heap));
+    }
+
+    #[test]
+    fn where_the_kernel_was_is_told_from_where_its_text_begins() {
+        const BASE: u64 = 0xffff_ffff_9e00_0000;
+        let words = [PERF_CONTEXT_KERNEL, BASE + 0x100, BASE + 0x201].map(u64::to_ne_bytes).concat();
+        let offsets = |kernel_base: Option<u64>, kernel: Chain<'_>| {
+            let mut ledger = Ledger { kernel_base, ..Ledger::new() };
+            ledger.take(&Record::Fault(Fault { pid: A, time: 10, address: 4096, kernel, registers: None, stack: &[] }));
+            let stack = ledger.samples.of(ledger.of(A).unwrap().id)[0].1.stack;
+            let (frames, is_cut) = ledger.stacks.get(stack);
+            assert!(is_cut);
+            let places = frames.map(|frame| frame.at.unwrap());
+            places.inspect(|at| assert_eq!(at.module, KERNEL)).map(|at| at.svma).collect::<Vec<_>>()
+        };
+        assert_eq!(offsets(Some(BASE), Chain(&words)), [0x100, 0x200]);
+        // Where that is hidden it is known that it was there.
+        assert_eq!(offsets(None, Chain(&words)), [0]);
+        assert_eq!(offsets(Some(BASE), Chain::default()), [0; 0]);
     }
 
     #[test]

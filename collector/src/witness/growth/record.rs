@@ -14,6 +14,7 @@ use reprieve_symbolizer::Registers;
 pub const SAMPLE_TYPE: u64 = perf::PERF_SAMPLE_TID as u64
     | perf::PERF_SAMPLE_TIME as u64
     | perf::PERF_SAMPLE_ADDR as u64
+    | perf::PERF_SAMPLE_CALLCHAIN as u64
     | perf::PERF_SAMPLE_REGS_USER as u64
     | perf::PERF_SAMPLE_STACK_USER as u64;
 
@@ -68,10 +69,29 @@ pub struct Fault<'r> {
     pub time: u64,
     /// What was touched.
     pub address: u64,
+    /// Where in the kernel, if it was in a system call.
+    pub kernel: Chain<'r>,
     /// In user mode; `None` of a 32-bit program, and of a task that was not in it.
     pub registers: Option<Registers>,
     /// What is on its stack from the stack pointer on, as far as it was copied.
     pub stack: &'r [u8],
+}
+
+/// Where the kernel was, as it wrote it down.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Chain<'r>(pub &'r [u8]);
+
+impl<'r> Chain<'r> {
+    /// What to look up of each of its frames, innermost first: the instruction that touched the
+    /// page, and of return addresses the byte before them.
+    pub fn look_ups(self) -> impl Iterator<Item = u64> + use<'r> {
+        let (words, _) = self.0.as_chunks::<8>();
+        let words = words.iter().map(|word| u64::from_ne_bytes(*word));
+        // Marks between parts are the highest numbers.
+        let part = words.skip_while(|&word| word != perf::PERF_CONTEXT_KERNEL).skip(1);
+        let part = part.take_while(|&word| word < perf::PERF_CONTEXT_MAX);
+        part.enumerate().map(|(index, word)| word.wrapping_sub(u64::from(index > 0)))
+    }
 }
 
 /// Code of a file, as it was mapped.
@@ -184,6 +204,8 @@ fn fault<'r>(fields: &mut Fields<'r>) -> Option<Fault<'r>> {
     let (pid, _tid) = (fields.i32()?, fields.i32()?);
     let time = fields.u64()?;
     let address = fields.u64()?;
+    let frames = usize::try_from(fields.u64()?).ok()?;
+    let kernel = Chain(fields.take(frames.checked_mul(8)?)?);
     let abi = fields.u64()?;
     let registers = if abi == u64::from(perf::PERF_SAMPLE_REGS_ABI_NONE) {
         None
@@ -202,7 +224,7 @@ fn fault<'r>(fields: &mut Fields<'r>) -> Option<Fault<'r>> {
         let filled = usize::try_from(fields.u64()?).ok()?;
         stack = copied.get(..filled)?;
     }
-    Some(Fault { pid, time, address, registers, stack })
+    Some(Fault { pid, time, address, kernel, registers, stack })
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -262,7 +284,21 @@ pub mod made_up {
 
     /// A sample of `pid` at `address`, with registers and this much of its stack.
     pub fn sample(pid: i32, time: u64, address: u64, registers: [u64; REGISTER_COUNT], stack: &[u8]) -> Vec<u8> {
-        let mut bytes = body(&[pid, pid + 1], &[time, address, u64::from(perf::PERF_SAMPLE_REGS_ABI_64)]);
+        sample_in_kernel(pid, time, address, &[], registers, stack)
+    }
+
+    /// The same with what the kernel says of itself.
+    pub fn sample_in_kernel(
+        pid: i32,
+        time: u64,
+        address: u64,
+        chain: &[u64],
+        registers: [u64; REGISTER_COUNT],
+        stack: &[u8],
+    ) -> Vec<u8> {
+        let mut bytes = body(&[pid, pid + 1], &[time, address, chain.len() as u64]);
+        bytes.extend(body(&[], chain));
+        bytes.extend(body(&[], &[u64::from(perf::PERF_SAMPLE_REGS_ABI_64)]));
         bytes.extend(body(&[], &registers));
         bytes.extend(body(&[], &[64]));
         let mut room = [0xa5; 64];
@@ -276,7 +312,7 @@ pub mod made_up {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use made_up::{body, record, sample};
+    use made_up::{body, record, sample, sample_in_kernel};
 
     fn parse_whole(bytes: &[u8]) -> Option<Record<'_>> {
         let header = Header::parse(*bytes.first_chunk()?);
@@ -295,15 +331,32 @@ mod tests {
         let registers = fault.registers.unwrap();
         assert_eq!((registers.fp, registers.ip), (100, 100 + REGISTER_COUNT as u64 - 1));
         assert_eq!(registers.sp, 100 + REGISTER_COUNT as u64 - 2);
+        assert_eq!(fault.kernel, Chain(&[]));
+    }
+
+    #[test]
+    fn where_the_kernel_was_is_told_without_marks() {
+        const CONTEXT: u64 = perf::PERF_CONTEXT_KERNEL;
+        let (copy, read, user) = (0xffff_ffff_8100_1000, 0xffff_ffff_8100_2000, perf::PERF_CONTEXT_USER);
+        let look_ups = |chain: &[u64]| {
+            let bytes = sample_in_kernel(7, 5, 0x7000, chain, [1; REGISTER_COUNT], &[9; 8]);
+            let Some(Record::Fault(fault)) = parse_whole(&bytes) else { panic!("{:?}", parse_whole(&bytes)) };
+            assert_eq!((fault.stack, fault.registers.is_some()), (&[9; 8][..], true));
+            fault.kernel.look_ups().collect::<Vec<u64>>()
+        };
+        assert_eq!(look_ups(&[CONTEXT, copy, read]), [copy, read - 1]);
+        assert_eq!(look_ups(&[CONTEXT, copy, read, user, 0x40_1000]), [copy, read - 1]);
+        assert_eq!(look_ups(&[user, 0x40_1000]), [0; 0]);
+        assert_eq!(look_ups(&[CONTEXT]), [0; 0]);
     }
 
     #[test]
     fn samples_without_registers_or_stack_are_samples() {
-        let bytes = record(perf::PERF_RECORD_SAMPLE, 0, &body(&[7, 7], &[5, 0x7000, 0, 0]));
-        let expected = Fault { pid: 7, time: 5, address: 0x7000, registers: None, stack: &[] };
+        let bytes = record(perf::PERF_RECORD_SAMPLE, 0, &body(&[7, 7], &[5, 0x7000, 0, 0, 0]));
+        let expected = Fault { pid: 7, time: 5, address: 0x7000, kernel: Chain(&[]), registers: None, stack: &[] };
         assert_eq!(parse_whole(&bytes), Some(Record::Fault(expected)));
         // Those of a 32-bit program are not what we unwind.
-        let mut words = vec![5, 0x7000, u64::from(perf::PERF_SAMPLE_REGS_ABI_32)];
+        let mut words = vec![5, 0x7000, 0, u64::from(perf::PERF_SAMPLE_REGS_ABI_32)];
         words.extend([9; REGISTER_COUNT]);
         words.push(0);
         let bytes = record(perf::PERF_RECORD_SAMPLE, 0, &body(&[7, 7], &words));
@@ -368,10 +421,11 @@ mod tests {
 
     #[test]
     fn lengths_that_lie_are_no_record() {
-        let place = HEADER_BYTES + 8 + 3 * 8 + REGISTER_COUNT * 8;
+        let chain = HEADER_BYTES + 8 + 2 * 8;
+        let place = chain + 2 * 8 + REGISTER_COUNT * 8;
         let honest = sample(7, 5, 0x7000, [1; REGISTER_COUNT], &[9; 64]);
         for lie in [65, 1 << 20, u64::MAX, u64::MAX - 7] {
-            for at in [place, honest.len() - 8] {
+            for at in [chain, place, honest.len() - 8] {
                 let mut bytes = honest.clone();
                 bytes[at..at + 8].copy_from_slice(&lie.to_ne_bytes());
                 assert_eq!(parse_whole(&bytes), None, "{lie} at {at}");
@@ -406,6 +460,7 @@ mod tests {
             match parse(header, &bytes[HEADER_BYTES..]) {
                 Some(Record::Fault(fault)) => {
                     assert!(fault.stack.len() < bytes.len());
+                    assert!(fault.kernel.look_ups().count() < bytes.len() / 8);
                     faults += 1;
                 }
                 None => none += 1,

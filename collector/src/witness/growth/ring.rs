@@ -16,6 +16,10 @@ const LEAST_BYTES: usize = 128 << 10;
 /// mappings are read, and one that is about to be killed grows fast.
 const WAKE_BYTES: usize = 256 << 10;
 
+/// Frames of the kernel that are asked for, of which a system call has some ten until it
+/// touches a page.
+const KERNEL_FRAMES: u16 = 32;
+
 /// Whose faults are sampled.
 #[derive(Debug, Clone, Copy)]
 pub enum Whose<'a> {
@@ -219,6 +223,10 @@ fn open_event(whose: Whose<'_>, what: What, cpu: i32, wake_bytes: usize) -> io::
     attr.set_watermark(1);
     attr.set_exclude_kernel(u64::from(!what.of_kernel));
     attr.set_exclude_hv(1);
+    // Of a fault in user mode the kernel has nothing to say of itself: it begins with the
+    // registers of whoever faulted. Of one in a system call it tells where that was.
+    attr.set_exclude_callchain_user(1);
+    attr.set_exclude_callchain_kernel(u64::from(!what.of_kernel));
     // What becomes of processes, and when: behind each record.
     attr.set_sample_id_all(1);
     attr.set_task(1);
@@ -239,13 +247,21 @@ fn open_event(whose: Whose<'_>, what: What, cpu: i32, wake_bytes: usize) -> io::
             pid
         }
     };
-    // SAFETY: `attr` is a live, initialised struct whose size field is right.
-    let fd = unsafe { sys::perf_event_open(&raw mut attr, pid, cpu, -1, flags) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
+    // Where kernel.perf_event_max_stack allows less, as many as that.
+    for frames in [KERNEL_FRAMES, 0] {
+        attr.sample_max_stack = frames;
+        // SAFETY: `attr` is a live, initialised struct whose size field is right.
+        let fd = unsafe { sys::perf_event_open(&raw mut attr, pid, cpu, -1, flags) };
+        if fd >= 0 {
+            // SAFETY: just made, and nobody else's.
+            return Ok(unsafe { OwnedFd::from_raw_fd(fd) });
+        }
+        let error = io::Error::last_os_error();
+        if error.raw_os_error() != Some(libc::EOVERFLOW) || frames == 0 {
+            return Err(error);
+        }
     }
-    // SAFETY: just made, and nobody else's.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    Err(io::Error::from_raw_os_error(libc::EOVERFLOW))
 }
 
 /// CPUs that are online, from /sys/devices/system/cpu/online, like `0-3,8`.
@@ -413,7 +429,7 @@ mod tests {
         let in_user: &[&std::ffi::CStr] = &[c"/usr/bin/python3", c"-c", c"b = bytearray(64 << 20)"];
         let in_kernel: &[&std::ffi::CStr] =
             &[c"/bin/dd", c"if=/dev/zero", c"of=/dev/null", c"bs=64M", c"count=1", c"status=none"];
-        for (program, of_kernel) in [(in_user, false), (in_kernel, true)] {
+        for (program, of_kernel) in [(in_user, false), (in_user, true), (in_kernel, true)] {
             let (pid, go) = waiting_child(program);
             let what = What { period: 16, of_kernel };
             let open = |cpu| Ring::open(Whose::Process(pid.as_raw()), what, cpu, 16 << 20).unwrap();
@@ -421,7 +437,7 @@ mod tests {
             drop(go);
             let status = nix::sys::wait::waitpid(pid, None).unwrap();
             assert_eq!(status, nix::sys::wait::WaitStatus::Exited(pid, 0));
-            let (mut faults, mut with_stack, mut execs, mut exits, mut lost) = (0, 0, 0, 0, 0);
+            let (mut faults, mut with_stack, mut with_kernel, mut execs, mut exits, mut lost) = (0, 0, 0, 0, 0, 0);
             let mut scratch = Vec::new();
             for ring in &mut rings {
                 let empty = ring.drain(&mut scratch, usize::MAX, |record| match record {
@@ -429,6 +445,9 @@ mod tests {
                         assert_eq!(fault.pid, pid.as_raw());
                         faults += 1;
                         with_stack += u64::from(fault.registers.is_some() && !fault.stack.is_empty());
+                        with_kernel += u64::from(fault.kernel.look_ups().count() > 2);
+                        // The kernel has the upper half of all addresses.
+                        assert!(fault.kernel.look_ups().all(|address| address >> 63 == 1), "{:?}", fault.kernel);
                     }
                     Record::Exec { pid: whose, time } => execs += u64::from(whose == pid.as_raw() && time > 0),
                     Record::Exit { pid: whose, .. } => exits += u64::from(whose == pid.as_raw()),
@@ -443,6 +462,8 @@ mod tests {
             // Where the stack grows, the page that the stack pointer is in is not there yet.
             let all_but_a_few = with_stack >= faults - faults / 20 - 1;
             assert!(faults >= expected && all_but_a_few, "{program:?}: {faults}, {with_stack} of {expected}");
+            let is_right = if program == in_kernel { with_kernel * 5 > faults * 4 } else { with_kernel * 5 < faults };
+            assert!(is_right && (of_kernel || with_kernel == 0), "{program:?}: {with_kernel} of {faults}");
             assert_eq!((execs, exits, lost), (1, 1, 0), "{program:?}");
             assert!(rings.iter().all(|ring| ring.broken() == 0));
         }

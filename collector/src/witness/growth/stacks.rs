@@ -20,6 +20,9 @@ pub struct Frame {
     pub address: u64,
 }
 
+/// The kernel among modules, as long as they are the witness's own.
+pub const KERNEL: u32 = u32::MAX;
+
 /// Number of a stack in [`Stacks`].
 pub type StackId = u32;
 

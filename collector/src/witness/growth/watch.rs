@@ -5,11 +5,12 @@ use super::look::{self, Grown, Loss};
 use super::office::Office;
 use super::ring::{Ring, What, Whose, online_cpus};
 use super::samples::{BookId, Sample};
+use super::stacks::KERNEL;
 use super::sweep;
 use crate::cgroup::{Memcg, Version, find_perf_dir};
 use crate::incident::growth::{Ended, Growth, GrowthBasis, GrowthSampling, GrowthScope};
 use crate::incident::model::{KernelVictim, Module, Process};
-use crate::snapshot::{Evidence, ModuleTable, page_size};
+use crate::snapshot::{Evidence, ModuleTable, kernel, page_size};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::collections::HashMap;
@@ -217,7 +218,9 @@ fn could_not(error: &io::Error) -> String {
 }
 
 impl Watch {
-    fn start(ledger: Ledger, period: u64, pid: i32, memcg: Option<&Memcg>) -> io::Result<Self> {
+    fn start(mut ledger: Ledger, period: u64, pid: i32, memcg: Option<&Memcg>) -> io::Result<Self> {
+        // Before there is anything to be read.
+        ledger.kernel_base = kernel::base();
         let of_cgroup = memcg.filter(|memcg| memcg.version() == Version::V2).and_then(|memcg| {
             let dir = File::open(memcg.dir()).ok()?;
             open_rings(Whose::Cgroup(dir.as_fd()), period).ok()
@@ -228,8 +231,9 @@ impl Watch {
         }
     }
 
-    fn of_cgroup(ledger: Ledger, period: u64, dir: &Path) -> io::Result<Self> {
+    fn of_cgroup(mut ledger: Ledger, period: u64, dir: &Path) -> io::Result<Self> {
         let dir = File::open(dir)?;
+        ledger.kernel_base = kernel::base();
         Self::work_on(ledger, GrowthScope::Cgroup, open_rings(Whose::Cgroup(dir.as_fd()), period)?)
     }
 
@@ -452,8 +456,18 @@ impl Desk {
         let mut now: HashMap<u32, u32> = HashMap::new();
         let frames = growths.flat_map(|growth| growth.frames.iter_mut());
         for at in frames.filter_map(|frame| frame.at.as_mut()) {
-            let Some(module) = ours.get(at.module as usize) else { continue };
-            at.module = *now.entry(at.module).or_insert_with(|| table.index_of(module.clone()));
+            let module =
+                || if at.module == KERNEL { Some(kernel::module()) } else { ours.get(at.module as usize).cloned() };
+            let index = match now.get(&at.module) {
+                Some(&index) => index,
+                None => {
+                    let Some(module) = module() else { continue };
+                    let index = table.index_of(module);
+                    now.insert(at.module, index);
+                    index
+                }
+            };
+            at.module = index;
         }
         *modules = table.modules;
     }
