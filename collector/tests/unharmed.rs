@@ -94,7 +94,8 @@ fn a_busy_machine_harms_nobody() {
     let (mut holds, mut exposed) = (0, 0);
     for _ in 0..common::rounds(10).max(2) {
         let lab = Lab::new();
-        let output = lab.run(&["--memory", "40M", "--on-oom", LADDERS[0]], &[&fixture("exiting"), "--mib", "96"]);
+        let options = ["--memory", "40M", "--most-granted", "1G", "--on-oom", LADDERS[0]];
+        let output = lab.run(&options, &[&fixture("exiting"), "--mib", "96"]);
         assert_unharmed(&output);
         holds += assert_all_recorded(&lab, &text(&output), "exiting");
         exposed += lab.incidents().iter().filter(|incident| incident["hold"]["exposed_us"] != 0).count();
