@@ -104,6 +104,8 @@ fn a_disk_that_fills_up_meanwhile_hinders_no_verdict() {
     disk.fill("the rest");
     assert_eq!(end_of(&mut leak_in(&dir, "64")).signal(), Some(9));
     guard.wait_for("one: this OOM leaves no incident: incidents cannot be written to");
+    // That is told while it is still held.
+    wait_for("the verdict", || guard.said().matches("killed steady_leak").count() == 2);
     let said = guard.end();
     assert_eq!(
         (said.matches("killed steady_leak").count(), said.matches("warning: incidents").count()),
