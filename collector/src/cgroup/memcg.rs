@@ -75,10 +75,12 @@ impl Memcg {
         &self.path
     }
 
-    /// Whether it still exists.
+    /// Whether it still exists, which it does as long as its memory is counted: the kernel takes
+    /// away that file before the folder (cgroup_destroy_locked, css_clear_dir), and who reads it
+    /// meanwhile gets ENODEV. The root of version 2 has no such file, and is never removed.
     #[must_use]
     pub fn exists(&self) -> bool {
-        self.dir.is_dir()
+        self.path() == "/" || self.dir.join(self.usage_name()).exists()
     }
 
     /// Reads a file of the memcg.

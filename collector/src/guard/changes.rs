@@ -76,7 +76,7 @@ impl Guard {
             // It will be told when somebody limits it.
             Err(BrakeError::Unlimited { .. }) => {}
             // It is gone again.
-            Err(_) if !Memcg::at(&self.hierarchy, path).exists() => {}
+            Err(_) if !Memcg::at(&self.hierarchy, path).dir().is_dir() => {}
             Err(error) => {
                 say!(Error, cgroup = path; "{path} is not guarded: {:#}", anyhow::Error::new(error));
             }

@@ -122,12 +122,6 @@ impl Post {
 
     /// Says what is wrong with it.
     pub fn complain(&self, error: CgroupError) {
-        // A cgroup's files are gone a moment before its folder is, of which the tree tells.
-        if let CgroupError::Read { source, .. } = &error
-            && source.raw_os_error() == Some(nix::libc::ENODEV)
-        {
-            return;
-        }
         let path = self.memcg.path();
         say!(Error, cgroup = path; "{path}: {:#}", anyhow::Error::new(error));
     }
