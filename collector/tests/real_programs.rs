@@ -5,6 +5,7 @@
 mod common;
 
 use common::{Lab, assert_held_well, text};
+use serde_json::Value;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -25,6 +26,20 @@ fn assert_explained(lab: &Lab, frame: &str) {
     let id = incident["id"].as_str().unwrap();
     let folded = fs::read_to_string(lab.out().join(id).join("stacks.folded")).unwrap();
     assert!(folded.contains(frame), "{frame} is not in {folded}");
+    assert_no_more_heap_than_memory(&incident);
+}
+
+/// Asserts that nobody owns what is not in memory: a block that was asked for counts with what
+/// of it was touched.
+fn assert_no_more_heap_than_memory(incident: &Value) {
+    let usage = incident["memcg"]["usage_bytes"].as_u64().unwrap();
+    for process in incident["processes"].as_array().unwrap() {
+        for heap in process["heaps"].as_array().unwrap() {
+            let number = |key: &str| heap["inuse"][key].as_u64().unwrap();
+            let most = usage + usage / 10 + 3 * number("sigma_bytes");
+            assert!(number("bytes") <= most, "{} of {usage}: {:#}", number("bytes"), heap["inuse"]);
+        }
+    }
 }
 
 /// Asserts that the program was killed and its memory is back.

@@ -27,7 +27,7 @@ use crate::hold::Look;
 use crate::hold::watchdog::Watchdog;
 use crate::incident::units;
 use crate::metrics::{Event, Exporter};
-use crate::run::{Answered, Most, Ration, Recorder, RunError, open_store, tell_unserved};
+use crate::run::{Answered, Bounds, Ration, Recorder, RunError, open_store, tell_unserved};
 use crate::say;
 use crate::signals::{Interrupt, Signals};
 use crate::verdict::purse::Purse;
@@ -372,12 +372,12 @@ impl Guard {
         let Some(post) = self.posts.get_mut(&number) else { return };
         let Some((task, _)) = post.waits else { return };
         let path = post.memcg.path();
-        let most = Most {
+        let bounds = Bounds {
             per_hour: post.guarded.reports_per_hour,
             key: "guard.reports_per_hour",
             cooldown: self.settings.cooldown,
         };
-        let share = self.ration.take(path, most, Instant::now());
+        let share = self.ration.take(path, bounds, Instant::now());
         let Some(brake) = post.give() else { return };
         let job = Job {
             number,

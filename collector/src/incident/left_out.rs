@@ -1,7 +1,57 @@
-//! What was left out on purpose, for people: nobody is to take a heap that nobody looked at
-//! for an empty one.
+//! What was left out of the evidence on purpose, and that in words: nobody is to take a heap
+//! that nobody looked at for an empty one.
 
-use super::model::{Incident, LeftOut, Part};
+use super::model::Incident;
+use serde::{Deserialize, Serialize};
+
+/// Evidence that was left out on purpose.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftOut {
+    /// Its parts.
+    pub parts: Vec<Part>,
+    /// Name of the rule that says so; `None` is what is configured beside the rules.
+    pub rule: Option<String>,
+}
+
+/// A part of the evidence that need not be taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Part {
+    /// What threads run: their registers and stacks.
+    Stacks,
+    /// Who owns the heap, by stack.
+    Heap,
+    /// What malloc gave out and holds free, by its own books.
+    Malloc,
+    /// The biggest mappings of each process.
+    Mappings,
+    /// Who made processes grow, where page faults are sampled.
+    Growth,
+    /// What the memcg is charged for.
+    Accounting,
+    /// Command lines, which can hold secrets.
+    Cmdline,
+}
+
+impl Part {
+    /// All there are.
+    pub const ALL: [Part; 7] =
+        [Part::Stacks, Part::Heap, Part::Malloc, Part::Mappings, Part::Growth, Part::Accounting, Part::Cmdline];
+
+    /// Its name in a configuration.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Part::Stacks => "stacks",
+            Part::Heap => "heap",
+            Part::Malloc => "malloc",
+            Part::Mappings => "mappings",
+            Part::Growth => "growth",
+            Part::Accounting => "accounting",
+            Part::Cmdline => "cmdline",
+        }
+    }
+}
 
 /// What was, and who says so; `None` where all was looked at.
 #[must_use]

@@ -8,6 +8,7 @@
 use super::accounting::Accounting;
 use super::baseline::Baseline;
 use super::growth::{Ended, Growth, GrowthSampling};
+use super::left_out::LeftOut;
 use reprieve_symbolizer::{Frame, RawStack, Registers, SymbolSource, Tried};
 use serde::{Deserialize, Serialize};
 
@@ -71,55 +72,6 @@ pub struct Incident {
     pub left_out: Option<LeftOut>,
     /// Everything that could not be had, each a sentence; empty is complete.
     pub gaps: Vec<String>,
-}
-
-/// Evidence that was left out on purpose.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LeftOut {
-    /// Its parts.
-    pub parts: Vec<Part>,
-    /// Name of the rule that says so; `None` is what is configured beside the rules.
-    pub rule: Option<String>,
-}
-
-/// A part of the evidence that need not be taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Part {
-    /// What threads run: their registers and stacks.
-    Stacks,
-    /// Who owns the heap, by stack.
-    Heap,
-    /// What malloc gave out and holds free, by its own books.
-    Malloc,
-    /// The biggest mappings of each process.
-    Mappings,
-    /// Who made processes grow, where page faults are sampled.
-    Growth,
-    /// What the memcg is charged for.
-    Accounting,
-    /// Command lines, which can hold secrets.
-    Cmdline,
-}
-
-impl Part {
-    /// All there are.
-    pub const ALL: [Part; 7] =
-        [Part::Stacks, Part::Heap, Part::Malloc, Part::Mappings, Part::Growth, Part::Accounting, Part::Cmdline];
-
-    /// Its name in a configuration.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Part::Stacks => "stacks",
-            Part::Heap => "heap",
-            Part::Malloc => "malloc",
-            Part::Mappings => "mappings",
-            Part::Growth => "growth",
-            Part::Accounting => "accounting",
-            Part::Cmdline => "cmdline",
-        }
-    }
 }
 
 /// What made us write the incident.

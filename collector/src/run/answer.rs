@@ -10,9 +10,8 @@ use crate::guardian::{heap, own_status_bytes};
 use crate::hold::Brake;
 use crate::hold::watchdog::Line;
 use crate::incident::baseline::Baseline;
-use crate::incident::model::{
-    HoldReport, Incident, LeftOut, MemcgState, Part, Process, SymbolState, Symbols, Trigger, Verdict,
-};
+use crate::incident::left_out::{LeftOut, Part};
+use crate::incident::model::{HoldReport, Incident, MemcgState, Process, SymbolState, Symbols, Trigger, Verdict};
 use crate::incident::{others, show, since, units};
 use crate::killers;
 use crate::metrics::{Event, Feed};

@@ -10,7 +10,7 @@ mod session;
 
 pub use answer::{Answered, Answerer, Manner};
 pub use on_demand::snapshot;
-pub use ration::{Most, Ration, Share};
+pub use ration::{Bounds, Ration, Share};
 pub use recorder::Recorder;
 pub use scribe::{InHand, Staged};
 
@@ -46,9 +46,9 @@ pub struct Request {
     pub out: Option<PathBuf>,
     /// What is kept there.
     pub limits: Limits,
-    /// Most that grants add to the limit; `None` depends on the limit.
+    /// Bounds that grants add to the limit; `None` depends on the limit.
     pub most_granted: Option<u64>,
-    /// Most incidents in an hour of OOMs that did no harm.
+    /// Bounds incidents in an hour of OOMs that did no harm.
     pub reports_per_hour: usize,
     /// How to hold.
     pub brake: BrakeChoice,

@@ -23,9 +23,9 @@ struct Times {
     kills: VecDeque<Instant>,
 }
 
-/// What is configured.
+/// How many are written at most.
 #[derive(Debug, Clone, Copy)]
-pub struct Most {
+pub struct Bounds {
     /// Incidents of a memcg in an hour.
     pub per_hour: usize,
     /// Where that is set.
@@ -65,7 +65,7 @@ impl Share {
 
 impl Ration {
     /// Takes one for the memcg at `path`.
-    pub fn take(&mut self, path: &str, most: Most, now: Instant) -> Share {
+    pub fn take(&mut self, path: &str, bounds: Bounds, now: Instant) -> Share {
         let drop_old = |times: &mut VecDeque<Instant>| {
             while times.front().is_some_and(|at| now.saturating_duration_since(*at) >= HOUR) {
                 times.pop_front();
@@ -76,7 +76,7 @@ impl Ration {
             drop_old(&mut times.kills);
             !(times.any.is_empty() && times.kills.is_empty())
         });
-        let Most { per_hour, key, cooldown } = most;
+        let Bounds { per_hour, key, cooldown } = bounds;
         if self.last.is_some_and(|last| now.saturating_duration_since(last) < cooldown) {
             return Share::Nothing(format!("the last one was less than {cooldown:?} ago (guard.cooldown)"));
         }
@@ -104,14 +104,14 @@ impl Ration {
 mod tests {
     use super::*;
 
-    fn most(per_hour: usize, cooldown_s: u64) -> Most {
-        Most { per_hour, key: "guard.reports_per_hour", cooldown: Duration::from_secs(cooldown_s) }
+    fn bounds(per_hour: usize, cooldown_s: u64) -> Bounds {
+        Bounds { per_hour, key: "guard.reports_per_hour", cooldown: Duration::from_secs(cooldown_s) }
     }
 
     #[test]
     fn each_memcg_has_so_many_in_an_hour() {
         let (mut ration, begun) = (Ration::default(), Instant::now());
-        let mut take = |path, minute: u64| ration.take(path, most(2, 0), begun + Duration::from_secs(60 * minute));
+        let mut take = |path, minute: u64| ration.take(path, bounds(2, 0), begun + Duration::from_secs(60 * minute));
         assert_eq!((take("/a", 0), take("/a", 10)), (Share::Any, Share::Any));
         let third = take("/a", 20);
         assert_eq!(third.refuses(false), Some("/a had 2 within the hour (guard.reports_per_hour)"));
@@ -125,21 +125,21 @@ mod tests {
     #[test]
     fn kills_are_written_beyond_it_but_not_for_ever() {
         let (mut ration, now) = (Ration::default(), Instant::now());
-        assert_eq!(ration.take("/a", most(1, 0), now), Share::Any);
+        assert_eq!(ration.take("/a", bounds(1, 0), now), Share::Any);
         for _ in 0..KILLS {
-            let share = ration.take("/a", most(1, 0), now);
+            let share = ration.take("/a", bounds(1, 0), now);
             assert!(share.refuses(true).is_none() && share.refuses(false).is_some() && share.is_for_kills());
             ration.spend("/a", now);
         }
-        let share = ration.take("/a", most(1, 0), now);
+        let share = ration.take("/a", bounds(1, 0), now);
         assert!(share.refuses(true).unwrap().ends_with("and 10 more in which somebody was killed"), "{share:?}");
-        assert_eq!(ration.take("/a", most(1, 0), now + HOUR), Share::Any);
+        assert_eq!(ration.take("/a", bounds(1, 0), now + HOUR), Share::Any);
     }
 
     #[test]
     fn and_none_follows_another_too_soon() {
         let (mut ration, begun) = (Ration::default(), Instant::now());
-        let mut take = |path, second: u64| ration.take(path, most(9, 30), begun + Duration::from_secs(second));
+        let mut take = |path, second: u64| ration.take(path, bounds(9, 30), begun + Duration::from_secs(second));
         assert_eq!(take("/a", 0), Share::Any);
         assert!(take("/b", 29).refuses(true).unwrap().contains("guard.cooldown"));
         // One that was refused does not count.

@@ -2,7 +2,7 @@
 
 use super::answer::{Answered, Answerer};
 use super::command::{self, StartFailure, Started};
-use super::ration::{Most, Ration, Share};
+use super::ration::{Bounds, Ration, Share};
 use super::recorder::Recorder;
 use super::{Group, Request, RunError};
 use crate::baseline::{History, Pace};
@@ -234,9 +234,9 @@ impl<'a> Session<'a> {
 
     /// Whether an incident of it is written.
     fn take_share(&mut self) {
-        let most =
-            Most { per_hour: self.request.reports_per_hour, key: "run.reports_per_hour", cooldown: Duration::ZERO };
-        self.share = self.ration.take(self.group.memcg.path(), most, Instant::now());
+        let bounds =
+            Bounds { per_hour: self.request.reports_per_hour, key: "run.reports_per_hour", cooldown: Duration::ZERO };
+        self.share = self.ration.take(self.group.memcg.path(), bounds, Instant::now());
     }
 
     fn spend_share(&mut self) {

@@ -23,7 +23,8 @@ pub use threads::locate;
 
 use crate::hold::stop::HeldThread;
 use crate::incident::growth::{Ended, GrowthSampling};
-use crate::incident::model::{Module, Part, Process};
+use crate::incident::left_out::Part;
+use crate::incident::model::{Module, Process};
 use crate::incident::units;
 use crate::witness::{self, ProcessTables, Target};
 use reprieve_heap_walk::Memory;

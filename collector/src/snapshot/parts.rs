@@ -1,6 +1,6 @@
 //! Which parts of the evidence are taken.
 
-use crate::incident::model::Part;
+use crate::incident::left_out::Part;
 
 /// Some parts, or none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,7 +5,8 @@
 
 use super::{Options, smaps};
 use crate::guardian::Priority;
-use crate::incident::model::{Mapping, Part, ProcessMemory};
+use crate::incident::left_out::Part;
+use crate::incident::model::{Mapping, ProcessMemory};
 use std::io;
 use std::thread::{Builder, Scope, ScopedJoinHandle};
 

@@ -9,7 +9,8 @@ use super::ladders::LEAST_TIME;
 use super::patience::{MOST_TIME, Patience};
 use super::policy::{Policy, Rule};
 use super::view::View;
-use crate::incident::model::{Incident, LeftOut, Part};
+use crate::incident::left_out::{LeftOut, Part};
+use crate::incident::model::Incident;
 use crate::snapshot::{Collect, Parts};
 use std::time::Duration;
 

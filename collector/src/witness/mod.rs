@@ -18,7 +18,8 @@ use frames::Frames;
 pub use growth::GrowthWitness;
 pub use table::{HeapTable, ProcessTables, TABLE_NAME};
 
-use crate::incident::model::{Estimate, Module, Part, Process};
+use crate::incident::left_out::Part;
+use crate::incident::model::{Estimate, Module, Process};
 use crate::snapshot::{LoadedModule, MapLine, Parts, TargetMemory};
 use reprieve_heap_walk::Sum;
 use std::time::Instant;

@@ -13,10 +13,11 @@ mod words;
 
 use super::baseline::{Baseline, KindGrowth, ProcessGrowth};
 use super::growth::{Ended, Growth};
+use super::left_out::LeftOut;
 use super::model::{
     Candidate, GeneratedAddress, Heap, HeapFrame, HeapStack, HoldReport, Host, Incident, KERNEL_PATH, KernelHold,
-    KernelVictim, Labels, LeftOut, MallocState, Mapping, MemcgState, Module, OtherKiller, OtherVictim, Process,
-    ResolvedAddress, ScriptFrame, Search, Step, StopOutcome, SymbolState, Symbols, Thread, Verdict,
+    KernelVictim, Labels, MallocState, Mapping, MemcgState, Module, OtherKiller, OtherVictim, Process, ResolvedAddress,
+    ScriptFrame, Search, Step, StopOutcome, SymbolState, Symbols, Thread, Verdict,
 };
 use crate::snapshot::kernel::KALLSYMS;
 use reprieve_symbolizer::{Frame, Source, Tried};

@@ -4,19 +4,21 @@
 //! one rename, complete or not at all. What a killed reprieve left staged is
 //! published by the next one if it holds an `incident.json`.
 
-use super::model::{Incident, OtherVictim, Trigger, Verdict};
+mod retention;
+
+pub use retention::{Limits, Removal};
+
+use super::model::Incident;
 use super::read::read_incident;
 use crate::moment::parse_moment;
 use crate::snapshot::process::start_ticks;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
-use serde::{Deserialize, Serialize};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Disk space kept in hand while guarding, enough for an incident.
 pub const RESERVE_BYTES: i64 = 4 << 20;
@@ -95,40 +97,6 @@ fn remedy(reason: &io::Error) -> &'static str {
         }
         _ => "name another folder with --out",
     }
-}
-
-/// What is kept; beyond it the oldest incidents go first, those in which somebody was killed
-/// after the others, and never the newest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Limits {
-    /// Incidents.
-    pub max_count: usize,
-    /// Bytes of all their files.
-    pub max_use_bytes: u64,
-    /// Bytes that are left free on the file system.
-    pub keep_free_bytes: u64,
-    /// From their OOM on.
-    pub max_age: Option<Duration>,
-}
-
-/// An incident that was removed, or would be.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Removal {
-    /// Its ID.
-    pub id: String,
-    /// Bytes of its files.
-    pub bytes: u64,
-    /// Which limit it was beyond.
-    pub why: &'static str,
-}
-
-/// What of an incident tells whether somebody was killed.
-#[derive(Debug, Deserialize)]
-struct Harm {
-    trigger: Trigger,
-    #[serde(default)]
-    other_victims: Vec<OtherVictim>,
-    verdict: Option<Verdict>,
 }
 
 /// A folder of incidents.
@@ -273,83 +241,10 @@ impl Store {
         read_incident(&dir.join(INCIDENT)).map(|incident| (dir, incident))
     }
 
-    /// What is beyond `limits`, in the order in which it goes; no folder that somebody gave a name
-    /// of their own. `coming` is about to be added.
-    pub fn beyond(&self, limits: &Limits, coming: usize) -> Result<Vec<Removal>, StoreError> {
-        let now_us = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros() as u64;
-        // IDs begin with the time, in an order of their own.
-        let oldest =
-            limits.max_age.map(|age| super::units::compact_time(now_us.saturating_sub(age.as_micros() as u64)));
-        // Where nobody can tell, nothing is removed for it.
-        let free = self.free_bytes().unwrap_or(u64::MAX);
-        let missing = limits.keep_free_bytes.saturating_sub(free);
-        let own: Vec<(String, u64)> = self
-            .ids()?
-            .into_iter()
-            .filter(|id| is_own_name(id))
-            .map(|id| (size_of_dir(&self.dir.join(&id)), id))
-            .map(|(bytes, id)| (id, bytes))
-            .collect();
-        let (mut count, mut used) = (own.len() + coming, own.iter().map(|(_, bytes)| bytes).sum::<u64>());
-        let mut removals = Vec::new();
-        let mut gained = 0;
-        // The newest may be what somebody is about to read.
-        let kept = own.len().saturating_sub(usize::from(coming == 0));
-        let (old, young): (Vec<_>, Vec<_>) =
-            own.into_iter().take(kept).partition(|(id, _)| oldest.as_ref().is_some_and(|oldest| id < oldest));
-        for (id, bytes) in old {
-            (count, used, gained) = (count - 1, used - bytes, gained + bytes);
-            removals.push(Removal { id, bytes, why: "max_age" });
-        }
-        let mut deadly = Vec::new();
-        let mut harmless = young.into_iter();
-        // They are read one by one, and no more of them than have to go.
-        loop {
-            let why = if count > limits.max_count {
-                "max_count"
-            } else if used > limits.max_use_bytes {
-                "max_use"
-            } else if gained < missing {
-                "keep_free"
-            } else {
-                break;
-            };
-            let next = harmless.by_ref().find(|one| {
-                let is_deadly = self.is_deadly(&one.0);
-                if is_deadly {
-                    deadly.push(one.clone());
-                }
-                !is_deadly
-            });
-            let Some((id, bytes)) = next.or_else(|| (!deadly.is_empty()).then(|| deadly.remove(0))) else { break };
-            (count, used, gained) = (count - 1, used - bytes, gained + bytes);
-            removals.push(Removal { id, bytes, why });
-        }
-        Ok(removals)
-    }
-
-    /// Whether somebody was killed in an incident; one that cannot be read is none.
-    fn is_deadly(&self, id: &str) -> bool {
-        let text = fs::read(self.dir.join(id).join(INCIDENT)).unwrap_or_default();
-        serde_json::from_slice::<Harm>(&text).is_ok_and(|harm| {
-            harm.trigger == Trigger::KilledByKernel
-                || !harm.other_victims.is_empty()
-                || harm.verdict.is_some_and(|verdict| verdict.is_deadly())
-        })
-    }
-
     /// Removes an incident.
     pub fn remove(&self, id: &str) -> Result<(), StoreError> {
         let path = self.dir.join(id);
         fs::remove_dir_all(&path).map_err(|reason| StoreError::File { path, reason })
-    }
-
-    /// Makes room for `coming` more incidents.
-    pub fn trim(&self, limits: &Limits, coming: usize) {
-        for removal in self.beyond(limits, coming).unwrap_or_default() {
-            // A folder that resists is tried again with the next incident.
-            let _ = self.remove(&removal.id);
-        }
     }
 
     /// Publishes or removes what dead processes left staged.
@@ -501,11 +396,6 @@ pub fn write_atomically(dir: &Path, name: &str, content: &[u8]) -> Result<(), St
     })
 }
 
-fn size_of_dir(dir: &Path) -> u64 {
-    let Ok(entries) = fs::read_dir(dir) else { return 0 };
-    entries.flatten().filter_map(|e| e.metadata().ok()).map(|m| m.len()).sum()
-}
-
 /// `PID-STARTTICKS` of this process.
 fn own_mark() -> String {
     let pid = std::process::id() as i32;
@@ -522,77 +412,18 @@ fn mark_is_dead(mark: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn store() -> (tempfile::TempDir, Store) {
+    pub(super) fn store() -> (tempfile::TempDir, Store) {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(Some(dir.path().to_owned())).unwrap();
         (dir, store)
     }
 
-    fn publish(store: &Store, second: u64, bytes: usize) -> String {
+    pub(super) fn publish(store: &Store, second: u64, bytes: usize) -> String {
         let id = store.new_id(second * 1_000_000, "a program");
         let staging = store.stage(&id).unwrap();
         write_atomically(staging.path(), INCIDENT, &vec![b' '; bytes]).unwrap();
         staging.publish().unwrap();
         id
-    }
-
-    #[test]
-    fn the_oldest_go_first_the_newest_and_foreign_names_stay() {
-        let (dir, store) = store();
-        let kept = dir.path().join("keep-this-one");
-        fs::create_dir(&kept).unwrap();
-        fs::write(kept.join(INCIDENT), "{}").unwrap();
-        let ids: Vec<String> = (1..=5).map(|second| publish(&store, second, 1000)).collect();
-        let left = || store.ids().unwrap().into_iter().filter(|id| is_own_name(id)).collect::<Vec<_>>();
-        assert_eq!(left(), ids);
-        let all = Limits { max_count: 100, max_use_bytes: u64::MAX, keep_free_bytes: 0, max_age: None };
-        store.trim(&all, 0);
-        assert_eq!(left(), ids);
-        store.trim(&Limits { max_count: 3, ..all }, 0);
-        assert_eq!(left(), ids[2..]);
-        store.trim(&Limits { max_use_bytes: 2500, ..all }, 0);
-        assert_eq!(left(), ids[3..]);
-        store.trim(&Limits { max_count: 1, max_use_bytes: 1, keep_free_bytes: u64::MAX, ..all }, 0);
-        assert_eq!(left(), ids[4..]);
-        // Room for one more is room for nothing else.
-        store.trim(&Limits { max_count: 1, ..all }, 1);
-        assert_eq!(left(), [""; 0]);
-        assert!(kept.join(INCIDENT).exists());
-    }
-
-    #[test]
-    fn those_in_which_somebody_was_killed_go_last() {
-        let (_dir, store) = store();
-        let sort = include_str!("../../../fixtures/incidents/sort.json");
-        let publish = |second: u64, is_kill: bool| {
-            let mut incident: Incident = serde_json::from_str(sort).unwrap();
-            let verdict = incident.verdict.as_mut().unwrap();
-            verdict.relieved = true;
-            let candidates = verdict.steps.iter().flat_map(|step| step.candidates.clone()).collect::<Vec<_>>();
-            assert!(!candidates.is_empty());
-            verdict.steps.iter_mut().for_each(|step| step.candidates = candidates.clone());
-            if !is_kill {
-                verdict.steps.iter_mut().for_each(|step| step.candidates.clear());
-            }
-            let id = store.new_id(second * 1_000_000, "a program");
-            let staging = store.stage(&id).unwrap();
-            write_atomically(staging.path(), INCIDENT, &serde_json::to_vec(&incident).unwrap()).unwrap();
-            staging.publish().unwrap();
-            id
-        };
-        let ids: Vec<String> =
-            [true, false, true, false, false].iter().zip(1..).map(|(is_kill, at)| publish(at, *is_kill)).collect();
-        let all = Limits { max_count: 100, max_use_bytes: u64::MAX, keep_free_bytes: 0, max_age: None };
-        let left = |count| {
-            store.trim(&Limits { max_count: count, ..all }, 0);
-            let left = store.ids().unwrap();
-            ids.iter().enumerate().filter(|(_, id)| left.contains(id)).map(|(at, _)| at).collect::<Vec<_>>()
-        };
-        assert_eq!(left(4), [0, 2, 3, 4]);
-        assert_eq!(left(3), [0, 2, 4]);
-        // The newest stays whatever it is.
-        assert_eq!(left(2), [2, 4]);
-        assert_eq!(left(1), [4]);
     }
 
     #[test]
@@ -631,22 +462,6 @@ mod tests {
         assert_eq!(time_of(&store.new_id(time, "sort")), Some(time));
         assert_eq!(time_of("20261125T084613.632Z-somebody-s"), None);
         assert_eq!(time_of("mine"), None);
-    }
-
-    #[test]
-    fn removals_are_told_with_their_reason() {
-        let (_dir, store) = store();
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
-        let ids: Vec<String> = [1, now - 7200, now - 3600, now].iter().map(|s| publish(&store, *s, 100)).collect();
-        let limits =
-            Limits { max_count: 3, max_use_bytes: 250, keep_free_bytes: 0, max_age: Some(Duration::from_secs(86_400)) };
-        let told: Vec<(String, &str)> = store.beyond(&limits, 0).unwrap().into_iter().map(|r| (r.id, r.why)).collect();
-        assert_eq!(told, [(ids[0].clone(), "max_age"), (ids[1].clone(), "max_use")]);
-        // On a disk that is never free enough all but the newest go.
-        let full = Limits { keep_free_bytes: u64::MAX, max_use_bytes: u64::MAX, ..limits };
-        let told: Vec<&str> = store.beyond(&full, 0).unwrap().iter().map(|r| r.why).collect();
-        assert_eq!(told, ["max_age", "keep_free", "keep_free"]);
-        assert_eq!(store.ids().unwrap(), ids);
     }
 
     #[test]
