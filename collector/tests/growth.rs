@@ -104,7 +104,6 @@ fn what_a_leak_mapped_itself_is_told_and_reliable() {
 /// Has the kernel fill fresh memory, a piece at a time, and no faster than what is not optimised reads of it.
 const READER: &str = r#"
 import mmap, time
-time.sleep(0.5)
 block = mmap.mmap(-1, 96 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 zeros = open("/dev/zero", "rb", buffering=0)
 whole = memoryview(block)
