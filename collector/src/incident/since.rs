@@ -192,7 +192,8 @@ fn is_of_the_program(frame: &Frame) -> bool {
     const ALLOCATORS: [&str; 6] =
         ["mmap", "reallocarray", "posix_memalign", "memalign", "operator new", "operator new[]"];
     // What calls main: where it is the only name, the frames of the program have none.
-    const STARTS: [&str; 5] = ["_start", "__libc_start_main", "__libc_start_call_main", "start_thread", "clone"];
+    const STARTS: [&str; 6] =
+        ["_start", "__libc_start_main", "__libc_start_main_impl", "__libc_start_call_main", "start_thread", "clone"];
     // Of a word of what allocates, and of what programs wrap it in: must_malloc, PyObject_Malloc,
     // zmalloc_usable, g_malloc0, Arena::alloc.
     const ENDINGS: [&str; 4] = ["alloc", "alloc0", "strdup", "strndup"];
@@ -296,6 +297,7 @@ mod tests {
             "std::__cxx11::basic_string<char>::_M_create",
             "__rust_alloc",
             "__libc_start_call_main",
+            "__libc_start_main_impl",
         ] {
             assert!(!is_of_the_program(&Frame::named(name)), "{name}");
         }
