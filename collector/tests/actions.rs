@@ -43,6 +43,18 @@ fn a_program_that_drops_its_caches_when_told_lives() {
 }
 
 #[test]
+fn one_that_dies_of_a_signal_is_told() {
+    let lab = Lab::new();
+    let script = "l = []\nwhile True: l.append(bytearray(1 << 20))";
+    let output = lab.run(&["--memory", "64M", "--on-oom", "signal=USR1,kill", "--no-heap"], &["python3", "-c", script]);
+    assert_eq!(output.status.code(), Some(138), "{}", text(&output));
+    let step = &steps(&lab)[0];
+    let told = step["effect"].as_str().unwrap();
+    assert!(told.starts_with("python3 [") && told.contains("] died of it; "), "{step:#}");
+    assert!(text(&output).contains("died of it"), "{}", text(&output));
+}
+
+#[test]
 fn a_hook_makes_room_or_is_killed_at_its_deadline() {
     let (lab, dir) = (Lab::new(), tempfile::tempdir().unwrap());
     // Memory of the memcg that the kernel would find nobody to kill for.

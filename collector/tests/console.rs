@@ -79,6 +79,16 @@ fn shown(console: &Tmux, screen: &str) -> String {
 }
 
 #[test]
+fn a_decision_about_no_hold_in_particular_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    for action in ["kill", "grant=64M", "more"] {
+        let output = Command::new(REPRIEVE).args(["decide", action, "--run-dir"]).arg(dir.path()).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+        assert!(said(&output).contains(&format!("{action} is a decision; which hold")), "{}", said(&output));
+    }
+}
+
+#[test]
 fn the_screens_of_recorded_incidents() {
     let here = Here::new("");
     let console = here.console();

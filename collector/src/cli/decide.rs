@@ -85,6 +85,11 @@ pub(super) fn decide(args: &DecideArgs, config: impl Fn() -> Result<Config, Fail
     problems.iter().for_each(|problem| drop(writeln!(std::io::stderr(), "reprieve: {problem}")));
     let worst = problems.iter().any(|problem| matches!(problem, NoGuardian::NotAllowed(_)));
     let (Some(wanted), Some(action), Some(more)) = (&args.id, &args.action, more) else {
+        if let Some(action) = args.id.as_deref().filter(|text| parse(text).is_ok()) {
+            return Err(wrong(format!(
+                "{action} is a decision; which hold is it about? Name its ID first, which `reprieve decide` lists"
+            )));
+        }
         // What is decided waits for nobody.
         let all = waiting.iter().flat_map(|(_, all)| all).filter(|one| !one.is_decided).map(|one| &one.pending);
         let shown = all.filter(|one| args.id.as_deref().is_none_or(|wanted| is_meant(wanted, &one.id)));

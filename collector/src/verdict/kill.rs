@@ -5,7 +5,7 @@ use crate::cgroup::Memcg;
 use crate::hold::watchdog::{open_pidfd, signal_pidfd, wait_pidfd};
 use crate::incident::model::{Candidate, Incident, Process};
 use crate::incident::units;
-use crate::snapshot::process::start_ticks;
+use crate::snapshot::process::{Stat, start_ticks};
 use nix::sys::signal::Signal;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -229,6 +229,12 @@ pub fn send(pid: i32, ticks: u64) -> io::Result<()> {
 /// Sends a signal to a process that was seen with this start time.
 pub fn signal(pid: i32, ticks: u64, signal: Signal) -> io::Result<()> {
     signal_pidfd(&open_same(pid, ticks)?, signal as i32)
+}
+
+/// Whether the process that was seen with this start time has ended.
+pub fn has_ended(pid: i32, ticks: u64) -> bool {
+    let stat = Stat::read(&format!("/proc/{pid}/stat"));
+    stat.is_none_or(|stat| matches!(stat.state, 'Z' | 'X') || stat.start_ticks != ticks)
 }
 
 /// Waits until a killed process has ended.

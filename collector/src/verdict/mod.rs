@@ -278,12 +278,19 @@ impl Scene<'_> {
 
     fn signal(&mut self, signal: Signal, time: Duration) -> Result<Effect, CgroupError> {
         let send = |process: &&Process| kill::signal(process.pid, process.start_ticks, signal).is_ok();
-        let told = self.processes.iter().filter(send).count();
-        let reason = format!("{signal} asks {} to free memory", units::count(told as u64, "process"));
-        if told == 0 {
+        let told: Vec<&Process> = self.processes.iter().filter(send).collect();
+        let reason = format!("{signal} asks {} to free memory", units::count(told.len() as u64, "process"));
+        if told.is_empty() {
             return Ok(Effect::new(StepOutcome::Failed, reason, "nobody could be told"));
         }
-        let (outcome, effect) = self.let_recover(time, None)?;
+        let (outcome, mut effect) = self.let_recover(time, None)?;
+        // One without a handler for it.
+        let died = told.iter().filter(|process| kill::has_ended(process.pid, process.start_ticks));
+        let died: Vec<String> = died.map(|process| format!("{} [{}]", process.comm, process.pid)).collect();
+        if let Some((first, others)) = died.split_first() {
+            let others = if others.is_empty() { String::new() } else { format!(" and {} more", others.len()) };
+            effect = format!("{first}{others} died of it; {effect}");
+        }
         Ok(Effect::new(outcome, reason, effect))
     }
 

@@ -1,8 +1,8 @@
 //! Who was killed in a hold by somebody else.
 
 use super::Scene;
+use super::kill::has_ended;
 use crate::incident::model::{OtherVictim, StopOutcome};
-use crate::snapshot::process::Stat;
 
 impl Scene<'_> {
     /// Notes who has died though all of its threads were stopped: then somebody has killed
@@ -14,8 +14,7 @@ impl Scene<'_> {
         }
         for process in self.processes {
             let was_stopped = process.threads.iter().all(|thread| thread.stop == StopOutcome::Stopped);
-            let stat = Stat::read(&format!("/proc/{}/stat", process.pid));
-            let is_dead = stat.is_none_or(|stat| matches!(stat.state, 'Z' | 'X'));
+            let is_dead = has_ended(process.pid, process.start_ticks);
             let is_known = self.other_victims.iter().any(|victim| victim.pid == process.pid);
             if is_dead && was_stopped && !process.threads.is_empty() && !is_known {
                 self.other_victims.push(OtherVictim { pid: process.pid, comm: process.comm.clone() });
