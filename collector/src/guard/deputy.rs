@@ -27,6 +27,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(256);
 /// Who lived so long is not who ends again and again.
 const WELL_TIME: Duration = Duration::from_secs(60);
 
+/// In milliseconds: how often others are heard of while it ends.
+const MEANWHILE: u16 = 100;
+
 /// What it is to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Order {
@@ -182,7 +185,9 @@ impl Deputy {
                 self.running.iter_mut().for_each(|running| drop(running.child.kill()));
             }
             meanwhile(self.hear());
-            std::thread::sleep(Duration::from_millis(5));
+            if let Some(running) = &self.running {
+                running.wait(MEANWHILE);
+            }
         }
     }
 
@@ -210,8 +215,13 @@ impl Deputy {
 
 impl Running {
     fn has_told(&self) -> bool {
+        self.wait(PollTimeout::ZERO)
+    }
+
+    /// Waits until it has told something, or has ended; whether it has.
+    fn wait(&self, at_most: impl Into<PollTimeout>) -> bool {
         let mut told = [PollFd::new(self.told.as_fd(), PollFlags::POLLIN)];
-        poll(&mut told, PollTimeout::ZERO).is_ok_and(|count| count > 0)
+        poll(&mut told, at_most.into()).is_ok_and(|count| count > 0)
     }
 
     fn end(&mut self) {
