@@ -11,10 +11,11 @@ use store::{check, recorded};
 const SCHEMA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/incident.schema.json");
 
 /// Where the types of an incident are.
-const SOURCES: [&str; 7] = [
+const SOURCES: [&str; 8] = [
     include_str!("../src/incident/accounting.rs"),
     include_str!("../src/incident/growth.rs"),
     include_str!("../src/incident/baseline.rs"),
+    include_str!("../src/incident/left_out.rs"),
     include_str!("../src/incident/model.rs"),
     include_str!("../../symbolizer/src/frame.rs"),
     include_str!("../../symbolizer/src/unwind/stack.rs"),
