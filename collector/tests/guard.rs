@@ -35,7 +35,7 @@ fn several_at_once_are_answered_each_its_own_way_and_left_as_they_were() {
     let before = dirs.each_ref().map(|dir| files(dir));
     let path = grove.path();
     let toml = format!(
-        "[guard]\ncgroups = ['{path}/*']\nexcept = ['{path}/foreign']\non_oom = ['kill']\n\
+        "[guard]\ncgroups = ['{path}/*']\nexcept = ['{path}/foreign']\non_oom = ['kill']\ndeadline = '20s'\n\
          most_granted = '256M'\nmost_granted_in_all = '256M'\n\
          [[cgroup]]\nmatch = '{path}/granted'\non_oom = ['grant=128M']\n"
     );

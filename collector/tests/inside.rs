@@ -129,7 +129,7 @@ fn the_whole_way_from_inside() {
         let group = limited("inside");
         let victim = victims[round as usize % victims.len()];
         let ladder = ladders[round as usize / victims.len() % ladders.len()];
-        let options = ["--most-granted", "1G", "--on-oom", ladder];
+        let options = ["--deadline", "20s", "--most-granted", "1G", "--on-oom", ladder];
         let output = here(&lab, &group.0, &options, &[&fixture(victim), "--mib", "80"]).output().unwrap();
         let incidents = assert_the_whole_way(&lab, &output, victim);
         // Also those of the time since the last hold began.
@@ -275,11 +275,14 @@ fn an_unprivileged_user_in_a_delegated_memcg() {
 #[test]
 #[ignore = "needs a kernel with the series: the reserve stage runs it"]
 fn doctor_measures_the_reserve() {
-    let output = Command::new(env!("CARGO_BIN_EXE_reprieve")).args(["doctor", "--json"]).output().unwrap();
-    let checks: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let check = checks.as_array().unwrap().iter().find(|check| check["name"] == "live on a reserve").unwrap();
-    assert_eq!(check["status"], "ok", "{check:#}");
-    let recommended = check["recommended_reserve_bytes"].as_u64().unwrap();
-    assert!((8 << 20..=64 << 20).contains(&recommended), "{check:#}");
-    println!("{}", check["detail"]);
+    // The second time the binary's pages are in memory, and charged to the first one's memcg.
+    for when in ["first", "second"] {
+        let output = Command::new(env!("CARGO_BIN_EXE_reprieve")).args(["doctor", "--json"]).output().unwrap();
+        let checks: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let check = checks.as_array().unwrap().iter().find(|check| check["name"] == "live on a reserve").unwrap();
+        assert_eq!(check["status"], "ok", "{check:#}");
+        let recommended = check["recommended_reserve_bytes"].as_u64().unwrap();
+        assert!((16 << 20..=128 << 20).contains(&recommended), "{when}: {check:#}");
+        println!("{when}: {}", check["detail"].as_str().unwrap());
+    }
 }

@@ -13,7 +13,9 @@ use std::process::Command;
 #[test]
 fn granted_program_finishes_unharmed_and_is_explained() {
     let lab = Lab::new();
-    let output = lab.run(&["--memory", "64M", "--on-oom", "grant=128M"], &[&fixture("steady_leak"), "--mib", "96"]);
+    // Names are there before the verdict also where it is slow.
+    let options = ["--memory", "64M", "--on-oom", "grant=128M", "--deadline", "20s"];
+    let output = lab.run(&options, &[&fixture("steady_leak"), "--mib", "96"]);
     assert_unharmed(&output);
     let incident = lab.incident();
     assert_held_well(&incident);

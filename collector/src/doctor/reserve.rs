@@ -2,6 +2,7 @@
 
 use crate::cgroup::{self, Hierarchy, Memcg, Version};
 use crate::hold::ReserveBrake;
+use crate::incident::model::HoldReport;
 use crate::incident::store::Store;
 use std::fs;
 use std::os::unix::process::CommandExt;
@@ -12,8 +13,10 @@ use std::time::Duration;
 const LIMIT_BYTES: u64 = 64 << 20;
 /// Threads that run out of memory together.
 pub const THREADS: u32 = 16;
-/// What is recommended is this many times what was seen, and whole MiB.
+/// What is recommended is this many times what was seen above the limit, and whole MiB.
 const MARGIN: u64 = 2;
+/// The least that is.
+const LEAST_BYTES: u64 = 8 << 20;
 
 /// What was seen, and what is recommended.
 #[derive(Debug, Clone, Copy)]
@@ -60,12 +63,23 @@ fn run_in(memcg: &Memcg, out: &std::path::Path) -> Result<Need, String> {
     let output = guardian.output().map_err(|e| e.to_string())?;
     let store = Store::at(Some(out.to_owned()));
     let incidents = store.ids().unwrap_or_default().into_iter().filter_map(|id| store.load(Some(&id)).ok());
-    let holds = incidents.filter_map(|(_, incident)| incident.hold?.kernel);
-    let kernel = holds
-        .max_by_key(|kernel| kernel.reserve_used_bytes)
+    let holds = incidents.filter_map(|(_, incident)| incident.hold);
+    let used = |hold: &HoldReport| hold.kernel.as_ref().map_or(0, |kernel| kernel.reserve_used_bytes);
+    let hold = holds
+        .max_by_key(used)
         .ok_or_else(|| format!("no hold was recorded: {}", String::from_utf8_lossy(&output.stderr).trim()))?;
-    let used_bytes = kernel.reserve_used_bytes;
-    Ok(Need { used_bytes, recommended_bytes: (used_bytes * MARGIN).next_multiple_of(1 << 20).max(8 << 20) })
+    Ok(Need::of(&hold, used(&hold)))
+}
+
+impl Need {
+    /// Pages of files are charged to whoever reads them first: where somebody had, next to
+    /// nothing was above the limit. So it is at least what the guardian had in memory that
+    /// was not locked, files included.
+    fn of(hold: &HoldReport, used_bytes: u64) -> Self {
+        let had_bytes = hold.guardian_peak_bytes.saturating_sub(hold.guardian_locked_bytes);
+        let enough_bytes = (used_bytes * MARGIN).max(had_bytes).max(LEAST_BYTES);
+        Need { used_bytes, recommended_bytes: enough_bytes.next_multiple_of(1 << 20) }
+    }
 }
 
 /// What fills the memcg: threads that touch page after page.

@@ -29,8 +29,8 @@ use std::time::{Duration, Instant};
 
 /// Time that stopping threads may take of a hold.
 const STOP_TIME: Duration = Duration::from_secs(1);
-/// Most of a hold that symbols may take before the verdict.
-const SYMBOL_TIME: Duration = Duration::from_secs(2);
+/// Fifths of a deadline that symbols may take before the verdict.
+const SYMBOL_FIFTHS: u32 = 2;
 /// Part of a hold kept for the verdict itself.
 const VERDICT_TIME: Duration = Duration::from_millis(500);
 
@@ -157,7 +157,7 @@ impl Answerer<'_> {
         let mut symbolized_us = None;
         if let Some(staging) = &staging {
             let left = deadline.saturating_duration_since(Instant::now()).saturating_sub(VERDICT_TIME);
-            match self.recorder.symbolize(staging, left.min(SYMBOL_TIME)) {
+            match self.recorder.symbolize(staging, left.min(self.manner.deadline * SYMBOL_FIFTHS / 5)) {
                 Ok(symbols) => {
                     incident.symbols = symbols;
                     symbolized_us = Some(noticed.elapsed().as_micros() as u64);
