@@ -28,6 +28,8 @@ fn a_running_program_is_recorded_and_runs_on() {
     assert!(done.status.success());
     let incidents = lab.incidents();
     assert_eq!(incidents.len(), 3);
+    let shown = text(&lab.reprieve("show").output().unwrap());
+    assert!(shown.contains("when they were stopped") && !shown.contains("memory ran out"), "{shown}");
     for incident in &incidents {
         assert_eq!(incident["trigger"], "snapshot");
         let folded = String::from_utf8(lab.file("stacks.folded")).unwrap();

@@ -4,7 +4,7 @@ use super::find::{choose, find, name_of};
 use super::{FAILED, Failure, deliver, print, width};
 use crate::config::Config;
 use crate::incident::compare::Comparison;
-use crate::incident::profile::comparable_views;
+use crate::incident::profile::{THREADS, View, comparable_views};
 use clap::Args;
 use reprieve_flamegraph::{Series, diff, svg};
 use std::path::PathBuf;
@@ -32,7 +32,7 @@ pub(super) struct DiffArgs {
     before: String,
     /// What is compared.
     after: String,
-    /// By what, like inuse_space, threads or memory [default: the first that both have].
+    /// By what, like inuse_space, threads or memory [default: the first in bytes that both have].
     #[arg(long, value_name = "TYPE")]
     sample_type: Option<String>,
     /// How many stacks and functions to tell [default: 10; all with --json].
@@ -53,9 +53,10 @@ pub(super) fn diff(args: &DiffArgs, config: impl Fn() -> Result<Config, Failure>
     let (_, before) = find(Some(&args.before), args.out.as_deref(), &config)?;
     let (_, after) = find(Some(&args.after), args.out.as_deref(), &config)?;
     let (views_before, views_after) = (comparable_views(&before), comparable_views(&after));
-    let names = views_after.iter().flat_map(|view| view.selectable());
+    let names = views_after.iter().flat_map(View::selectable);
     let both = |name: &&str| views_before.iter().any(|view| view.selectable().any(|other| other == *name));
-    let first = names.into_iter().find(both).map(str::to_owned);
+    // Bytes tell more than which threads there were.
+    let first = names.filter(both).min_by_key(|name| *name == THREADS).map(str::to_owned);
     let wanted = args.sample_type.clone().or(first);
     let (view_before, index_before) = choose(&views_before, wanted.as_deref(), &before)?;
     let (view_after, index_after) = choose(&views_after, wanted.as_deref(), &after)?;

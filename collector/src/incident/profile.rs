@@ -49,6 +49,8 @@ impl View {
     }
 }
 
+/// The view of threads, and its sample type: the one that counts no bytes.
+pub const THREADS: &str = "threads";
 /// The view of memory by mapping.
 const MEMORY: &str = "memory";
 
@@ -102,9 +104,9 @@ fn views_with(incident: &Incident, memory: Profile) -> Vec<View> {
     }
     views.extend([
         View {
-            name: "threads",
+            name: THREADS,
             title: "Threads by stack",
-            explanation: "Where every thread stood when memory ran out. Width is the number of threads. \
+            explanation: "Where every thread stood when it was stopped. Width is the number of threads. \
                 It shows who was allocating at that instant, not who owns the memory.",
             profile: threads(incident),
         },
@@ -160,9 +162,9 @@ pub fn accounting(incident: &Incident) -> Profile {
 
 /// What the heap's view shows.
 fn heap_explanation(incident: &Incident) -> &'static str {
-    const ALL: &str = "Who allocated what was not freed when memory ran out, estimated from allocations sampled \
+    const ALL: &str = "Who allocated what was not freed by then, estimated from allocations sampled \
         as they were made; or who ever allocated, freed or not, which shows churn.";
-    const PYTHON: &str = "Who allocated what was not freed when memory ran out, estimated from allocations sampled \
+    const PYTHON: &str = "Who allocated what was not freed by then, estimated from allocations sampled \
         as they were made; or who ever allocated, freed or not, which shows churn. Python puts objects of up to 512 bytes into arenas of 1 MiB \
         (pymalloc): an arena counts for the line that made it grow, so a leak of small objects shows at the lines \
         that leak, in coarse steps. A program started with PYTHONMALLOC=malloc shows each object's own line.";
@@ -173,7 +175,7 @@ fn heap_explanation(incident: &Incident) -> &'static str {
 /// Threads by stack.
 #[must_use]
 pub fn threads(incident: &Incident) -> Profile {
-    let mut profile = start(incident, SampleType::new("threads", "count"));
+    let mut profile = start(incident, SampleType::new(THREADS, "count"));
     let symbols = symbols_of(incident);
     // The biggest first: of equal stacks, theirs are shown first.
     let mut processes: Vec<&Process> = incident.processes.iter().collect();

@@ -33,7 +33,11 @@ mod tests {
 
     #[test]
     fn a_line_is_an_object_whatever_it_says() {
-        let text = line(Level::Notice, &[("cgroup", &"/a\"\n"), ("held_us", &7), ("pod_uid", &""), ("container_id", &12), ("relieved", &false)], "two\nlines");
+        let text = line(
+            Level::Notice,
+            &[("cgroup", &"/a\"\n"), ("held_us", &7), ("pod_uid", &""), ("container_id", &12), ("relieved", &false)],
+            "two\nlines",
+        );
         assert!(!text.contains('\n'), "{text}");
         let object: Value = serde_json::from_str(&text).unwrap();
         assert_eq!(object["level"], "notice");

@@ -2,7 +2,7 @@
 
 use super::{estimate_bytes, fit, has_several_rules, headline, heap_line, hold_line, is_told, printable};
 use super::{rule_of, unknown, value, verdict_line};
-use crate::incident::model::{Incident, Subject};
+use crate::incident::model::{Incident, Subject, Trigger};
 use crate::incident::units::{bytes, count, grouped, time};
 use crate::incident::{accounts, growers, heaps, left_out, mallocs, others, profile, since};
 use reprieve_flamegraph::{Profile, top};
@@ -301,7 +301,11 @@ impl Page {
 
     fn threads(&mut self, incident: &Incident) {
         if incident.processes.iter().any(|p| !p.threads.is_empty()) {
-            self.row("\nTHREADS BY STACK  (who was running when memory ran out)");
+            let moment = match incident.trigger {
+                Trigger::Snapshot => "they were stopped",
+                Trigger::Oom | Trigger::KilledByKernel => "memory ran out",
+            };
+            self.row(&format!("\nTHREADS BY STACK  (who was running when {moment})"));
             self.stacks(&profile::threads(incident), 0);
         }
     }
