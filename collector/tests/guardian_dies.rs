@@ -55,7 +55,7 @@ fn a_guardian_that_hangs_is_ended_at_its_deadline() {
     let lab = Lab::new();
     let mut guardian =
         lab.start(&["--memory", "32M", "--on-oom", "freeze=2s"], &[&fixture("steady_leak"), "--mib", "48"]);
-    let held = || std::fs::read_dir(lab.out()).unwrap().flatten().any(|e| e.path().join("symbols.json").exists());
+    let held = || std::fs::read_dir(lab.out()).unwrap().flatten().any(|e| e.path().join("draft.json").exists());
     wait_for("the hold", held);
     kill(Pid::from_raw(guardian.id() as i32), Signal::SIGSTOP).unwrap();
     wait_for("the watchdog's answer", || guardian.try_wait().unwrap().is_some());

@@ -289,7 +289,8 @@ fn interrupts_end_the_command_as_a_shell_would() {
 #[test]
 fn an_interrupt_during_a_hold_releases_it() {
     let lab = Lab::new();
-    let child = lab.start(&["--memory", "64M", "--on-oom", "freeze=100s"], &[&fixture("steady_leak"), "--mib", "96"]);
+    let options = ["--memory", "64M", "--on-oom", "freeze=100s", "--deadline", "20s"];
+    let child = lab.start(&options, &[&fixture("steady_leak"), "--mib", "96"]);
     let held = || fs::read_dir(lab.out()).unwrap().flatten().any(|e| e.path().join("symbols.json").exists());
     wait_for("the hold", held);
     kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).unwrap();
