@@ -245,7 +245,7 @@ fn another_user_is_refused() {
 
 #[test]
 fn a_hold_of_a_guard_is_decided_at_the_console_which_has_a_shell_meanwhile() {
-    let mut guarded = Guarded::new("'ask=120s', 'kill'", "");
+    let mut guarded = Guarded::new("'ask=120s', 'kill'", "guard.deadline = '20s'");
     let console = guarded.here.console();
     let screen = console.wait_for(&["1 hold waits", "then kill", "recommended  kill: steady_leak [", "steady_leak.c"]);
     assert!(screen.contains("/asked-") && screen.contains("of 48.0 MiB"), "{screen}");
