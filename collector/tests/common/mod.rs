@@ -314,11 +314,17 @@ fn assert_no_group_of(output: &Output) {
 }
 
 /// Waits for a condition; panics with `what` when it does not come.
-pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+pub fn wait_for(what: &str, condition: impl FnMut() -> bool) {
+    wait_for_what(&|| what.to_owned(), condition);
+}
+
+/// The same with something to tell of the time when it had not happened.
+pub fn wait_for_what(what: &dyn Fn() -> String, mut condition: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !condition() {
-        assert!(begun.elapsed() < Duration::from_secs(30), "{what} did not happen in 30 s");
-        std::thread::yield_now();
+        assert!(begun.elapsed() < Duration::from_secs(30), "{} did not happen in 30 s", what());
+        // A guest has one processor, and who is waited for needs it.
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 
