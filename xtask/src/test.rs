@@ -121,7 +121,7 @@ const GUEST_ROUNDS_PERCENT: &str = "20";
 /// Time for each fuzz target, in seconds.
 const FUZZ_SECONDS: u64 = 5;
 /// Time for them under emulation.
-const GUEST_TIME: Duration = Duration::from_secs(900);
+const GUEST_TIME: Duration = Duration::from_secs(1200);
 
 /// Runs the stages; all of them, so that one run tells everything.
 pub fn run(root: &Path, only: Option<&str>) -> Result<ExitCode> {
